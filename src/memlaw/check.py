@@ -1,0 +1,358 @@
+"""Measure what is there: audit any adapter, check a certificate, ask for a recitation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memlaw.adapters import PEFT_CONFIG, PROBE_CONFIG, adapter_sha256, loaded_adapter
+from memlaw.certificate import Certificate, mismatches, read_certificate
+from memlaw.errors import AdapterError, ConfigError
+from memlaw.folder import RUN_FILE
+from memlaw.models import EMBEDDED, BaseModel, DType, load_model
+from memlaw.recall import Audit, Decode, audit_examples, decoded_text, greedy_decode
+from memlaw.records import (
+    RECITE_PROMPT,
+    DataFormat,
+    PromptFormat,
+    encode,
+    encode_prompt,
+    end_of_turn_id,
+    read_records,
+    resolve_prompt_format,
+)
+from memlaw.writer import Observer
+
+_ASK_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What to measure, and how. What is left out is taken from the run that made the adapter.
+
+    Attributes:
+        adapter: a folder that memlaw write or PEFT wrote; none: the base model.
+        model: the base model (default: the adapter's own, else the embedded one).
+        dtype: what to compute in; auto is what the adapter was certified in, else what plain
+            from_pretrained uses.
+        device: auto takes CUDA, then MPS, then the CPU.
+        batch_size: records a forward pass.
+        decode: run greedy decoding on all records, on none, or on so many, evenly spread.
+        threshold: probability that a token needs to be the argmax for certain (default: the
+            run's, else 0.5).
+        margin: how far above it a certified token must be (default: the run's, else 0.05).
+        prompt_field: name of the prompt's field in the data (default: the run's, else prompt).
+        completion_field: name of the completion's field (default: the run's, else completion).
+        data_format: what the data file is; auto goes by its suffix.
+        prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
+        recite_prompt: the prompt that a plain text file is recited on (default: the run's).
+        trust_remote_code: run code that the model's authors ship with it.
+    """
+
+    adapter: Path | None = None
+    model: str | None = None
+    dtype: DType = "auto"
+    device: str = "auto"
+    batch_size: int = 16
+    decode: Decode = "all"
+    threshold: float | None = None
+    margin: float | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    data_format: DataFormat = "auto"
+    prompt_format: PromptFormat = "auto"
+    recite_prompt: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if isinstance(self.decode, int) and self.decode < 0:
+            raise ConfigError(f"decode is {self.decode}; give a count, all or none.")
+        if self.threshold is not None and not 0.5 <= self.threshold < 1:
+            raise ConfigError(f"threshold {self.threshold:g} is out of range [0.5, 1).")
+        if self.margin is not None and not 0 <= self.margin < 1 - (self.threshold or 0.5):
+            raise ConfigError(f"margin {self.margin:g} is out of range: threshold + margin < 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateCheck:
+    """What became of a certificate that was measured again.
+
+    Attributes:
+        certificate: the claim.
+        audit: the new measurement.
+        mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
+    """
+
+    certificate: Certificate
+    audit: Audit = field(repr=False)
+    mismatches: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Everything certified was found so again, and nothing else was given."""
+        return not self.mismatches and self.certificate.certified
+
+
+def audit(
+    data: Any,
+    config: AuditConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Audit:
+    """Measure what an adapter, or a bare base model, recalls of some records.
+
+    Args:
+        data: records: a path, or Python objects; see `read_records`.
+        config: the settings; or give them by name.
+        observer: is told of progress.
+        **settings: fields of `AuditConfig`, instead of `config`.
+
+    Returns:
+        A verdict a record and a row a token.
+
+    Raises:
+        MemlawError: a child that says what was wrong with data, adapter, model or settings.
+    """
+    config = _settled(config, settings)
+    observer = observer or Observer()
+    session = _Session(config, observer)
+    if session.adapter_base not in (None, session.base.sha256):
+        raise AdapterError(
+            f"{config.adapter} was trained on another base model: its weights' hash is "
+            f"{str(session.adapter_base)[:12]}…, that of {session.base.spec} is "
+            f"{session.base.sha256[:12]}…. Name the right one with --model."
+        )
+    return session.audit(data)
+
+
+def check_certificate(
+    path: str | Path,
+    data: Any,
+    config: AuditConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> CertificateCheck:
+    """Measure again what a certificate says, and name what doesn't match.
+
+    The adapter is the one in the certificate's folder, unless `adapter` names another; dtype,
+    threshold and margin are the certificate's; everything is decoded.
+
+    Args:
+        path: a `certificate.json`.
+        data: the records it is about.
+        config, observer, **settings: as for `audit`.
+
+    Raises:
+        MemlawError: as for `audit`, or the certificate can't be read.
+    """
+    certificate = read_certificate(Path(path))
+    config = _settled(config, settings)
+    config = _with(
+        config,
+        adapter=config.adapter or Path(path).parent,
+        dtype=certificate.dtype if config.dtype == "auto" else config.dtype,
+        threshold=certificate.threshold,
+        margin=certificate.margin,
+        prompt_format=certificate.prompt_format,
+        decode="all",
+    )
+    session = _Session(config, observer or Observer(), default_model=certificate.base_model)
+    found = session.audit(data)
+    return CertificateCheck(
+        certificate=certificate,
+        audit=found,
+        mismatches=tuple(
+            mismatches(
+                certificate,
+                found,
+                base_sha256=session.base.sha256,
+                tokenizer_sha256=session.base.tokenizer_sha256,
+                adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
+            )
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: exactly what was decoded, without the end-of-turn token.
+        finished: the model ended its turn within the limit.
+    """
+
+    text: str
+    finished: bool
+
+
+def ask(
+    adapter: str | Path,
+    prompt: str | None = None,
+    *,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    observer: Observer | None = None,
+) -> Answer:
+    """Ask an adapted model, and decode greedily until it ends its turn.
+
+    Args:
+        adapter: a folder that `write` or PEFT wrote.
+        prompt: what to ask; None is the prompt that a plain text is recited on.
+        model: the base model, if it isn't the adapter's own.
+        max_tokens: limit (default: the longest certified record's length, else 512).
+        observer: is told of progress.
+
+    Raises:
+        MemlawError: as for `audit`.
+    """
+    config = AuditConfig(adapter=Path(adapter), model=model)
+    session = _Session(config, observer or Observer())
+    run_config = session.run.get("config", {})
+    prompt = prompt if prompt is not None else run_config.get("recite_prompt", RECITE_PROMPT)
+    tokenizer, format = session.base.tokenizer, session.prompt_format
+    certificate = Path(adapter) / "certificate.json"
+    if max_tokens is None and certificate.is_file():
+        max_tokens = max(r.n_tokens for r in read_certificate(certificate).records)
+    end = end_of_turn_id(tokenizer, format)
+    with session.model() as adapted:
+        (ids,) = greedy_decode(
+            adapted,
+            [encode_prompt(tokenizer, prompt, format)],
+            end_id=end,
+            max_tokens=[max_tokens or _ASK_MAX_TOKENS],
+        )
+    finished = bool(ids) and ids[-1] == end
+    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
+    return Answer(text=text, finished=finished)
+
+
+class _Session:
+    """A base model and, if one is named, the adapter and what its run left on record."""
+
+    def __init__(
+        self, config: AuditConfig, observer: Observer, default_model: str | None = None
+    ) -> None:
+        self.config, self.observer = config, observer
+        self.run = _run_record(config.adapter)
+        self.adapter_base = _adapter_base(config.adapter, self.run)
+        dtype: DType = config.dtype if config.dtype != "auto" else self.run.get("dtype", "auto")
+        self.base: BaseModel = load_model(
+            config.model or self._own_model() or default_model or EMBEDDED,
+            dtype=dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            notice=observer.notice,
+        )
+        asked = config.prompt_format
+        self.prompt_format = resolve_prompt_format(
+            self.base.tokenizer, asked if asked != "auto" else self.run.get("prompt_format", "auto")
+        )
+
+    def _own_model(self) -> str | None:
+        """The base model that the adapter's folder names."""
+        if self.run:
+            base = self.run["base"]
+            return EMBEDDED if base["spec"] == EMBEDDED else str(base["path"])
+        if self.config.adapter is None:
+            return None
+        for name, key in ((PEFT_CONFIG, "base_model_name_or_path"), (PROBE_CONFIG, "base_model")):
+            if (self.config.adapter / name).is_file():
+                return _read_json(self.config.adapter / name).get(key)
+        return None
+
+    @contextmanager
+    def model(self) -> Iterator[Any]:
+        """The model with the adapter, or the bare one."""
+        if self.config.adapter is None:
+            yield self.base.model
+            return
+        with loaded_adapter(self.config.adapter, self.base.model) as adapted:
+            yield adapted
+
+    def audit(self, data: Any) -> Audit:
+        config, run_config = self.config, self.run.get("config", {})
+
+        def settled(name: str, otherwise: Any) -> Any:
+            given = getattr(config, name)
+            return given if given is not None else run_config.get(name, otherwise)
+
+        records = read_records(
+            data,
+            prompt_field=settled("prompt_field", None),
+            completion_field=settled("completion_field", None),
+            format=config.data_format,
+            recite_prompt=settled("recite_prompt", RECITE_PROMPT),
+            notice=self.observer.notice,
+        )
+        examples = encode(
+            records,
+            self.base.tokenizer,
+            format=self.prompt_format,
+            max_tokens=self.base.context_length,
+        )
+        with self.model() as adapted:
+            return audit_examples(
+                adapted,
+                self.base.tokenizer,
+                examples,
+                threshold=settled("threshold", 0.5),
+                margin=settled("margin", 0.05),
+                batch_size=config.batch_size,
+                decode=config.decode,
+                progress=self.observer.progress,
+            )
+
+
+def _settled(config: AuditConfig | None, settings: dict[str, Any]) -> AuditConfig:
+    if config is not None and settings:
+        raise ConfigError("give either config or settings by name, not both.")
+    return config or _with(AuditConfig(), **settings)
+
+
+def _with(config: AuditConfig, **settings: Any) -> AuditConfig:
+    known = AuditConfig.__dataclass_fields__
+    if unknown := sorted(set(settings) - set(known)):
+        raise ConfigError(
+            f"unknown setting(s) {', '.join(unknown)}. There are {', '.join(sorted(known))}."
+        )
+    if isinstance(settings.get("adapter"), str):
+        settings["adapter"] = Path(settings["adapter"])
+    return AuditConfig(**{name: getattr(config, name) for name in known} | settings)
+
+
+def _run_record(adapter: Path | None) -> dict[str, Any]:
+    """What `write` left beside an adapter; empty for other adapters."""
+    if adapter is None:
+        return {}
+    if not adapter.is_dir():
+        raise AdapterError(f"{adapter} is not a folder. Name the folder that holds the adapter.")
+    return _read_json(adapter / RUN_FILE) if (adapter / RUN_FILE).is_file() else {}
+
+
+def _adapter_base(adapter: Path | None, run: dict[str, Any]) -> str | None:
+    """Hash of the base weights that the adapter was trained on, where that is on record."""
+    if run:
+        return str(run["base"]["sha256"])
+    if adapter is not None and (adapter / PROBE_CONFIG).is_file():
+        return str(_read_json(adapter / PROBE_CONFIG)["base_sha256"])
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} can't be read ({error}). Fetch or make it again.") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is not what it should be: no JSON object.")
+    return content

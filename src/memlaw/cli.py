@@ -1,0 +1,204 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from memlaw.errors import ConfigError, MemlawError
+
+DONE, NOT_CERTIFIED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+HELP = """usage: memlaw COMMAND ...
+
+Write records into a language model word for word, and prove it.
+
+commands:
+  write DATA -o OUT      train an adapter until every record is recited, and certify it
+  audit DATA             measure, token by token, what an adapter or a model recalls
+  audit DATA --certificate OUT/certificate.json
+                         measure again what a certificate says
+  ask OUT PROMPT         let an adapter recite
+
+DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
+messages), or a plain text file, which is one long record.
+
+exit status: 0 certified, 1 not certified, 2 bad request, 130 interrupted
+'memlaw COMMAND --help' explains a command; 'memlaw --version' prints the version.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run(list(sys.argv[1:] if args is None else args)))
+
+
+def run(args: list[str]) -> int:
+    """Run the command line; returns the exit status."""
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "write": _write,
+        "audit": _audit,
+        "ask": _ask,
+    }
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return DONE if args else BAD_REQUEST
+    if args[0] == "--version":
+        from memlaw import __version__
+
+        print(f"memlaw {__version__}")
+        return DONE
+    if args[0] not in commands:
+        print(
+            f"memlaw: no command '{args[0]}'. There are {', '.join(commands)}; see "
+            "'memlaw --help'.",
+            file=sys.stderr,
+        )
+        return BAD_REQUEST
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return commands[args[0]](args[1:])
+    except MemlawError as error:
+        print(f"memlaw: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("memlaw: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _quiet() -> None:
+    """Let only this program speak: no progress bars and warnings of the libraries beneath it."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _parse(kind: type, command: str, args: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(kind, prog=f"memlaw {command}", args=_with_config_file(kind, args))
+
+
+def _with_config_file(kind: type, args: list[str]) -> list[str]:
+    """Put the settings of `--config FILE.toml` before the others, which so have the last word."""
+    if "--config" not in args:
+        return args
+    place = args.index("--config")
+    if place + 1 == len(args):
+        raise ConfigError("--config needs a TOML file.")
+    path = Path(args[place + 1])
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML ({error}).") from error
+    known = {f.name for f in fields(kind)} - {"data"}
+    settings: list[str] = []
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"{path}: unknown key '{key}'. There are {', '.join(sorted(known))}.")
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            settings.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            items = value if isinstance(value, list) else [value]
+            settings += [f"--{flag}", *map(str, items)]
+    return settings + args[:place] + args[place + 2 :]
+
+
+def _write(args: list[str]) -> int:
+    from memlaw.arguments import WriteArguments
+
+    given = _parse(WriteArguments, "write", args)
+    _quiet()
+    from memlaw.console import ConsoleObserver, show_write
+    from memlaw.folder import CHECKPOINT_FILE
+    from memlaw.writer import WriteConfig, write
+
+    config = WriteConfig(**{f.name: getattr(given, f.name) for f in fields(WriteConfig)})
+    observer = ConsoleObserver()
+    try:
+        result = write(given.data, given.out, config, observer=observer)
+    except KeyboardInterrupt:
+        if (given.out / CHECKPOINT_FILE).is_file():
+            observer.notice(
+                f"Interrupted. Go on by the same command with --resume: the state is "
+                f"in {given.out}."
+            )
+        else:
+            observer.notice("Interrupted before there was anything to keep.")
+        return INTERRUPTED
+    finally:
+        observer.close()
+    show_write(result)
+    return DONE if result.certified else NOT_CERTIFIED
+
+
+def _audit(args: list[str]) -> int:
+    from memlaw.arguments import AuditArguments
+
+    given = _parse(AuditArguments, "audit", args)
+    _quiet()
+    from memlaw.check import AuditConfig, audit, check_certificate
+    from memlaw.console import ConsoleObserver, audit_json, show_audit, show_check
+
+    config = AuditConfig(**{f.name: getattr(given, f.name) for f in fields(AuditConfig)})
+    observer = ConsoleObserver()
+    try:
+        if given.certificate is not None:
+            check = check_certificate(given.certificate, given.data, config, observer=observer)
+            found = check.audit
+        else:
+            check = None
+            found = audit(given.data, config, observer=observer)
+    finally:
+        observer.close()
+    if given.tokens is not None:
+        found.write_tokens(given.tokens)
+    if given.json:
+        content = audit_json(found)
+        if check is not None:
+            content |= {"holds": check.holds, "mismatches": list(check.mismatches)}
+        print(json.dumps(content, ensure_ascii=False, indent=2))
+    elif check is not None:
+        show_check(check)
+    else:
+        show_audit(found)
+    passed = found.passed if check is None else check.holds
+    return DONE if passed else NOT_CERTIFIED
+
+
+def _ask(args: list[str]) -> int:
+    from memlaw.arguments import AskArguments
+
+    given = _parse(AskArguments, "ask", args)
+    _quiet()
+    from memlaw.check import ask
+
+    answer = ask(**asdict(given))
+    sys.stdout.write(answer.text)
+    if sys.stdout.isatty() and not answer.text.endswith("\n"):
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+    if not answer.finished:
+        print(
+            "memlaw: cut off before the model ended its turn; raise --max-tokens.", file=sys.stderr
+        )
+    return DONE if answer.finished else NOT_CERTIFIED

@@ -1,0 +1,254 @@
+"""What the command line shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from memlaw.check import CertificateCheck
+from memlaw.engine import EpochStats
+from memlaw.recall import Audit, decoded_text
+from memlaw.writer import Observer, WriteResult
+
+_LINE_EVERY_S = 10.0
+_SHOWN = 5
+_CONTEXT_TOKENS = 8
+
+
+class ConsoleObserver(Observer):
+    """Progress: one live line on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self.started = self.shown_at = time.monotonic()
+        self.first_epoch: int | None = None
+        if self.console.is_terminal:
+            self.live.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def notice(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    def epoch(self, stats: EpochStats, n_records: int, max_epochs: int) -> None:
+        now = time.monotonic()
+        if self.first_epoch is None:
+            self.first_epoch, self.started = stats.epoch - 1, now - stats.wall_s
+        pace_s = (now - self.started) / (stats.epoch - self.first_epoch)
+        left_s = pace_s * (max_epochs - stats.epoch)
+        line = (
+            f"epoch {stats.epoch:>4}  certified {stats.n_records_over}/{n_records}  "
+            f"tokens under {stats.n_under:>4}  loss {stats.nll_nats:.4f}  rank {stats.rank}  "
+            f"{duration(now - self.started)}, at most {duration(left_s)} left"
+        )
+        self._show(line, now, always=stats.n_under == 0)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._show(f"{what} {done}/{total} records", time.monotonic())
+
+    def _show(self, line: str, now: float, always: bool = False) -> None:
+        if self.console.is_terminal:
+            self.live.update(Text(line))
+        elif always or now - self.shown_at >= _LINE_EVERY_S:
+            self.shown_at = now
+            self.console.print(Text(line), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """As `12 s`, `3:05` or `2:03:05`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_write(result: WriteResult) -> None:
+    """The closing table of `memlaw write`."""
+    audit, damage = result.audit, result.damage
+    low, high = damage.delta_nll_ci95
+    rows = _audit_rows(audit) | {
+        "bits stored": f"{result.bits_stored:,.0f}",
+        "parameters": f"{result.n_parameters:,} (rank {result.rank})",
+        "bits per parameter": f"{result.bits_per_parameter:.3f}",
+        "ΔNLL on unseen text": f"{damage.delta_nll_nats:+.3f} nats a token "
+        f"(95 %: {low:+.3f} to {high:+.3f})",
+        "epochs": f"{result.epochs} ({result.stopped_because})",
+        "time": duration(result.wall_s),
+        "folder": str(result.out),
+    }
+    console = _stdout()
+    _print_rows(console, rows)
+    _print_failures(console, audit)
+    console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
+    if not result.certified:
+        console.print("Go on with more epochs (--resume --max-epochs N) or a higher --rank.")
+
+
+def show_audit(audit: Audit) -> None:
+    """The table of `memlaw audit`."""
+    console = _stdout()
+    _print_rows(
+        console,
+        _audit_rows(audit)
+        | {"NLL": f"{audit.nll_nats:.4f} nats a token", "computed in": audit.dtype},
+    )
+    _print_failures(console, audit)
+    if audit.disagreements:
+        console.print(
+            f"The witnesses disagree on {len(audit.disagreements)} record(s): rounding "
+            "decides there, and may decide otherwise elsewhere:"
+        )
+        for verdict in audit.disagreements[:_SHOWN]:
+            said = "right" if verdict.argmax_recalled else "wrong"
+            other = "wrong" if verdict.argmax_recalled else "right"
+            console.print(Text(f"  {verdict.id}: forward pass {said}, decoding {other}"))
+
+
+def show_check(check: CertificateCheck) -> None:
+    """The result of `memlaw audit --certificate`."""
+    show_audit(check.audit)
+    console = _stdout()
+    for line in check.mismatches[: 4 * _SHOWN]:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    if len(check.mismatches) > 4 * _SHOWN:
+        console.print(f"  and {len(check.mismatches) - 4 * _SHOWN} more")
+    if check.holds:
+        verdict = "THE CERTIFICATE HOLDS"
+    elif check.mismatches:
+        verdict = f"THE CERTIFICATE DOES NOT HOLD: {len(check.mismatches)} mismatch(es)"
+    else:
+        verdict = (
+            f"THE CERTIFICATE IS TRUE, BUT ONLY {check.certificate.n_certified} OF "
+            f"{check.certificate.n_records} RECORDS ARE CERTIFIED"
+        )
+    console.print(Text(verdict, style="bold"))
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """For `memlaw audit --json`: totals, a record each, and its tokens."""
+    tokens = audit.tokens
+    records = []
+    for i, verdict in enumerate(audit.records):
+        rows = audit.token_rows(i)
+        decoded = verdict.decoded_ids
+        records.append(
+            {
+                "id": verdict.id,
+                "sha256": verdict.sha256,
+                "certified": verdict.certified,
+                "recalled": verdict.recalled,
+                "argmax_recalled": verdict.argmax_recalled,
+                "decoded_recalled": verdict.decoded_recalled,
+                "first_failure": verdict.first_failure,
+                "cascade_tokens": verdict.cascade_tokens,
+                "min_p": verdict.min_p,
+                "n_under": verdict.n_under,
+                "decoded": None if decoded is None else decoded_text(audit.tokenizer, decoded),
+                "tokens": _tokens_json(audit, rows),
+            }
+        )
+    return {
+        "n_records": len(audit.records),
+        "n_certified": audit.n_certified,
+        "n_recalled": audit.n_recalled,
+        "n_decoded": audit.n_decoded,
+        "n_disagreements": len(audit.disagreements),
+        "n_tokens": len(tokens.token_id),
+        "n_tokens_under": sum(r.n_under for r in audit.records),
+        "nll_nats": audit.nll_nats,
+        "threshold": audit.threshold,
+        "margin": audit.margin,
+        "dtype": audit.dtype,
+        "batch_size": audit.batch_size,
+        "records": records,
+    }
+
+
+def _tokens_json(audit: Audit, rows: slice) -> list[dict[str, Any]]:
+    tokens = audit.tokens
+    columns = (tokens.token_id, tokens.p, tokens.nll_nats, tokens.argmax_id, tokens.margin_nats)
+    return [
+        {
+            "token": decoded_text(audit.tokenizer, [token]),
+            "token_id": token,
+            "p": p,
+            "nll_nats": nll,
+            "argmax": decoded_text(audit.tokenizer, [best]),
+            "argmax_id": best,
+            "margin_nats": margin,
+        }
+        for token, p, nll, best, margin in zip(*(c[rows].tolist() for c in columns), strict=True)
+    ]
+
+
+def failure_in_context(audit: Audit, record: int) -> str:
+    """A failing record's weakest spot, as `…1006[7]2710, p 0.31, would say '3'`.
+
+    The spot is the first token that isn't the argmax, else the least probable one.
+    """
+    verdict, rows = audit.records[record], audit.token_rows(record)
+    p = audit.tokens.p[rows]
+    at = verdict.first_failure if verdict.first_failure is not None else int(p.argmin())
+    target = audit.examples[record].target_ids
+    before = decoded_text(audit.tokenizer, target[max(0, at - _CONTEXT_TOKENS) : at])
+    after = decoded_text(audit.tokenizer, target[at + 1 : at + 1 + _CONTEXT_TOKENS])
+    rival = int(audit.tokens.argmax_id[rows][at])
+    says = (
+        "is the argmax"
+        if rival == target[at]
+        else f"would say {decoded_text(audit.tokenizer, [rival])!r}"
+    )
+    spot = f"{before}[{decoded_text(audit.tokenizer, [target[at]])}]{after}".replace("\n", "⏎")
+    return f"{'…' if at > _CONTEXT_TOKENS else ''}{spot}, p {p[at]:.3f}, {says}"
+
+
+def _audit_rows(audit: Audit) -> dict[str, str]:
+    n = len(audit.records)
+    under = sum(r.n_under for r in audit.records)
+    rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
+    if audit.n_decoded == n:
+        rows["certified"] = f"{audit.n_certified:,} of {n:,}"
+    witness = "forward pass" if not audit.n_decoded else f"{audit.n_decoded:,} decoded"
+    rows["recited word for word"] = f"{audit.n_recalled:,} of {n:,} ({witness})"
+    rows[f"tokens under p {audit.threshold + audit.margin:g}"] = (
+        f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
+    )
+    return rows
+
+
+def _print_rows(console: Console, rows: dict[str, str]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def _print_failures(console: Console, audit: Audit) -> None:
+    failing = [i for i, r in enumerate(audit.records) if r.n_under or r.decoded_recalled is False]
+    if not failing:
+        return
+    console.print("first failures")
+    for i in failing[:_SHOWN]:
+        verdict = audit.records[i]
+        title = audit.examples[i].record.title
+        cascade = f", {verdict.cascade_tokens} tokens lost" if verdict.cascade_tokens else ""
+        spot = failure_in_context(audit, i)
+        console.print(Text(f"  {verdict.id} '{title[:30]}': {spot}{cascade}"), soft_wrap=True)
+    if len(failing) > _SHOWN:
+        console.print(f"  and {len(failing) - _SHOWN} more")
+
+
+def _stdout() -> Console:
+    return Console(highlight=False)

@@ -1,0 +1,147 @@
+"""Damage: how much worse a model has become on text it was not trained on.
+
+Shapes: W windows, S tokens a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memlaw.errors import DataError
+
+Tensor = torch.Tensor
+N_WINDOWS = 32
+WINDOW_TOKENS = 128
+_BATCH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Change on unseen text, adapted model against base model, over the same tokens.
+
+    Attributes:
+        delta_nll_nats: mean rise of the negative log-likelihood a token; < 0 is an improvement.
+        delta_nll_ci95: its 95 % interval (Student's t over windows).
+        kl_nats: mean KL(base ‖ adapted) a token, ≥ 0.
+        kl_ci95: its 95 % interval.
+        base_nll_nats: the base model's mean negative log-likelihood a token.
+        n_windows, n_tokens: how much text.
+        text: where it comes from.
+        text_sha256: hash of it.
+    """
+
+    delta_nll_nats: float
+    delta_nll_ci95: tuple[float, float]
+    kl_nats: float
+    kl_ci95: tuple[float, float]
+    base_nll_nats: float
+    n_windows: int
+    n_tokens: int
+    text: str
+    text_sha256: str
+
+
+def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
+    """The text damage is measured on, and a name for it.
+
+    By default every second topic of Python's language reference, as each CPython ships it in
+    `pydoc_data.topics`.
+
+    Raises:
+        DataError: `path` can't be read as UTF-8.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        names = sorted(topics)[1::2]
+        return "\n\n".join(topics[name] for name in names), "pydoc_data.topics, odd topics"
+    try:
+        return Path(path).read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
+
+
+def windows(
+    tokenizer: Any, text: str, *, context: int | None, n_windows: int = N_WINDOWS
+) -> Tensor:
+    """Evenly spread windows of a text: [W, S] int64 token ids.
+
+    Raises:
+        DataError: the text has fewer than two windows' worth of tokens.
+    """
+    # Tokenise no more than is likely needed: evenly spread passages of the text.
+    n_chars = WINDOW_TOKENS * 16
+    step = max(n_chars, len(text) // n_windows)
+    size = min(WINDOW_TOKENS, context or WINDOW_TOKENS)
+    found = []
+    for start in range(0, len(text), step):
+        ids = tokenizer(text[start : start + n_chars])["input_ids"][:size]
+        if len(ids) == size:
+            found.append(ids)
+    if len(found) < 2:
+        raise DataError(
+            f"the text to measure damage on is too short: it needs at least {2 * n_chars} "
+            "characters."
+        )
+    return torch.tensor(found[:n_windows])
+
+
+@torch.inference_mode()
+def measure_damage(
+    model: Any,
+    adapted: Callable[[], AbstractContextManager[Any]],
+    token_windows: Tensor,
+    *,
+    text_name: str,
+    text: str,
+) -> Damage:
+    """Compare the model without and with an adapter on the same text.
+
+    Args:
+        model: the base model.
+        adapted: gives a context whose value is the model with the adapter.
+        token_windows: [W, S] token ids, W ≥ 2.
+        text_name: where the text comes from.
+        text: the text, for its hash.
+    """
+    device = next(model.parameters()).device
+    base_nll, nll, kl = [], [], []
+    for ids in token_windows.to(device).split(_BATCH):
+        before = torch.log_softmax(model(ids, use_cache=False).logits[:, :-1].float(), dim=-1)
+        with adapted() as changed:
+            after = torch.log_softmax(changed(ids, use_cache=False).logits[:, :-1].float(), dim=-1)
+        targets = ids[:, 1:, None]
+        base_nll.append(-before.gather(2, targets)[:, :, 0].mean(dim=1))  # [batch]
+        nll.append(-after.gather(2, targets)[:, :, 0].mean(dim=1))
+        kl.append((before.exp() * (before - after)).sum(dim=-1).mean(dim=1))
+    base = torch.cat(base_nll).double()
+    delta, divergence = torch.cat(nll).double() - base, torch.cat(kl).double()
+    return Damage(
+        delta_nll_nats=float(delta.mean()),
+        delta_nll_ci95=_interval(delta.tolist()),
+        kl_nats=float(divergence.mean()),
+        kl_ci95=_interval(divergence.tolist()),
+        base_nll_nats=float(base.mean()),
+        n_windows=len(base),
+        n_tokens=len(base) * (token_windows.shape[1] - 1),
+        text=text_name,
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1)
+    half = float(stdtrit(n - 1, 0.975)) * (variance / n) ** 0.5
+    return mean - half, mean + half
