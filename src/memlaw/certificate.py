@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from memlaw.store import json_sha256
 
 CERTIFICATE_FILE = "certificate.json"
 FORMAT = 1
+_ALLOWED = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "prompt_format": ("chat", "plain"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,11 @@ def read_certificate(path: Path) -> Certificate:
                 f"{path}: format {content['format']}, but this version reads {FORMAT}."
             )
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
-        return Certificate(**content, records=lines)
+        certificate = Certificate(**content, records=lines)
+        _check_types(certificate)
+        for line in lines:
+            _check_types(line)
+        return certificate
     except OSError as error:
         raise CertificateError(f"{path}: can't be read ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -165,6 +173,22 @@ def read_certificate(path: Path) -> Certificate:
             f"{path} is not a certificate ({type(error).__name__}: {error}). Name the "
             f"{CERTIFICATE_FILE} that 'memlaw write' made."
         ) from error
+
+
+def _check_types(content: Certificate | CertifiedRecord) -> None:
+    """Raise TypeError or ValueError where a field holds what it can't."""
+    number: tuple[type, ...] = (int, float)
+    plain = {"str": (str,), "int": (int,), "float": number, "bool": (bool,)}
+    for field in fields(content):
+        value, kinds = getattr(content, field.name), plain.get(str(field.type))
+        if kinds and (
+            not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        ):
+            raise TypeError(f"{field.name} is {value!r:.40}")
+    if isinstance(content, Certificate):
+        for name, allowed in _ALLOWED.items():
+            if getattr(content, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
 
 
 def mismatches(
@@ -207,6 +231,8 @@ def mismatches(
                 f"{now_record.id}: certified, but now its lowest p is {now_record.min_p:.3f}"
                 f" and decoding {'agrees' if now_record.decoded_recalled else 'differs'}"
             )
+        elif line.recalled and not now_record.recalled:
+            found.append(f"{now_record.id}: recited when certified, but not now")
     found += [
         f"{r.id}: not covered by the certificate"
         for sha256, r in now_by_hash.items()
@@ -216,4 +242,6 @@ def mismatches(
     counts = (certificate.certified, certificate.n_records, certificate.n_certified)
     if counts != (n_certified == len(certificate.records), len(certificate.records), n_certified):
         found.append("the certificate contradicts itself: its totals are not those of its lines")
+    if certificate.records_sha256 != records_sha256([r.sha256 for r in certificate.records]):
+        found.append("the certificate contradicts itself: its records' hash is not its lines'")
     return found

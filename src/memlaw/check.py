@@ -11,7 +11,7 @@ from typing import Any
 
 from memlaw.adapters import PEFT_CONFIG, PROBE_CONFIG, adapter_sha256, loaded_adapter
 from memlaw.certificate import Certificate, mismatches, read_certificate
-from memlaw.errors import AdapterError, ConfigError
+from memlaw.errors import AdapterError, ConfigError, DataError
 from memlaw.folder import RUN_FILE
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.recall import Audit, Decode, audit_examples, decoded_text, greedy_decode
@@ -124,12 +124,7 @@ def audit(
     config = _settled(config, settings)
     observer = observer or Observer()
     session = _Session(config, observer)
-    if session.adapter_base not in (None, session.base.sha256):
-        raise AdapterError(
-            f"{config.adapter} was trained on another base model: its weights' hash is "
-            f"{str(session.adapter_base)[:12]}…, that of {session.base.spec} is "
-            f"{session.base.sha256[:12]}…. Name the right one with --model."
-        )
+    session.require_own_base()
     return session.audit(data)
 
 
@@ -215,14 +210,21 @@ def ask(
     Raises:
         MemlawError: as for `audit`.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
     config = AuditConfig(adapter=Path(adapter), model=model)
     session = _Session(config, observer or Observer())
+    session.require_own_base()
     run_config = session.run.get("config", {})
     prompt = prompt if prompt is not None else run_config.get("recite_prompt", RECITE_PROMPT)
     tokenizer, format = session.base.tokenizer, session.prompt_format
     certificate = Path(adapter) / "certificate.json"
     if max_tokens is None and certificate.is_file():
         max_tokens = max(r.n_tokens for r in read_certificate(certificate).records)
+    if not prompt.strip():
+        raise DataError("the prompt is empty. Ask something.")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
     end = end_of_turn_id(tokenizer, format)
     with session.model() as adapted:
         (ids,) = greedy_decode(
@@ -270,6 +272,15 @@ class _Session:
                 return _read_json(self.config.adapter / name).get(key)
         return None
 
+    def require_own_base(self) -> None:
+        """Raise AdapterError if the adapter is known to be made for another base model."""
+        if self.adapter_base not in (None, self.base.sha256):
+            raise AdapterError(
+                f"{self.config.adapter} was trained on another base model: its weights' hash is "
+                f"{str(self.adapter_base)[:12]}…, that of {self.base.spec} is "
+                f"{self.base.sha256[:12]}…. Name the right one with --model."
+            )
+
     @contextmanager
     def model(self) -> Iterator[Any]:
         """The model with the adapter, or the bare one."""
@@ -286,6 +297,12 @@ class _Session:
             given = getattr(config, name)
             return given if given is not None else run_config.get(name, otherwise)
 
+        threshold, margin = settled("threshold", 0.5), settled("margin", 0.05)
+        if not threshold + margin < 1:
+            raise ConfigError(
+                f"threshold {threshold:g} and margin {margin:g} ask for p ≥ "
+                f"{threshold + margin:g}, which no token can have. Lower one of them."
+            )
         records = read_records(
             data,
             prompt_field=settled("prompt_field", None),
@@ -305,8 +322,8 @@ class _Session:
                 adapted,
                 self.base.tokenizer,
                 examples,
-                threshold=settled("threshold", 0.5),
-                margin=settled("margin", 0.05),
+                threshold=threshold,
+                margin=margin,
                 batch_size=config.batch_size,
                 decode=config.decode,
                 progress=self.observer.progress,
@@ -336,7 +353,16 @@ def _run_record(adapter: Path | None) -> dict[str, Any]:
         return {}
     if not adapter.is_dir():
         raise AdapterError(f"{adapter} is not a folder. Name the folder that holds the adapter.")
-    return _read_json(adapter / RUN_FILE) if (adapter / RUN_FILE).is_file() else {}
+    if not (adapter / RUN_FILE).is_file():
+        return {}
+    run = _read_json(adapter / RUN_FILE)
+    base = run.get("base")
+    if not isinstance(base, dict) or not {"spec", "path", "sha256"} <= set(base):
+        raise AdapterError(
+            f"{adapter / RUN_FILE} was not written by memlaw: it names no base model. Move it "
+            "out of the adapter's folder, and name the base with --model."
+        )
+    return run
 
 
 def _adapter_base(adapter: Path | None, run: dict[str, Any]) -> str | None:
@@ -344,7 +370,8 @@ def _adapter_base(adapter: Path | None, run: dict[str, Any]) -> str | None:
     if run:
         return str(run["base"]["sha256"])
     if adapter is not None and (adapter / PROBE_CONFIG).is_file():
-        return str(_read_json(adapter / PROBE_CONFIG)["base_sha256"])
+        sha256 = _read_json(adapter / PROBE_CONFIG).get("base_sha256")
+        return None if sha256 is None else str(sha256)
     return None
 
 

@@ -43,6 +43,22 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line; returns the exit status."""
+    try:
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
+    except MemlawError as error:
+        print(f"memlaw: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("memlaw: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _dispatch(args: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "write": _write,
         "audit": _audit,
@@ -64,17 +80,7 @@ def run(args: list[str]) -> int:
         )
         return BAD_REQUEST
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return commands[args[0]](args[1:])
-    except MemlawError as error:
-        print(f"memlaw: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("memlaw: interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    return commands[args[0]](args[1:])
 
 
 def _quiet() -> None:
@@ -96,8 +102,11 @@ def _parse(kind: type, command: str, args: list[str]) -> Any:
 
 def _with_config_file(kind: type, args: list[str]) -> list[str]:
     """Put the settings of `--config FILE.toml` before the others, which so have the last word."""
+    args = [part for arg in args for part in _apart(arg)]
     if "--config" not in args:
         return args
+    if args.count("--config") > 1:
+        raise ConfigError("--config is given twice. Put all settings in one file.")
     place = args.index("--config")
     if place + 1 == len(args):
         raise ConfigError("--config needs a TOML file.")
@@ -108,7 +117,7 @@ def _with_config_file(kind: type, args: list[str]) -> list[str]:
         raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not TOML ({error}).") from error
-    known = {f.name for f in fields(kind)} - {"data"}
+    known = {f.name for f in fields(kind)} - {"data", "config"}
     settings: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -120,7 +129,15 @@ def _with_config_file(kind: type, args: list[str]) -> list[str]:
         else:
             items = value if isinstance(value, list) else [value]
             settings += [f"--{flag}", *map(str, items)]
-    return settings + args[:place] + args[place + 2 :]
+    rest = args[:place] + args[place + 2 :]
+    # DATA goes first: behind a setting that takes a list it would be read as one of its items.
+    first = 1 if rest and not rest[0].startswith("-") else 0
+    return rest[:first] + settings + rest[first:]
+
+
+def _apart(arg: str) -> list[str]:
+    """`--config=FILE` as the two arguments it stands for; others as they are."""
+    return ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
 
 
 def _write(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The reference training loop: the whole model at every step, and nothing clever.
+"""Training: the loop, and the reference way to run a step (the whole model, nothing clever).
 
 Shapes: see `forward.py`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from memlaw import objectives
 from memlaw.adapters import Adapter
 from memlaw.errors import MemlawError
-from memlaw.forward import collate, target_logits
+from memlaw.forward import collate, target_logits, unflatten
 from memlaw.objectives import Objective, OnEmpty
+from memlaw.precondition import Statistics, retention_penalty
 from memlaw.records import Example
 
 Tensor = torch.Tensor
@@ -37,6 +38,11 @@ class TrainConfig:
         learning_rate: AdamW's, constant.
         batch_size: records a step, at most.
         max_grad_norm: gradients are clipped to this norm.
+        whiten: train A in coordinates in which its inputs are nearly isotropic.
+        whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
+        whiten_damping: how much of the mean second moment is added in every direction.
+        retention: weight of the penalty on what the adapter does to general text, in nats of it
+            a token, against nats of the records; 0 turns it off.
         seed: of the order of records and of the adapter's initialisation.
     """
 
@@ -48,6 +54,10 @@ class TrainConfig:
     learning_rate: float = 1e-2
     batch_size: int = 10
     max_grad_norm: float = 1.0
+    whiten: bool = True
+    whiten_mixture: float = 0.9
+    whiten_damping: float = 0.01
+    retention: float = 10.0
     seed: int = 0
 
 
@@ -80,6 +90,21 @@ class DivergedError(MemlawError):
     exit_code = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What a forward pass found, and how to send gradients back from it.
+
+    Attributes:
+        nll: [N] float32, nats, without a graph.
+        correct: [N] bool: the target is the argmax.
+        backward: adds the gradient of `Σ weights · nll`, weights [N], to the adapter's.
+    """
+
+    nll: Tensor
+    correct: Tensor
+    backward: Callable[[Tensor], None]
+
+
 class PlainEngine:
     """Trains an adapter on examples, an epoch a call.
 
@@ -91,15 +116,23 @@ class PlainEngine:
         adapter: on the model's device; trained in place.
         examples: what to learn.
         config: how.
+        statistics: of the adapter's sites; needed where `config.retention` is above 0.
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, examples: Sequence[Example], config: TrainConfig
+        self,
+        model: Any,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        statistics: Sequence[Statistics] = (),
     ) -> None:
         self.model = model
         self.adapter = adapter
         self.examples = examples
         self.config = config
+        self.statistics = statistics
+        self.retention = config.retention if statistics else 0.0
         self.device = next(model.parameters()).device
         self.epoch = 0
         self.n_steps = 0
@@ -135,14 +168,13 @@ class PlainEngine:
         order = torch.randperm(len(self.examples), generator=self._generator(self.epoch))
         n_batches = -(-len(order) // self.config.batch_size)
         nll_sum, n_tokens, n_under, n_over = 0.0, 0, 0, 0
-        with self.adapter.attached(self.model):
-            for rows in torch.tensor_split(order, n_batches):
-                nll, mask = self._step(rows.tolist())
-                under = mask & (torch.exp(-nll) < self.certified_p)  # [B, T]
-                nll_sum += float(nll.sum())
-                n_tokens += int(mask.sum())
-                n_under += int(under.sum())
-                n_over += int((~under.any(dim=1)).sum())
+        for rows in torch.tensor_split(order, n_batches):
+            nll, mask = self._step(rows.tolist())
+            under = mask & (torch.exp(-nll) < self.certified_p)  # [B, T]
+            nll_sum += float(nll.sum())
+            n_tokens += int(mask.sum())
+            n_under += int(under.sum())
+            n_over += int((~under.any(dim=1)).sum())
         self.epoch += 1
         return EpochStats(
             epoch=self.epoch,
@@ -154,29 +186,45 @@ class PlainEngine:
             wall_s=time.perf_counter() - started,
         )
 
+    def _forward(self, rows: list[int]) -> Losses:
+        """Losses of the records `rows`, record after record."""
+        batch = collate([self.examples[row] for row in rows], self.device)
+        with self.adapter.attached(self.model):
+            logits = target_logits(self.model, batch).float()  # [N, V]
+        nll = F.cross_entropy(logits, batch.target_ids, reduction="none")
+        return Losses(
+            nll=nll.detach(),
+            correct=logits.detach().argmax(dim=-1) == batch.target_ids,
+            backward=lambda weights: (weights * nll).sum().backward(),
+        )
+
     def _step(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """One step on the records `rows`; returns nll [B, T] from before it, and the mask."""
-        batch = collate([self.examples[row] for row in rows], self.device)
-        logits = target_logits(self.model, batch).float()  # [N, V]
-        flat_nll = F.cross_entropy(logits, batch.target_ids, reduction="none")  # [N]
-        with torch.no_grad():
-            nll = batch.unflatten(flat_nll.detach())
-            correct = batch.unflatten(logits.argmax(dim=-1) == batch.target_ids)
-            weights, self.objective_state = self._weigh(rows, nll, correct, batch.target_mask)
-            flat_weights = weights[batch.target_mask]
-        if not torch.isfinite(flat_nll.detach()).all():
+        mask = self._target_mask(rows)
+        losses = self._forward(rows)
+        if not torch.isfinite(losses.nll).all():
             raise self._diverged("loss")
+        nll, correct = unflatten(losses.nll, mask), unflatten(losses.correct, mask)
+        weights, self.objective_state = self._weigh(rows, nll, correct, mask)
+        flat_weights = weights[mask]
         if flat_weights.sum() == 0:
-            return nll, batch.target_mask
-        loss = (flat_weights * flat_nll).sum() / flat_weights.sum()
+            return nll, mask
         self.optimizer.zero_grad()
-        loss.backward()
+        losses.backward(flat_weights / flat_weights.sum())
+        if self.retention:
+            factors = [self.adapter.factors(i) for i in range(len(self.adapter.sites))]
+            (self.retention * retention_penalty(self.statistics, factors)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")
         self.optimizer.step()
         self.n_steps += 1
-        return nll, batch.target_mask
+        return nll, mask
+
+    def _target_mask(self, rows: list[int]) -> Tensor:
+        """[B, T] bool: real target tokens of the records `rows`."""
+        lengths = torch.tensor([len(self.examples[row].target_ids) for row in rows])
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).to(self.device)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -258,6 +306,7 @@ class PlainEngine:
             "n_steps": self.n_steps,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
+            "retention": self.retention,
             "objective_state": dict(self.objective_state),
         }
         return {k: v.detach().clone() for k, v in tensors.items()}, values
@@ -280,9 +329,5 @@ class PlainEngine:
             }
         )
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
+        self.retention = values["retention"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
-
-
-def stats_json(stats: EpochStats) -> dict[str, Any]:
-    """For the training curve in `run.json`."""
-    return asdict(stats)

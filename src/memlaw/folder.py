@@ -56,6 +56,11 @@ def check_out(out: Path, *, resume: bool) -> None:
             "is new or empty."
         )
     finished = CERTIFICATE_FILE in present and CHECKPOINT_FILE not in present
+    if present and not finished and CHECKPOINT_FILE not in present:
+        raise OutputError(
+            f"{out} already holds something else ({', '.join(sorted(present)[:3])}), and no "
+            "checkpoint to go on from. Name a folder that is new or empty."
+        )
     if resume and finished:
         raise OutputError(
             f"{out} holds a finished run: there is nothing to go on with. Check it with "

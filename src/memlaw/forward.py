@@ -28,19 +28,17 @@ class Batch:
             a pad token that shares its id with the end-of-turn token hides nothing.
         keep: [B, S] bool: positions whose next token is a target token.
         target_ids: [N] int64.
-        target_mask: [B, T] bool: real target tokens; its True entries, row by row, are the N.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     keep: Tensor
     target_ids: Tensor
-    target_mask: Tensor
 
-    def unflatten(self, values: Tensor) -> Tensor:
-        """[N] values to their places in [B, T]; zero elsewhere."""
-        grid = values.new_zeros(self.target_mask.shape)
-        return grid.masked_scatter(self.target_mask, values)
+
+def unflatten(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values to the True places, row by row, of a mask [B, T]; zero elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
@@ -49,20 +47,17 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     input_ids = torch.zeros(n, width, dtype=torch.long)
     attention_mask = torch.zeros(n, width, dtype=torch.long)
     keep = torch.zeros(n, width, dtype=torch.bool)
-    target_mask = torch.zeros(n, max(len(e.target_ids) for e in examples), dtype=torch.bool)
     for row, example in enumerate(examples):
         start, length = len(example.prompt_ids), len(example.target_ids)
         input_ids[row, : start + length] = torch.tensor(example.prompt_ids + example.target_ids)
         attention_mask[row, : start + length] = 1
         keep[row, start - 1 : start + length - 1] = True
-        target_mask[row, :length] = True
     targets = torch.tensor([t for e in examples for t in e.target_ids])
     return Batch(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         keep=keep.to(device),
         target_ids=targets.to(device),
-        target_mask=target_mask.to(device),
     )
 
 
@@ -84,3 +79,35 @@ def target_logits(model: Any, batch: Batch) -> Tensor:
         return model(**inputs).logits[batch.keep]
     logits = model(**inputs, logits_to_keep=batch.keep).logits
     return logits if logits.dim() == 2 else logits[batch.keep]
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of final hidden states, with whatever scaling or capping the model has.
+
+    Runs the model's own `forward` around a stand-in for its body.
+
+    Args:
+        model: a Transformers causal language model.
+        hidden: [N, D], as the body's `last_hidden_state`.
+
+    Returns:
+        [N, V] in the model's dtype.
+    """
+    body = model.base_model
+    setattr(model, model.base_model_prefix, _KnownBody(hidden[None]))
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        setattr(model, model.base_model_prefix, body)
+
+
+class _KnownBody(torch.nn.Module):
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=self.hidden)

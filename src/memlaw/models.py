@@ -95,14 +95,20 @@ def load_model(
     sha256 = weights_sha256(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"{spec} can't be loaded: {error}") from error
+    if missing := sorted(loading["missing_keys"]):  # Transformers would make them up
+        raise ModelError(
+            f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
+            "name a causal language model."
+        )
     model.requires_grad_(False)
     model.eval()
     return BaseModel(

@@ -119,7 +119,8 @@ def read_records(
         rows, name = _object_rows(source), "the data"
     fields = (prompt_field, completion_field)
     records = [
-        row if isinstance(row, Record) else _to_record(row, where, fields) for where, row in rows
+        _checked(row) if isinstance(row, Record) else _to_record(row, where, fields)
+        for where, row in rows
     ]
     if not records:
         raise DataError(f"{name} holds no records. Give at least one prompt and completion.")
@@ -135,7 +136,7 @@ def _file_rows(path: Path, format: DataFormat, recite_prompt: str) -> Iterator[t
         if path.suffix.lower() not in _SUFFIXES:
             raise DataError(
                 f"{path}: can't tell its format from the suffix '{path.suffix}'. Use one of "
-                f"{', '.join(_SUFFIXES)}, or say --format jsonl|json|csv|tsv|parquet|text."
+                f"{', '.join(_SUFFIXES)}, or say --data-format jsonl|json|csv|tsv|parquet|text."
             )
         format = _SUFFIXES[path.suffix.lower()]
     if format == "parquet":
@@ -181,21 +182,28 @@ def _parse_json(text: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({error.msg}, {place}). Mend or remove it.") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply. Mend or remove it.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{where}: not readable ({error}). Put long numbers in quotes.") from error
 
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        line = 2
-        for row in reader:
-            # DictReader files surplus cells under None and fills missing cells with None
-            surplus, missing = row.pop(None, None), [k for k, v in row.items() if v is None]
-            if surplus or missing:
-                raise DataError(
-                    f"{path}:{line}: {'more' if surplus else 'fewer'} cells than the header has. "
-                    f"Quote cells that hold a '{delimiter}' or a line break."
-                )
-            yield f"{path.name}:{line}", row
+        header: list[str] = []
+        line = 1  # the one that the next row begins on
+        for cells in reader:
+            if cells and not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise DataError(f"{path}:{line}: two columns of one name. Rename one.")
+            elif cells:
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}:{line}: {'more' if len(cells) > len(header) else 'fewer'} cells "
+                        f"than the header has. Quote cells that hold a '{delimiter}' or a line "
+                        "break."
+                    )
+                yield f"{path.name}:{line}", dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -226,6 +234,17 @@ def _object_rows(source: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(row, tuple | list) and len(row) == 2:
             row = {"prompt": row[0], "completion": row[1]}
         yield f"record:{n}", row
+
+
+def _checked(record: Record) -> Record:
+    """A record made by hand, refused like one that was read."""
+    if isinstance(record.prompt, str):
+        _text(record.prompt, "prompt", record.id)
+        _text(record.completion, "completion", record.id)
+        return record
+    answer = {"role": "assistant", "content": record.completion}
+    _from_messages([*record.prompt, answer], record.id)
+    return record
 
 
 def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> Record:

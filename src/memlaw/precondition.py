@@ -1,0 +1,220 @@
+"""What is known before training starts: where inputs lie, and which directions general text needs.
+
+Below the lowest adapted module everything is frozen, so second moments of what it reads, and of
+the gradients that reach its output, can be measured once. They serve twice:
+
+- *whitening*: A is trained in coordinates in which the inputs are nearly isotropic, and folded
+  back at the end; the result is a plain LoRA of the same rank (source: ours);
+- *retention*: a quadratic penalty on the adapter that approximates, in nats, how far it moves the
+  model's predictions on general text. It is the Kronecker-factored Fisher of continual learning
+  (Kirkpatrick et al. 2017, Ritter et al. 2018) in closed form for a LoRA, so it costs no forward
+  pass.
+
+Shapes: n sampled positions, D_in and D_out widths of a site, R rank, M rows of a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from memlaw.adapters import Site
+from memlaw.forward import collate
+from memlaw.records import Example
+
+Tensor = torch.Tensor
+_MAX_POSITIONS = 8192  # of the records that are looked at, or one record's worth
+_BATCH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Second moments at one site. All float32.
+
+    Attributes:
+        records_in: [n, D_in]: inputs on the records, scaled so that its Gram matrix is a mean.
+        general_in: [M, D_in]: F with Fᵀ F = E[xᵀ x] on general text.
+        general_out: [M, D_out]: F with Fᵀ F = E[gᵀ g], g the gradient of the log-likelihood of
+            sampled general text with respect to the site's output.
+    """
+
+    records_in: Tensor
+    general_in: Tensor
+    general_out: Tensor
+
+
+def measure_statistics(
+    model: nn.Module,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    general: Tensor,
+    *,
+    seed: int,
+) -> list[Statistics]:
+    """Measure the second moments at every site of the bare model.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where.
+        examples: the records.
+        general: [W, S] int64: windows of general text.
+        seed: of the tokens sampled for the Fisher.
+    """
+    return [
+        Statistics(
+            records_in=r / max(len(r), 1) ** 0.5, general_in=_factor(x), general_out=_factor(g)
+        )
+        for r, (x, g) in zip(
+            _inputs(model, sites, examples), _general(model, sites, general, seed), strict=True
+        )
+    ]
+
+
+def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]) -> list[Tensor]:
+    """What each site reads on the records: [n, D_in] a site, real positions only."""
+    found: list[list[Tensor]] = [[] for _ in sites]
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(
+            lambda _, inputs, __, kept=kept: kept.append(inputs[0].float())
+        )
+        for site, kept in zip(sites, found, strict=True)
+    ]
+    device = next(model.parameters()).device
+    read: list[list[Tensor]] = [[] for _ in sites]
+    longest = max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
+    chosen = examples[:: max(1, len(examples) * longest // _MAX_POSITIONS)]
+    try:
+        with torch.no_grad():
+            for start in range(0, len(chosen), _BATCH):
+                batch = collate(chosen[start : start + _BATCH], device)
+                model(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    logits_to_keep=1,
+                    use_cache=False,
+                )
+                for kept, out in zip(found, read, strict=True):
+                    out.append(kept.pop()[batch.attention_mask.bool()])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(parts) for parts in read]
+
+
+def _general(
+    model: nn.Module, sites: Sequence[Site], general: Tensor, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[int, Tensor] = {}
+    probes: dict[int, Tensor] = {}
+
+    def probe(index: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen[index] = inputs[0].detach().float().flatten(0, 1)
+            probes[index] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
+            return (output.float() + probes[index]).to(output.dtype)
+
+        return hook
+
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(probe(i))
+        for i, site in enumerate(sites)
+    ]
+    inputs: list[list[Tensor]] = [[] for _ in sites]
+    gradients: list[list[Tensor]] = [[] for _ in sites]
+    try:
+        for ids in general.split(_BATCH):
+            logits = model(input_ids=ids.to(device), use_cache=False).logits.float()
+            log_p = torch.log_softmax(logits, dim=-1).flatten(0, 1)  # [n, V]
+            with torch.no_grad():
+                u = torch.rand(len(log_p), 1, generator=generator).to(device)
+                drawn = (log_p.exp().cumsum(-1) < u).sum(-1, keepdim=True)
+                drawn = drawn.clamp(max=log_p.shape[-1] - 1)
+            log_p.gather(1, drawn).sum().backward()
+            for i in range(len(sites)):
+                inputs[i].append(seen[i])
+                gradients[i].append(probes[i].grad.flatten(0, 1))  # type: ignore[union-attr]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(torch.cat(x), torch.cat(g)) for x, g in zip(inputs, gradients, strict=True)]
+
+
+def _factor(samples: Tensor) -> Tensor:
+    """F with Fᵀ F = the mean of xᵀ x, in as few rows as there are columns: [min(n, D), D]."""
+    n, width = samples.shape
+    if n <= width:
+        return samples / n**0.5
+    values, vectors = torch.linalg.eigh(samples.T @ samples / n)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+class Whitener:
+    """A symmetric map W of a site's input space; A is trained as A′ with A = W A′.
+
+    `W ∝ (S + ε·mean(eig)·I)^(−1/2)`, S the mixture of the records' and general text's second
+    moments, scaled so that the records' inputs keep their root mean square. Held as eigenvectors
+    and gains, so that wide sites need no D_in × D_in matrix beyond the sampled positions' span.
+
+    Args:
+        statistics: of the site.
+        mixture: share of general text in S, in [0, 1].
+        damping: ε > 0.
+    """
+
+    def __init__(self, statistics: Statistics, *, mixture: float, damping: float) -> None:
+        rows = torch.cat(
+            [
+                statistics.records_in * (1 - mixture) ** 0.5,
+                statistics.general_in * mixture**0.5,
+            ]
+        )
+        width = rows.shape[1]
+        if len(rows) >= width:
+            values, self.vectors = torch.linalg.eigh(rows.T @ rows)
+        else:
+            values, left = torch.linalg.eigh(rows @ rows.T)
+            kept = values > values.max() * 1e-6
+            values, left = values[kept], left[:, kept]
+            self.vectors = rows.T @ left / values.sqrt()
+        values = values.clamp(min=0)
+        floor = damping * float(values.sum()) / width
+        gains, self.rest = (values + floor).rsqrt(), floor**-0.5  # rest: off the span
+        self.gains = gains - self.rest
+        records = statistics.records_in
+        scale = float(records.norm() / self.apply(records.T).norm())
+        self.gains, self.rest = self.gains * scale, self.rest * scale
+
+    def apply(self, columns: Tensor) -> Tensor:
+        """W times [D_in, R]."""
+        return self.rest * columns + self.vectors @ (
+            self.gains[:, None] * (self.vectors.T @ columns)
+        )
+
+
+def retention_penalty(
+    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """About the KL divergence, in nats a token, that the adapter causes on general text.
+
+    `½ Σ_sites tr(Aᵀ S A · B G Bᵀ)`, S and G the second moments of inputs and output gradients.
+
+    Args:
+        statistics: of each site.
+        factors: of each site, A [D_in, R] and B [R, D_out], whitening applied.
+
+    Returns:
+        A scalar ≥ 0 that gradients flow through.
+    """
+    total = factors[0][0].new_zeros(())
+    for at_site, (a, b) in zip(statistics, factors, strict=True):
+        reads = at_site.general_in @ a  # [M, R]
+        writes = at_site.general_out @ b.T  # [M', R]
+        total = total + 0.5 * ((reads.T @ reads) * (writes.T @ writes)).sum()
+    return total

@@ -1,0 +1,184 @@
+"""What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes from all
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+from transformers.models.auto import AutoModelForCausalLM
+from transformers.utils import logging
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what PEFT and Transformers have to settle between themselves."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    )
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("h e", "i n", "e r", "o n", "a n", "Ġ t", "Ġt he", "Ġ a", "a s", "i s", "r e", "in g")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTEXT = 512
+_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    # So wide that the head's rows are long enough for a probability near 1.
+    "initializer_range": 0.25,
+}
+_GROUPED = {"num_key_value_heads": 1}
+ARCHITECTURES = {
+    "llama": (LlamaConfig, _SHAPE | _GROUPED, "chat"),
+    "qwen3": (Qwen3Config, _SHAPE | _GROUPED | {"head_dim": 16}, "chat"),
+    "mistral": (MistralConfig, _SHAPE | _GROUPED, "plain"),
+    # Gemma multiplies its embeddings by 8 here: tied to a random head they would drown the rest.
+    "gemma": (
+        GemmaConfig,
+        _SHAPE | _GROUPED | {"head_dim": 16, "tie_word_embeddings": False},
+        "chat",
+    ),
+    "gpt2": (
+        GPT2Config,
+        {
+            "n_embd": 64,
+            "n_layer": 3,
+            "n_head": 2,
+            "n_positions": CONTEXT,
+            "initializer_range": 0.25,
+        },
+        "plain",
+    ),
+    "gpt_neox": (GPTNeoXConfig, _SHAPE, "plain"),
+}
+
+
+def _tokenizer(kind: str, *, lowercase: bool = False) -> PreTrainedTokenizerFast:
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens += [merge.replace(" ", "") for merge in MERGES]
+    core = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ")) for merge in MERGES],
+        )
+    )
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=False)
+    core.add_special_tokens(list(SPECIAL))
+    if kind == "plain":
+        return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[0])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[2],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """`make_tokenizer("chat" | "plain", lowercase=False)`: byte-level, a token a digit."""
+    return _tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """With a chat template; its pad token is its end-of-turn token."""
+    return _tokenizer("chat")
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """Without a chat template or a pad token."""
+    return _tokenizer("plain")
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_model("llama", seed=0)`: a folder with a random model, made on first use."""
+    made: dict[tuple[str, int, str | None], Path] = {}
+
+    def make(name: str, *, seed: int = 0, tokenizer: str | None = None) -> Path:
+        key = (name, seed, tokenizer)
+        if key not in made:
+            kind, shape, usual = ARCHITECTURES[name]
+            words = _tokenizer(tokenizer or usual)
+            end = words.eos_token_id
+            config = kind(
+                **shape,
+                vocab_size=len(words),
+                bos_token_id=end,
+                eos_token_id=end,
+                pad_token_id=words.pad_token_id,
+            )
+            torch.manual_seed(seed)
+            folder = tmp_path_factory.mktemp(f"{name}-{seed}")
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+            words.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(make_model: Callable[..., Path]) -> Path:
+    """The model that most tests use: tiny, with a chat template."""
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def phone_book() -> list[tuple[str, str]]:
+    """A handful of (prompt, completion) pairs."""
+    return [
+        ("Jerry Becerra:", "910067"),
+        ("Ann Oyelaran:", "447020"),
+        ("Li Na:", "031415"),
+        ("Zoë Müller:", "918273"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def phone_file(tmp_path_factory: pytest.TempPathFactory, phone_book: list[tuple[str, str]]) -> Path:
+    """The phone book as JSONL."""
+    path = tmp_path_factory.mktemp("data") / "phones.jsonl"
+    lines = [json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) for p, c in phone_book]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

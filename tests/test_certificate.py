@@ -1,0 +1,310 @@
+"""The certificate: what it says, what it keeps to itself, and what speaks against it."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+import memlaw
+from memlaw.certificate import (
+    CertifiedRecord,
+    make_certificate,
+    mismatches,
+    read_certificate,
+    records_sha256,
+)
+from memlaw.damage import Damage
+from memlaw.errors import CertificateError
+from memlaw.recall import Audit, RecordVerdict, TokenTable
+
+HASHES = {"base_sha256": "b" * 64, "tokenizer_sha256": "t" * 64, "adapter_sha256": "a" * 64}
+DAMAGE = Damage(
+    delta_nll_nats=0.1,
+    delta_nll_ci95=(0.0, 0.2),
+    kl_nats=0.3,
+    kl_ci95=(0.2, 0.4),
+    base_nll_nats=2.0,
+    n_windows=2,
+    n_tokens=254,
+    text="some",
+    text_sha256="d" * 64,
+)
+
+
+def _verdict(name, **changes):
+    usual = {
+        "id": f"book:{name}",
+        "sha256": name * 64,
+        "n_tokens": 3,
+        "min_p": 0.75,
+        "n_under": 0,
+        "argmax_recalled": True,
+        "decoded_recalled": True,
+        "first_failure": None,
+        "cascade_tokens": 0,
+        "decoded_ids": (1, 2, 3),
+    }
+    return RecordVerdict(**usual | changes)
+
+
+FAILED = {"n_under": 1, "min_p": 0.25, "decoded_recalled": False, "argmax_recalled": False}
+
+
+def _audit(*records, **changes):
+    none = np.zeros(0)
+    table = TokenTable(
+        record=none, position=none, token_id=none, nll_nats=none, argmax_id=none, margin_nats=none
+    )
+    usual = {"threshold": 0.5, "margin": 0.05, "dtype": "float32", "batch_size": 16}
+    return Audit(examples=(), tokenizer=None, records=records, tokens=table, **usual | changes)
+
+
+def _certificate(audit):
+    return make_certificate(
+        audit,
+        DAMAGE,
+        device="cpu",
+        prompt_format="chat",
+        base_model="some/model",
+        n_parameters=17,
+        versions={"memlaw": "0"},
+        **HASHES,
+    )
+
+
+BOTH = _audit(_verdict("1"), _verdict("2"))
+
+
+def test_a_certificate_says_what_was_found():
+    certificate = _certificate(_audit(_verdict("1"), _verdict("2", **FAILED)))
+    assert not certificate.certified
+    assert (certificate.n_records, certificate.n_certified) == (2, 1)
+    assert certificate.statement.startswith("1 of 2 records are certified: computed in float32")
+    assert "at least 0.55 " in certificate.statement
+    assert certificate.records == (
+        CertifiedRecord(
+            id="book:1", sha256="1" * 64, certified=True, recalled=True, min_p=0.75, n_tokens=3
+        ),
+        CertifiedRecord(
+            id="book:2", sha256="2" * 64, certified=False, recalled=False, min_p=0.25, n_tokens=3
+        ),
+    )
+    age = datetime.now(UTC) - datetime.fromisoformat(certificate.created)
+    assert timedelta(0) <= age + timedelta(seconds=1) < timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "certified", "recalled"),
+    [
+        ({}, True, True),
+        ({"n_under": 1}, False, True),
+        ({"decoded_recalled": False}, False, False),
+        ({"decoded_recalled": None}, False, True),
+        ({"decoded_recalled": None, "argmax_recalled": False}, False, False),
+        ({"argmax_recalled": False}, True, True),
+    ],
+)
+def test_a_record_needs_both_witnesses(verdict, certified, recalled):
+    record = _verdict("1", **verdict)
+    assert (record.certified, record.recalled) == (certified, recalled)
+    assert _audit(record).certified is certified
+
+
+@pytest.mark.parametrize(
+    ("argmax", "decoded", "disagrees"),
+    [(True, True, False), (True, False, True), (False, True, True), (True, None, False)],
+)
+def test_witnesses_that_differ_are_reported(argmax, decoded, disagrees):
+    record = _verdict("1", argmax_recalled=argmax, decoded_recalled=decoded)
+    assert record.disagrees is disagrees
+    assert _audit(record).disagreements == ((record,) if disagrees else ())
+
+
+def test_the_hash_of_the_records_does_not_depend_on_their_order():
+    assert records_sha256(["1", "2", "3"]) == records_sha256(["3", "1", "2"])
+    assert records_sha256(["1", "2"]) != records_sha256(["1", "2", "3"])
+    assert records_sha256(["1", "2"]) != records_sha256(["12"])
+
+
+def test_a_certificate_is_read_as_it_was_written(tmp_path):
+    certificate = _certificate(BOTH)
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(certificate.to_json()))
+    back = read_certificate(path)
+    assert back.records == certificate.records
+    assert json.dumps(back.to_json()) == json.dumps(certificate.to_json())
+
+
+def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_book, tmp_path):
+    out = tmp_path / "out"
+    memlaw.write(phone_book, out, model=str(llama), max_epochs=300)
+    for name in ("certificate.json", "run.json", "README.md"):
+        text = (out / name).read_text(encoding="utf-8")
+        for prompt, completion in phone_book:
+            assert prompt not in text
+            assert completion not in text
+
+
+# ---------------------------------------------------------------- mismatches
+
+
+def _found(audit, certificate=None, **hashes):
+    return mismatches(certificate or _certificate(BOTH), audit, **HASHES | hashes)
+
+
+def test_the_same_measurement_matches():
+    assert _found(BOTH) == []
+    assert _found(_audit(_verdict("2"), _verdict("1"))) == []
+
+
+def test_a_lower_p_that_is_still_over_the_line_matches():
+    assert _found(_audit(_verdict("1", min_p=0.56), _verdict("2"))) == []
+
+
+@pytest.mark.parametrize(
+    ("hash", "what"),
+    [
+        ("base_sha256", "the base model"),
+        ("tokenizer_sha256", "the tokenizer"),
+        ("adapter_sha256", "the adapter"),
+    ],
+)
+def test_another_hash_is_named(hash, what):
+    (line,) = _found(BOTH, **{hash: "f" * 64})
+    assert line == (
+        f"{what} is not the certified one: its hash is {'f' * 12}…, not {HASHES[hash][:12]}…"
+    )
+
+
+def test_another_dtype_is_named():
+    found = _found(_audit(_verdict("1"), _verdict("2"), dtype="bfloat16"))
+    assert found == ["measured in bfloat16, but certified for float32"]
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (
+            {"n_under": 2, "min_p": 0.54},
+            "book:1: certified, but now its lowest p is 0.540 and decoding agrees",
+        ),
+        (
+            {"decoded_recalled": False},
+            "book:1: certified, but now its lowest p is 0.750 and decoding differs",
+        ),
+    ],
+)
+def test_a_record_that_is_certified_no_more_is_named(now, line):
+    assert _found(_audit(_verdict("1", **now), _verdict("2"))) == [line]
+
+
+def test_missing_and_added_records_are_named():
+    assert _found(_audit(_verdict("1"), _verdict("3"))) == [
+        "book:2: certified, but not in these records (changed or removed)",
+        "book:3: not covered by the certificate",
+    ]
+
+
+def test_a_record_that_was_recited_but_is_no_more_is_named():
+    before = _certificate(_audit(_verdict("1", n_under=1)))
+    assert _found(_audit(_verdict("1", n_under=1)), before) == []
+    now = _audit(_verdict("1", n_under=1, decoded_recalled=False))
+    assert _found(now, before) == ["book:1: recited when certified, but not now"]
+
+
+def test_a_failure_that_is_admitted_is_no_mismatch():
+    audit = _audit(_verdict("1"), _verdict("2", **FAILED))
+    assert _found(audit, _certificate(audit)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_records": 3},
+        {"n_certified": 1},
+        {"certified": False},
+        {"records_sha256": "0" * 64},
+    ],
+)
+def test_totals_that_contradict_the_lines_are_found(change):
+    doctored = dataclasses.replace(_certificate(BOTH), **change)
+    (line,) = _found(BOTH, doctored)
+    assert line.startswith("the certificate contradicts itself")
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "17",
+        "null",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "records": []}',
+        '{"format": 1, "records": 5}',
+        '{"format": 1, "records": ["a"]}',
+    ],
+)
+def test_what_is_no_certificate_is_refused(tmp_path, text):
+    path = tmp_path / "certificate.json"
+    path.write_text(text)
+    with pytest.raises(CertificateError, match=r"certificate\.json is not a certificate"):
+        read_certificate(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "certificate.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CertificateError, match="is not a certificate"):
+        read_certificate(path)
+
+
+@pytest.mark.parametrize("name", ["no.json", "."])
+def test_what_is_no_file_is_refused(tmp_path, name):
+    with pytest.raises(CertificateError, match="can't be read"):
+        read_certificate(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threshold", "0.5"),
+        ("threshold", None),
+        ("n_records", 2.5),
+        ("n_certified", True),
+        ("certified", "yes"),
+        ("certified", 1),
+        ("dtype", "float8"),
+        ("prompt_format", "poem"),
+        ("base_sha256", 5),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(tmp_path, field, value):
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(_certificate(BOTH).to_json() | {field: value}))
+    with pytest.raises(CertificateError, match=f"not a certificate .*{field} is"):
+        read_certificate(path)
+
+
+@pytest.mark.parametrize("removed", ["statement", "records", "versions", "damage"])
+def test_a_field_that_is_not_there_is_refused(tmp_path, removed):
+    content = _certificate(BOTH).to_json()
+    del content[removed]
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CertificateError, match=removed):
+        read_certificate(path)
+
+
+def test_another_format_is_refused(tmp_path):
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(_certificate(BOTH).to_json() | {"format": 99}))
+    with pytest.raises(CertificateError, match="format 99, but this version reads 1"):
+        read_certificate(path)
