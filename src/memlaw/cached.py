@@ -323,6 +323,7 @@ def head_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tenso
             part = hidden.detach()[chosen].requires_grad_()
             losses = F.cross_entropy(head(part).float(), targets[chosen], reduction="none")
             (weights[chosen] * losses).sum().backward()
+            assert part.grad is not None  # backward has just filled it
             gradient[chosen] = part.grad
         hidden.backward(gradient)
 

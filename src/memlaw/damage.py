@@ -68,6 +68,13 @@ def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
         raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
 
 
+def retained_text() -> str:
+    """The text whose predictions training is held to: the topics that damage isn't measured on."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics)[::2])
+
+
 def windows(
     tokenizer: Any, text: str, *, context: int | None, n_windows: int = N_WINDOWS
 ) -> Tensor:

@@ -314,7 +314,10 @@ class PlainEngine:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go back to what `state()` returned."""
         if values["rank"] != self.adapter.rank:
-            self.adapter = self.adapter.grown(values["rank"])
+            at = self.adapter
+            self.adapter = Adapter(
+                at.sites, rank=values["rank"], seed=at.seed, whiteners=at.whiteners
+            ).to(self.device)
         self.adapter.load_state_dict(
             {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
         )

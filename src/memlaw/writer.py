@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import tempfile
@@ -24,9 +25,10 @@ from memlaw.adapters import (
     resolve_sites,
     save_adapter,
 )
+from memlaw.cached import CachedEngine
 from memlaw.card import model_card
 from memlaw.certificate import CERTIFICATE_FILE, Certificate, make_certificate
-from memlaw.damage import Damage, measure_damage, unseen_text, windows
+from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
 from memlaw.engine import DivergedError, EpochStats, PlainEngine, TrainConfig
 from memlaw.errors import ConfigError
 from memlaw.folder import (
@@ -40,6 +42,7 @@ from memlaw.folder import (
 )
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import resolve_objective
+from memlaw.precondition import Statistics, Whitener, measure_statistics
 from memlaw.recall import Audit, audit_examples
 from memlaw.records import (
     RECITE_PROMPT,
@@ -80,6 +83,8 @@ class WriteConfig(TrainConfig):
         placement: down_proj, mlp (in parallel with the MLP block), attn, all-linear, or names of
             linear modules joined by commas.
         layers: decoder layers from 0; auto is two thirds of the way up; all.
+        engine: cached computes what training can't change once; plain is the short reference,
+            the same numbers but for rounding, slower.
         max_epochs: give up after so many.
         dtype: what the model computes in; auto is what plain from_pretrained uses.
         device: auto takes CUDA, then MPS, then the CPU.
@@ -100,6 +105,7 @@ class WriteConfig(TrainConfig):
     max_rank: int = 64
     placement: str = "down_proj"
     layers: Layers = "auto"
+    engine: Literal["cached", "plain"] = "cached"
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -121,7 +127,7 @@ class WriteConfig(TrainConfig):
                 f"threshold {self.threshold:g} is out of range [0.5, 1): at 0.5 and under, a "
                 "token need not be the argmax."
             )
-        if not 0 <= self.margin < 1 - self.threshold:
+        if not (self.margin >= 0 and self.threshold + self.margin < 1):
             raise ConfigError(
                 f"margin {self.margin:g} is out of range: 0 to under {1 - self.threshold:g} for "
                 f"threshold {self.threshold:g}."
@@ -137,6 +143,14 @@ class WriteConfig(TrainConfig):
         for name, value in positive.items():
             if not value > 0:
                 raise ConfigError(f"{name} is {value:g}; it must be above 0.")
+        if not self.learning_rate < 1e37:
+            raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
+        if not 0 <= self.whiten_mixture <= 1:
+            raise ConfigError(f"whiten_mixture is {self.whiten_mixture:g}; it must be 0 to 1.")
+        if not 1e-6 <= self.whiten_damping <= 1e6:
+            raise ConfigError(f"whiten_damping is {self.whiten_damping:g}; it must be 1e-6 to 1e6.")
+        if not 0 <= self.retention <= 1e6:
+            raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
@@ -300,8 +314,19 @@ class _Run:
         checkpoint = read_checkpoint(out, self._identity()) if config.resume else None
         self.base_audit = self._measure_base()
         rank = config.rank if config.rank != "auto" else self._first_rank()
-        adapter = Adapter(self.sites, rank=rank, seed=config.seed).to(base.model.device)
-        self.engine = PlainEngine(base.model, adapter, self.examples, config)
+        statistics = self._measure_statistics() if config.whiten or config.retention else []
+        adapter = Adapter(
+            self.sites,
+            rank=rank,
+            seed=config.seed,
+            whiteners=[
+                Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
+                for s in statistics
+                if config.whiten
+            ],
+        ).to(base.model.device)
+        engine = CachedEngine if config.engine == "cached" else PlainEngine
+        self.engine = engine(base.model, adapter, self.examples, config, statistics)
         self.curve: list[dict[str, Any]] = []
         self.audit: Audit | None = None
         if checkpoint is not None:
@@ -321,6 +346,13 @@ class _Run:
             decode="none",
         )
 
+    def _measure_statistics(self) -> list[Statistics]:
+        base = self.base
+        text = windows(base.tokenizer, retained_text(), context=base.context_length)
+        return measure_statistics(
+            base.model, self.sites, self.examples, text, seed=self.config.seed
+        )
+
     def _first_rank(self) -> int:
         """A power of two with room to spare: about a tenth of a bit for each parameter."""
         width = sum(s.d_in + s.d_out for s in self.sites)
@@ -334,11 +366,12 @@ class _Run:
     def train(self) -> str:
         """Train until certified or out of epochs; returns why it ended."""
         engine, config = self.engine, self.config
-        good = engine.state()
+        confirmed = good = engine.state()  # confirmed: a whole epoch found it to compute numbers
         saved_at = time.perf_counter()
         try:
             while engine.epoch < config.max_epochs:
                 stats = engine.run_epoch()
+                confirmed = good
                 self.curve.append(asdict(stats))
                 self.audit = None
                 self.observer.epoch(stats, len(self.examples), config.max_epochs)
@@ -358,11 +391,16 @@ class _Run:
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                     self._write_checkpoint(good)
                     saved_at = time.perf_counter()
+            self.audit = self.certify()
+            if not math.isfinite(self.audit.nll_nats):
+                raise DivergedError(f"the loss is not finite after step {engine.n_steps}.")
         except DivergedError as error:
             self.observer.notice(
-                f"Stopped: {error} The state after epoch {good[1]['epoch']} is kept."
+                f"Stopped: {error} The state after epoch {confirmed[1]['epoch']} is kept."
             )
-            engine.restore(*good)
+            engine.restore(*confirmed)
+            del self.curve[engine.epoch :]
+            self.audit = None
             return f"diverged: {error}"
         except KeyboardInterrupt:
             if good[1]["epoch"]:
@@ -412,7 +450,8 @@ class _Run:
 
     def _write_checkpoint(self, state: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
         tensors, values = state
-        content = {"identity": self._identity(), "engine": values, "curve": self.curve}
+        curve = self.curve[: values["epoch"]]  # an interrupted epoch may be in it already
+        content = {"identity": self._identity(), "engine": values, "curve": curve}
         write_checkpoint(self.out, tensors, content)
 
     def finish(
