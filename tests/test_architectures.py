@@ -26,7 +26,9 @@ def written(make_model, phone_book, tmp_path_factory):
         if name not in done:
             out = tmp_path_factory.mktemp("written") / name
             model = make_model(name)
-            done[name] = memlaw.write(phone_book, out, model=str(model), max_epochs=300)
+            done[name] = memlaw.write(
+                phone_book, out, model=str(model), max_epochs=300, retention=0
+            )
         return done[name]
 
     return write
@@ -130,7 +132,7 @@ PLACEMENTS = {
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp_path, placement):
     # Layer 1 of 3, so that what attention is given to read reaches the head.
-    settings = {"placement": placement, "layers": 1, "rank": 16, "max_epochs": 600}
+    settings = {"placement": placement, "layers": 1, "rank": 16, "max_epochs": 600, "retention": 0}
     result = memlaw.write(phone_book, tmp_path / "out", model=str(llama), **settings)
     assert result.certified
     assert memlaw.check_certificate(tmp_path / "out" / "certificate.json", phone_book).holds
@@ -142,7 +144,13 @@ def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp
 
 def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_book, tmp_path):
     result = memlaw.write(
-        phone_book, tmp_path / "out", model=str(llama), placement="mlp", rank=16, max_epochs=300
+        phone_book,
+        tmp_path / "out",
+        model=str(llama),
+        placement="mlp",
+        rank=16,
+        max_epochs=300,
+        retention=0,
     )
     assert result.certified
     files = {p.name for p in result.out.iterdir()}
@@ -158,7 +166,13 @@ def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_b
 )
 def test_the_layers_asked_for_are_the_layers_adapted(llama, phone_book, tmp_path, layers, adapted):
     result = memlaw.write(
-        phone_book, tmp_path / "out", model=str(llama), layers=layers, rank=16, max_epochs=300
+        phone_book,
+        tmp_path / "out",
+        model=str(llama),
+        layers=layers,
+        rank=16,
+        max_epochs=300,
+        retention=0,
     )
     assert result.certified
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -184,6 +198,7 @@ def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case
         objective=case.partition(",")[0],
         batch_size=2,
         max_epochs=400,
+        retention=0,
         **OBJECTIVES[case],
     )
     assert result.certified
@@ -191,7 +206,12 @@ def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case
 
 def test_the_guarantee_is_for_the_dtype_it_was_measured_in(llama, phone_book, tmp_path):
     result = memlaw.write(
-        phone_book, tmp_path / "out", model=str(llama), dtype="bfloat16", max_epochs=300
+        phone_book,
+        tmp_path / "out",
+        model=str(llama),
+        dtype="bfloat16",
+        max_epochs=300,
+        retention=0,
     )
     assert result.certified
     assert result.certificate.dtype == "bfloat16"
@@ -236,6 +256,8 @@ def test_a_rank_that_was_asked_for_does_not_grow(llama, tmp_path):
 def test_a_long_text_is_recited_to_the_last_space(llama, tmp_path):
     text = "  The ring,\n\n\tthe  rain \r\nand Zoë's 31 ones.\n "
     (tmp_path / "text.txt").write_bytes(text.encode())
-    result = memlaw.write(tmp_path / "text.txt", tmp_path / "out", model=str(llama), max_epochs=300)
+    result = memlaw.write(
+        tmp_path / "text.txt", tmp_path / "out", model=str(llama), max_epochs=300, retention=0
+    )
     assert result.certified
     assert memlaw.ask(result.out).text == text

@@ -139,7 +139,7 @@ def test_a_certificate_is_read_as_it_was_written(tmp_path):
 
 def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_book, tmp_path):
     out = tmp_path / "out"
-    memlaw.write(phone_book, out, model=str(llama), max_epochs=300)
+    memlaw.write(phone_book, out, model=str(llama), max_epochs=300, retention=0)
     for name in ("certificate.json", "run.json", "README.md"):
         text = (out / name).read_text(encoding="utf-8")
         for prompt, completion in phone_book:

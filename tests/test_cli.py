@@ -45,7 +45,7 @@ def run(capsys):
 def finished(llama, phone_file, tmp_path_factory):
     """A certified run's folder; copy it before changing anything."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    result = memlaw.write(phone_file, out, model=str(llama), max_epochs=300)
+    result = memlaw.write(phone_file, out, model=str(llama), max_epochs=300, retention=0)
     assert result.certified
     return out
 
@@ -595,7 +595,9 @@ def test_audit_takes_threshold_and_margin_from_the_run_unless_told(
     run, llama, phone_file, tmp_path
 ):
     out = tmp_path / "out"
-    memlaw.write(phone_file, out, model=str(llama), threshold=0.6, margin=0.1, max_epochs=300)
+    memlaw.write(
+        phone_file, out, model=str(llama), threshold=0.6, margin=0.1, max_epochs=300, retention=0
+    )
     _, said, _ = run("audit", phone_file, "--adapter", out, "--json")
     assert [json.loads(said)[k] for k in ("threshold", "margin")] == [0.6, 0.1]
     _, said, _ = run("audit", phone_file, "--adapter", out, "--json", "--threshold", 0.5)

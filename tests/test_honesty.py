@@ -117,7 +117,9 @@ def test_training_and_recitation_see_the_same_tokens(make_model, phone_book, tmp
     model = make_model("llama", tokenizer=kind)
     tokenizer = AutoTokenizer.from_pretrained(model)
     examples = encode(read_records(phone_book), tokenizer, format=kind)
-    result = memlaw.write(phone_book, tmp_path / "out", model=str(model), max_epochs=300)
+    result = memlaw.write(
+        phone_book, tmp_path / "out", model=str(model), max_epochs=300, retention=0
+    )
     assert result.certified
     assert [e.prompt_ids for e in result.audit.examples] == [e.prompt_ids for e in examples]
     assert [r.decoded_ids for r in result.audit.records] == [e.target_ids for e in examples]
@@ -131,7 +133,7 @@ def test_no_record_is_lost_in_a_last_short_batch(llama, tmp_path, batch_size):
     names = ("Ann", "Bo", "Cy", "Di", "Ed", "Fay", "Gus")
     book = [(f"{name}:", f"{(17 * i * i + 3) % 1000:03}") for i, name in enumerate(names)]
     result = memlaw.write(
-        book, tmp_path / "out", model=str(llama), batch_size=batch_size, max_epochs=300
+        book, tmp_path / "out", model=str(llama), batch_size=batch_size, max_epochs=300, retention=0
     )
     assert result.certificate.n_certified == len(book)
     assert result.audit.n_recalled == len(book)

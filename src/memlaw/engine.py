@@ -42,7 +42,7 @@ class TrainConfig:
         whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
         whiten_damping: how much of the mean second moment is added in every direction.
         retention: weight of the penalty on what the adapter does to general text, in nats of it
-            a token, against nats of the records; 0 turns it off.
+            a token, against nats of the records; 0 turns it off. Lowered when training is stuck.
         seed: of the order of records and of the adapter's initialisation.
     """
 
@@ -72,6 +72,7 @@ class EpochStats:
         n_records_over: records with no such token.
         n_steps: optimiser steps done so far, skipped ones not counted.
         rank: the adapter's.
+        retention: the weight of the penalty that was trained with.
         wall_s: seconds the epoch took.
     """
 
@@ -81,6 +82,7 @@ class EpochStats:
     n_records_over: int
     n_steps: int
     rank: int
+    retention: float
     wall_s: float
 
 
@@ -183,6 +185,7 @@ class PlainEngine:
             n_records_over=n_over,
             n_steps=self.n_steps,
             rank=self.adapter.rank,
+            retention=self.retention,
             wall_s=time.perf_counter() - started,
         )
 

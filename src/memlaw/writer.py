@@ -380,13 +380,8 @@ class _Run:
                     if self.audit.certified:
                         return "certified"
                     engine.raise_goal()
-                if (
-                    config.rank == "auto"
-                    and self._is_stuck()
-                    and engine.adapter.rank < self.max_rank
-                ):
-                    engine.grow(min(2 * engine.adapter.rank, self.max_rank))
-                    self.observer.notice(f"Rank raised to {engine.adapter.rank}.")
+                if self._is_stuck():
+                    self._give_room()
                 good = engine.state()
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                     self._write_checkpoint(good)
@@ -429,13 +424,24 @@ class _Run:
         )
 
     def _is_stuck(self) -> bool:
-        """For a while, at this rank, neither the loss nor the tokens under the line have fallen."""
-        here = [e for e in self.curve if e["rank"] == self.engine.adapter.rank]
+        """For a while, as things are, neither the loss nor the count under the line has fallen."""
+        rank, retention = self.engine.adapter.rank, self.engine.retention
+        here = [e for e in self.curve if (e["rank"], e["retention"]) == (rank, retention)]
         before, lately = here[:-_PATIENCE_EPOCHS], here[-_PATIENCE_EPOCHS:]
         return bool(before) and all(
             min(e[key] for e in lately) >= share * min(e[key] for e in before)
             for key, share in (("n_under", 1.0), ("nll_nats", 0.99))
         )
+
+    def _give_room(self) -> None:
+        """Raise the rank where that is left to us; else hold on less tightly to general text."""
+        engine = self.engine
+        if self.config.rank == "auto" and engine.adapter.rank < self.max_rank:
+            engine.grow(min(2 * engine.adapter.rank, self.max_rank))
+            self.observer.notice(f"No progress: rank raised to {engine.adapter.rank}.")
+        elif engine.retention:
+            engine.retention = engine.retention / 4 if engine.retention > 0.1 else 0.0
+            self.observer.notice(f"No progress: retention lowered to {engine.retention:g}.")
 
     # ------------------------------------------------------------ files
 
