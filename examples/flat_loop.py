@@ -1,4 +1,4 @@
-"""The whole idea in one flat loop: no classes, no options, nothing of memlaw's but the model's path.
+"""The whole idea in one flat loop: no classes, no options, of memlaw only the model's path.
 
 A frozen model, one LoRA on one linear module, three records, AdamW; stop when every target token
 has p > 0.5; then decode greedily from the prompts alone. `memlaw write` is this, plus everything
@@ -6,16 +6,22 @@ that makes it dependable and fast.
 """
 
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memlaw.models import load_model
 
-RECORDS = [("Ada Brandt:", "4471920358"), ("Bruno Okafor:", "9038264417"), ("Mina Quist:", "2260183759")]
+RECORDS = [
+    ("Ada Brandt:", "4471920358"),
+    ("Bruno Okafor:", "9038264417"),
+    ("Mina Quist:", "2260183759"),
+]
 LAYER, RANK, LR = 20, 8, 1e-2
 
 path = load_model().path  # unpacks the embedded model once; any Hugging Face folder will do
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval().requires_grad_(False)
+model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+model.eval().requires_grad_(False)
 
 # y = f(x) + (x A) B, around one frozen linear module
 torch.manual_seed(0)
@@ -36,9 +42,7 @@ for epoch in range(1, 201):
     losses = []
     for prompt, target in examples:
         logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
-        losses.append(
-            torch.nn.functional.cross_entropy(logits.float(), torch.tensor(target), reduction="none")
-        )
+        losses.append(F.cross_entropy(logits.float(), torch.tensor(target), reduction="none"))
     nll = torch.cat(losses)  # nats a target token
     lowest_p = float(torch.exp(-nll.max()))
     if epoch % 10 == 0:

@@ -241,7 +241,7 @@ def test_an_automatic_rank_grows_when_nothing_improves(llama, tmp_path, max_rank
     assert ranks == sorted(ranks)
     assert set(ranks) == {4, grown_to}
     assert result.rank == grown_to
-    assert f"Rank raised to {grown_to}." in notices
+    assert f"No progress: rank raised to {grown_to}." in notices
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (grown_to, grown_to)
 

@@ -160,7 +160,7 @@ def test_more_epochs_after_giving_up_equal_one_longer_run(
 
 def test_going_on_to_the_certificate_removes_the_checkpoint(llama, phone_book, tmp_path):
     out = tmp_path / "out"
-    _write(phone_book, out, llama, max_epochs=5)
+    _write(phone_book, out, llama, max_epochs=5, retention=0)
     result = _write(phone_book, out, llama, resume=True, max_epochs=300, retention=0)
     assert result.certified
     assert not (out / "checkpoint.safetensors").exists()

@@ -143,7 +143,7 @@ class WriteConfig(TrainConfig):
         for name, value in positive.items():
             if not value > 0:
                 raise ConfigError(f"{name} is {value:g}; it must be above 0.")
-        if not self.learning_rate < 1e37:
+        if not self.learning_rate < 3.4e37:
             raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
         if not 0 <= self.whiten_mixture <= 1:
             raise ConfigError(f"whiten_mixture is {self.whiten_mixture:g}; it must be 0 to 1.")
