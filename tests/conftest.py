@@ -1,6 +1,7 @@
 """What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes from all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     )
+    # A shell's background job ignores SIGINT, and its children inherit that; the signals that
+    # tests send must arrive there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

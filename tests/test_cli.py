@@ -914,3 +914,12 @@ def test_ask_recites_a_text_without_a_prompt(run, llama, tmp_path):
         "audit", tmp_path / "text.txt", "--certificate", tmp_path / "out" / "certificate.json"
     )
     assert status == 0, said
+
+
+def test_a_token_table_that_has_nowhere_to_go_is_refused_before_the_audit(
+    run, llama, phone_file, tmp_path
+):
+    target = tmp_path / "absent" / "tokens.parquet"
+    status, _, err = run("audit", phone_file, "--model", llama, "--tokens", target)
+    assert status == 2
+    assert "its folder does not exist" in _flat(err)

@@ -1,7 +1,7 @@
 """The certificate: what was found to be recalled, of what, by what, under which conditions.
 
 It holds hashes and verdicts, no text of the records. Nothing in it has to be believed:
-`check_certificate` measures everything again.
+`check_certificate` measures every verdict and hash again (not the damage).
 """
 
 from __future__ import annotations

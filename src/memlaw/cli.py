@@ -176,6 +176,8 @@ def _audit(args: list[str]) -> int:
     from memlaw.check import AuditConfig, audit, check_certificate
     from memlaw.console import ConsoleObserver, audit_json, show_audit, show_check
 
+    if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
+        raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Make it first.")
     config = AuditConfig(**{f.name: getattr(given, f.name) for f in fields(AuditConfig)})
     observer = ConsoleObserver()
     try:
