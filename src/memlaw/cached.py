@@ -108,9 +108,8 @@ class CachedEngine(PlainEngine):
             pack = self._pack(rows)
             with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
                 self._run(pack)
-            self.returns_tuple = isinstance(seen["layer_out"], tuple)
-            out = seen["layer_out"][0] if self.returns_tuple else seen["layer_out"]
-            self.hidden[pack.places] = (out if folds else seen["layer_in"])[0]
+            self.returns_tuple = seen["returns_tuple"]
+            self.hidden[pack.places] = seen["layer_out" if folds else "layer_in"][0]
             if self.site_input is not None:
                 self.site_input[pack.places] = seen["site_in"][0]
 
@@ -122,7 +121,6 @@ class CachedEngine(PlainEngine):
         with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
             self._run(pack)
         before = seen["layer_out"]
-        before = before[0] if isinstance(before, tuple) else before
         if before.shape[-1] != site.d_out:
             return False
         generator = torch.Generator().manual_seed(0)
@@ -133,9 +131,9 @@ class CachedEngine(PlainEngine):
                 self._run(pack)
         finally:
             hook.remove()
-        after = seen["layer_out"]
-        after = after[0] if isinstance(after, tuple) else after
-        error = ((after.float() - before.float()) - push.float()).norm() / push.float().norm()
+        error = (
+            (seen["layer_out"].float() - before.float()) - push.float()
+        ).norm() / push.float().norm()
         return bool(error < (1e-4 if before.dtype == torch.float32 else 0.05))
 
     def _run(self, pack: Pack) -> Tensor:
@@ -247,7 +245,8 @@ def _recording(layer: nn.Module, site: str, model: nn.Module) -> Iterator[dict[s
         seen["layer_in"] = args[0] if args else kwargs["hidden_states"]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        seen["layer_out"] = output
+        seen["returns_tuple"] = isinstance(output, tuple)
+        seen["layer_out"] = output[0] if isinstance(output, tuple) else output
 
     def at_site(module: nn.Module, args: Any) -> None:
         seen["site_in"] = args[0]
