@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 
+from memlaw import cached
 from memlaw.adapters import Adapter, resolve_sites
+from memlaw.bank import AdapterBank
 from memlaw.cached import CachedEngine, shared_prefix
 from memlaw.damage import retained_text, windows
-from memlaw.engine import PlainEngine, TrainConfig
+from memlaw.engine import PlainEngine
+from memlaw.errors import MemlawError
+from memlaw.learner import DivergedError, Learner, TrainConfig
 from memlaw.models import load_model
 from memlaw.precondition import Whitener, measure_statistics, retention_penalty
 from memlaw.records import Record, encode, resolve_prompt_format
@@ -28,6 +32,12 @@ BOOK = [
 ]
 
 
+def _engine(kind, base, sites, examples, **settings):
+    if kind is PlainEngine:
+        return PlainEngine(base.model, examples)
+    return CachedEngine(base.model, sites, examples, **settings)
+
+
 def _trained(kind, base, placement, objective, epochs, layers=(1,), whiten=True):
     examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
     sites = resolve_sites(base.model, placement, layers)
@@ -36,21 +46,20 @@ def _trained(kind, base, placement, objective, epochs, layers=(1,), whiten=True)
     whiteners = [Whitener(s, mixture=0.5, damping=0.01) for s in statistics] if whiten else []
     config = TrainConfig(objective=objective, batch_size=3, learning_rate=1e-2, retention=0.1)
     adapter = Adapter(sites, rank=4, seed=0, whiteners=whiteners)
-    engine = kind(base.model, adapter, examples, config, statistics)
-    losses = [engine.run_epoch().nll_nats for _ in range(epochs)]
-    return losses, engine
+    engine = _engine(kind, base, sites, examples)
+    learner = Learner(adapter, examples, config, statistics)
+    bank = AdapterBank(engine, [learner])
+    losses = [bank.run_epoch()[0].nll_nats for _ in range(epochs)]
+    return losses, learner
 
 
 def _assert_same(base, placement, objective="sft", layers=(1,)):
     plain, at_plain = _trained(PlainEngine, base, placement, objective, 10, layers)  # 20 steps
-    cached, at_cached = _trained(CachedEngine, base, placement, objective, 10, layers)
+    fast, at_cached = _trained(CachedEngine, base, placement, objective, 10, layers)
     assert at_plain.n_steps == at_cached.n_steps == 20
-    assert cached == pytest.approx(plain, abs=2e-4)
+    assert fast == pytest.approx(plain, abs=2e-4)
     assert plain[-1] < plain[0]
-    for slow, fast in zip(
-        at_plain.adapter.parameters(), at_cached.adapter.parameters(), strict=True
-    ):
-        assert (slow - fast).norm() <= 5e-3 * slow.norm()
+    _assert_close([at_cached], [at_plain], 5e-3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -74,6 +83,177 @@ def test_sparse_weights_send_back_the_same_gradients(make_model, objective):
     _assert_same(load_model(make_model("llama")), "down_proj", objective=objective)
 
 
+MIXED = (
+    {"rank": 1, "seed": 3},
+    {"rank": 4, "learning_rate": 3e-2, "batch_size": 2},
+    {"rank": 2, "objective": "memft_threshold"},
+    {"rank": 3, "objective": "memft_window", "batch_size": 4},
+)
+
+
+def _learner(sites, examples, *, rank=4, seed=0, **settings):
+    config = TrainConfig(**{"batch_size": 3, "retention": 0.0} | settings)
+    return Learner(Adapter(sites, rank=rank, seed=seed), examples, config)
+
+
+def _assert_close(learners, others, tolerance):
+    for one, other in zip(learners, others, strict=True):
+        for a, b in zip(one.adapter.parameters(), other.adapter.parameters(), strict=True):
+            assert (a - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("placement", ["down_proj", "attn"])
+def test_adapters_learn_together_what_they_learn_alone(make_model, architecture, placement):
+    base = load_model(make_model(architecture))
+    examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
+    sites = resolve_sites(base.model, placement, (1,))
+    together = [_learner(sites, examples, **settings) for settings in MIXED]
+    bank = AdapterBank(CachedEngine(base.model, sites, examples), together)
+    seen = [bank.run_epoch() for _ in range(6)]
+    alone = [_learner(sites, examples, **settings) for settings in MIXED]
+    for n, learner in enumerate(alone):
+        single = AdapterBank(PlainEngine(base.model, examples), [learner])
+        for of_all in seen:
+            assert single.run_epoch()[0].nll_nats == pytest.approx(of_all[n].nll_nats, abs=2e-4)
+    _assert_close(together, alone, 5e-3)
+
+
+def test_who_leaves_or_fails_takes_nothing_from_the_others(llama):
+    base = load_model(llama)
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+
+    def trained(*, with_company):
+        stays = _learner(sites, examples, rank=2)
+        learners = [stays]
+        if with_company:
+            early, broken = _learner(sites, examples, seed=5), _learner(sites, examples, seed=6)
+            with torch.no_grad():
+                broken.adapter.b[0].fill_(float("nan"))
+            learners = [broken, stays, early]
+        bank = AdapterBank(CachedEngine(base.model, sites, examples), learners)
+        for epoch in range(4):
+            results = dict(zip(list(bank.learners), bank.run_epoch(), strict=True))
+            if with_company and epoch == 0:
+                assert isinstance(results[broken], DivergedError)
+                assert not isinstance(results[early], DivergedError)
+                bank.leave(broken)
+                bank.leave(early)
+                after = [p.clone() for p in early.adapter.parameters()]
+        if with_company:
+            assert all(
+                torch.equal(a, b) for a, b in zip(after, early.adapter.parameters(), strict=True)
+            )
+        return stays
+
+    _assert_close([trained(with_company=True)], [trained(with_company=False)], 1e-4)
+
+
+@pytest.mark.parametrize("layout", ["trees", "mask", "alone"])
+@pytest.mark.parametrize("limit", [1, 40, 10_000])
+def test_any_split_of_a_batch_gives_the_same_gradients(llama, monkeypatch, layout, limit):
+    base = load_model(llama)
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    engine = CachedEngine(base.model, sites, examples)
+    assert engine.layout == "trees"
+    expected = _gradients(engine, sites, list(range(5)))
+    monkeypatch.setitem(cached._PACK_TOKENS, layout, 1 if layout == "alone" else limit)
+    engine.layout = layout
+    found = _gradients(engine, sites, list(range(5)))
+    _assert_same_gradients(found, expected)
+
+
+def test_the_order_of_a_batch_gives_the_same_gradients(llama):
+    base = load_model(llama)
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    engine = CachedEngine(base.model, sites, examples)
+    expected = _gradients(engine, sites, [0, 1, 2, 3, 4])
+    _assert_same_gradients(_gradients(engine, sites, [3, 1, 4, 0, 2]), expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"cache_mb": 0}, {"logits_mb": 1e-9}, {"cache_mb": 0, "logits_mb": 0.005}]
+)
+@pytest.mark.parametrize("weights", ["all", "few"])
+def test_little_memory_gives_the_same_gradients(llama, settings, weights):
+    base = load_model(llama)
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    rows = list(range(5))
+    roomy = CachedEngine(base.model, sites, examples)
+    narrow = CachedEngine(base.model, sites, examples, **settings)
+    assert (narrow.hidden.mapping is not None) == ("cache_mb" in settings)
+    assert (narrow.max_logit_rows < 20) == ("logits_mb" in settings)
+    _assert_same_gradients(
+        _gradients(narrow, sites, rows, weights), _gradients(roomy, sites, rows, weights)
+    )
+
+
+def _gradients(engine, sites, rows, weights="all"):
+    """Gradients of a sum over the records that doesn't depend on their order."""
+    adapter = Adapter(sites, rank=3, seed=0)
+    with torch.no_grad():
+        adapter.b[0].normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    losses = engine.forward([(adapter, rows)])
+    of_token = torch.cat(
+        [
+            (torch.arange(len(engine.examples[row].target_ids)) + row) % 7 / 7
+            if weights == "all"
+            else (torch.arange(len(engine.examples[row].target_ids)) == row).float()
+            for row in rows
+        ]
+    )
+    losses.backward(of_token)
+    return [float(losses.nll.sum()), *(p.grad for p in adapter.parameters())]
+
+
+def _assert_same_gradients(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert b.norm() > 0
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_engine(make_model):
+    """Losses along 20 steps: errors against float32, averaged over architectures."""
+    errors = {PlainEngine: [], CachedEngine: []}
+    for architecture in ARCHITECTURES:
+        folder = make_model(architecture)
+        truth = _losses_of_fixed_adapters(PlainEngine, load_model(folder, dtype="float32"))
+        low = load_model(folder, dtype="bfloat16")
+        for kind, found in errors.items():
+            found.append((_losses_of_fixed_adapters(kind, low) - truth).abs().mean())
+    plain, fast = (torch.stack(errors[kind]).mean() for kind in (PlainEngine, CachedEngine))
+    assert 0 < fast <= 1.25 * plain
+
+
+def _losses_of_fixed_adapters(kind, base):
+    """[8 · N] nats: what an engine says of adapters that are the same in every dtype."""
+    examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    engine = _engine(kind, base, sites, examples)
+    jobs = []
+    for seed in range(8):
+        adapter = Adapter(sites, rank=4, seed=seed)
+        with torch.no_grad():
+            adapter.b[0].normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+        jobs.append((adapter, list(range(len(examples)))))
+    return torch.cat([engine.forward([job]).nll for job in jobs])
+
+
+def test_a_model_that_can_be_packed_no_way_is_refused(llama, monkeypatch):
+    base = load_model(llama)
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    run = CachedEngine._run
+    monkeypatch.setattr(CachedEngine, "_run", lambda self, pack: 2 * run(self, pack))
+    with pytest.raises(MemlawError, match="--engine plain"):
+        CachedEngine(base.model, sites, examples)
+
+
 def test_the_model_is_left_as_it_was(make_model):
     base = load_model(make_model("llama"))
     before = copy.deepcopy(base.model.state_dict())
@@ -95,8 +275,8 @@ def test_the_shared_prefix_leaves_each_prompt_a_token(make_model):
 
 def test_folding_the_whitener_changes_nothing_but_the_form(make_model):
     base = load_model(make_model("llama"))
-    _, engine = _trained(CachedEngine, base, "down_proj", "sft", 3)
-    adapter, plain = engine.adapter, engine.adapter.folded()
+    _, learner = _trained(CachedEngine, base, "down_proj", "sft", 3)
+    adapter, plain = learner.adapter, learner.adapter.folded()
     assert adapter.whiteners
     assert not plain.whiteners
     x = torch.randn(7, adapter.sites[0].d_in, generator=torch.Generator().manual_seed(1))

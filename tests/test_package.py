@@ -94,7 +94,7 @@ def test_no_module_names_pickle_or_what_unpickles(path):
 
 def test_every_error_is_a_memlaw_error_with_an_exit_status():
     from memlaw import errors
-    from memlaw.engine import DivergedError
+    from memlaw.learner import DivergedError
 
     kinds = [e for e in vars(errors).values() if isinstance(e, type)]
     assert len(kinds) > 5

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -206,18 +206,16 @@ class Adapter(nn.Module):
         """Every site is a linear module, so that PEFT can load the adapter."""
         return all(site.is_linear for site in self.sites)
 
-    @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[nn.Module]:
+    def attached(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within the `with` block, `model`, which is the block's value, has the adapter."""
-        hooks = [
-            model.get_submodule(site.module).register_forward_hook(_lora_hook(self, i))
-            for i, site in enumerate(self.sites)
-        ]
-        try:
-            yield model
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return attached(model, [(self, 0)])
+
+    def delta(self, module: str, x: Tensor) -> Tensor | None:
+        """What it adds to a module's output: `(x A) B` [..., D_out] float32; None if nothing."""
+        for i, site in enumerate(self.sites):
+            if site.module == module:
+                return lora_delta(x, *self.factors(i))
+        return None
 
     def factors(self, index: int) -> tuple[Tensor, Tensor]:
         """A [D_in, R] and B [R, D_out] of a site, whitening applied."""
@@ -260,17 +258,48 @@ def lora_delta(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (x.float() @ a) @ b
 
 
-def _lora_hook(adapter: Adapter, index: int) -> Any:
+@contextmanager
+def attached(model: nn.Module, parts: Sequence[tuple[Adapter, int]]) -> Iterator[nn.Module]:
+    """Within the `with` block, `model`, which is the block's value, has the adapters.
+
+    Args:
+        model: the model.
+        parts: adapters, and how many tokens of the one sequence that is run each of them is for,
+            in order. With a single adapter the number is not looked at: it is for everything.
+    """
+    modules = dict.fromkeys(site.module for adapter, _ in parts for site in adapter.sites)
+    hooks = [
+        model.get_submodule(name).register_forward_hook(_lora_hook(parts, name)) for name in modules
+    ]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _lora_hook(parts: Sequence[tuple[Adapter, int]], name: str) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not isinstance(output, torch.Tensor):
             raise AdapterError(
                 f"{type(module).__name__} returns a {type(output).__name__}, not a tensor: it "
                 "can't be adapted as a block. Adapt its linear modules instead."
             )
-        delta = lora_delta(inputs[0], *adapter.factors(index))
-        return (output.float() + delta).to(output.dtype)
+        return add_deltas(parts, name, inputs[0], output)
 
     return hook
+
+
+def add_deltas(
+    parts: Sequence[tuple[Adapter, int]], module: str, x: Tensor, output: Tensor
+) -> Tensor:
+    """A module's output with what the adapters add, in the output's dtype; parts as `attached`."""
+    if len(parts) == 1:
+        delta = parts[0][0].delta(module, x)
+        return output if delta is None else (output.float() + delta).to(output.dtype)
+    counts = [count for _, count in parts]
+    pieces = zip(parts, x.split(counts, dim=-2), output.split(counts, dim=-2), strict=True)
+    return torch.cat([add_deltas([part], module, i, o) for part, i, o in pieces], dim=-2)
 
 
 # ---------------------------------------------------------------- files

@@ -7,117 +7,185 @@ kept for each token that any step needs, and a step starts from them:
   record: a batch is packed into one sequence in which every record attends to the shared prefix
   and to itself;
 - nothing is padded;
+- several adapters' batches are packed one behind the other;
 - where the adapted module's output is simply added to the residual stream, its whole layer is a
   constant, too;
 - the head runs on target positions only, and backwards only for tokens with a weight.
 
-Shapes: as in `forward.py`; P prefix tokens, S packed tokens.
+Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import mmap
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from memlaw.adapters import Adapter, decoder_layers, lora_delta
-from memlaw.engine import Losses, PlainEngine, TrainConfig
-from memlaw.forward import logits_of
-from memlaw.precondition import Statistics
+from memlaw.adapters import Adapter, Site, add_deltas, attached, decoder_layers
+from memlaw.attention import Trees, is_replaceable, lay_out, tree_attention
+from memlaw.engine import Job, Losses
+from memlaw.errors import MemlawError
+from memlaw.forward import collate, logits_of
+from memlaw.head import head_losses
 from memlaw.records import Example
 
 Tensor = torch.Tensor
-_PACK_TOKENS = 768  # suffix tokens in one packed sequence; attention is quadratic in it
-_LOGIT_ROWS = 2048  # rows of logits held at a time
+Tree = list[int]  # rows of the examples that share one prefix in a pack
+# How records are packed: many trees a pack, attending along the trees; one tree a pack, under a
+# dense mask (so attention is quadratic in the pack); or one record a pack.
+Layout = Literal["trees", "mask", "alone"]
+_PACK_TOKENS = {"trees": 8192, "mask": 768, "alone": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Some records behind their shared prefix, as one sequence.
+    """Trees, one behind the other, as one sequence.
 
     Attributes:
         input_ids: [1, S] int64.
-        position_ids: [1, S] int64: each record counts on from the prefix.
-        mask: [1, 1, S, S], additive, in the model's dtype; None where plain causal attention is
-            meant (one record).
+        position_ids: [1, S] int64: each record counts on from its prefix.
+        trees: where they stand.
+        mask: [1, 1, S, S], additive, in the model's dtype, if one is needed.
         keep: [S] bool: positions whose next token is a target token.
         target_ids: [N] int64.
         places: [S] int64: where the tokens' activations lie in the cache.
+        lengths: how many tokens each tree has.
     """
 
     input_ids: Tensor
     position_ids: Tensor
+    trees: Trees
     mask: Tensor | None
     keep: Tensor
     target_ids: Tensor
     places: Tensor
+    lengths: list[int]
 
 
-class CachedEngine(PlainEngine):
-    """Trains as `PlainEngine` does, to the same numbers but for rounding, in less time.
+class CachedEngine:
+    """Computes what `PlainEngine` does, to the same numbers but for rounding, in less time.
 
     Args:
-        model, adapter, examples, config, statistics: as for `PlainEngine`.
+        model: frozen, in eval mode.
+        sites: the modules that adapters will sit on, all of them.
+        examples: what there is to learn.
+        cache_mb: activations beyond so many megabytes are kept in a temporary file.
+        logits_mb: about how much memory logits may take at a time.
+
+    Raises:
+        MemlawError: the model computes something else from a packed sequence than from records
+            one by one, however it is packed. `PlainEngine` is for such models.
     """
 
     def __init__(
         self,
         model: Any,
-        adapter: Adapter,
+        sites: Sequence[Site],
         examples: Sequence[Example],
-        config: TrainConfig,
-        statistics: Sequence[Statistics] = (),
+        *,
+        cache_mb: float = 4096,
+        logits_mb: float = 512,
     ) -> None:
-        super().__init__(model, adapter, examples, config, statistics)
+        self.model = model
+        self.sites = tuple(sites)
+        self.examples = examples
+        self.device = next(model.parameters()).device
+        self.n_tokens = 0
+        config = model.config.get_text_config()
+        # A row of logits is there twice: itself, and its gradient.
+        row_bytes = 2 * config.vocab_size * model.dtype.itemsize
+        self.max_logit_rows = max(1, int(logits_mb * 1e6 / row_bytes))
         self.layers: nn.ModuleList = decoder_layers(model)[1]
-        self.lowest = min(site.layer for site in adapter.sites)
+        self.lowest = min(site.layer for site in sites)
         self.n_prefix = shared_prefix(examples)
-        limit = getattr(model.config.get_text_config(), "sliding_window", None)
-        takes = inspect.signature(model.base_model.forward).parameters
-        self.takes_positions = "position_ids" in takes
-        self.packs_alone = not self.takes_positions or (limit or math.inf) < _longest(examples)
+        self.takes_positions = (
+            "position_ids" in inspect.signature(model.base_model.forward).parameters
+        )
         lengths = [_length(e) - self.n_prefix for e in examples]
         self.starts = torch.tensor([0, *lengths]).cumsum(0) + self.n_prefix  # [records + 1]
+        self.layout = self._find_layout(getattr(config, "sliding_window", None) or math.inf)
         self.returns_tuple = False
-        self.hidden: Tensor  # [tokens, D] what the first layer that runs reads, without adapter
-        self.site_input: Tensor | None = None  # [tokens, D_in] what the adapter reads
+        self.folds = len(sites) == 1 and self._site_is_added()
+        # What the first layer that runs reads, without adapter; and what the adapter reads there.
+        widths = [config.hidden_size] + ([sites[0].d_in] if self.folds else [])
+        n_tokens = int(self.starts[-1])
+        on_disk = n_tokens * sum(widths) * model.dtype.itemsize > cache_mb * 1e6
+        self.hidden, *rest = (
+            Activations(n_tokens, width, model.dtype, self.device, on_disk=on_disk)
+            for width in widths
+        )
+        self.site_input = rest[0] if rest else None
         self._fill_cache()
 
     # ------------------------------------------------------------ the cache
 
+    def _find_layout(self, window: float) -> Layout:
+        """The cheapest way to pack that this model computes the right things from."""
+        by_length = sorted(range(len(self.examples)), key=lambda row: _length(self.examples[row]))
+        rows = list(dict.fromkeys([by_length[0], by_length[-1], by_length[len(by_length) // 2]]))
+        with torch.no_grad():
+            expected = torch.cat(
+                [
+                    self._whole(self.examples[row])[-len(self.examples[row].target_ids) - 1 : -1]
+                    for row in rows
+                ]
+            ).float()
+        can_pack = self.takes_positions and window >= _length(self.examples[by_length[-1]])
+        tried: list[Layout] = []
+        if can_pack and is_replaceable(self.model):
+            tried.append("trees")
+        if can_pack:
+            tried.append("mask")
+        for layout in (*tried, "alone"):
+            self.layout = layout
+            trees = [rows] if layout != "alone" else [[row] for row in rows]
+            try:
+                with torch.no_grad():
+                    found = torch.cat(
+                        [(p := self._pack([tree]), self._run(p)[p.keep])[1] for tree in trees]
+                    ).float()
+            except (RuntimeError, TypeError, ValueError, KeyError):
+                continue
+            error = (found - expected).norm() / expected.norm()
+            if error < (1e-3 if self.model.dtype == torch.float32 else 0.1):
+                return layout
+        raise MemlawError(
+            f"{type(self.model).__name__} computes something else from packed records than from "
+            "records one by one, so the cached engine can't train it. Use --engine plain."
+        )
+
+    def _whole(self, example: Example) -> Tensor:
+        """Final hidden states [S, D] of one record, run as a user would."""
+        batch = collate([example], self.device)
+        return self.model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state[0]
+
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start."""
-        width = self.model.config.get_text_config().hidden_size
-        tokens = int(self.starts[-1])
-        self.hidden = torch.empty(tokens, width, dtype=self.model.dtype, device=self.device)
-        site = self.adapter.sites[0]
-        folds = len(self.adapter.sites) == 1 and self._site_is_added()
-        if folds:
-            self.site_input = torch.empty(
-                tokens, site.d_in, dtype=self.model.dtype, device=self.device
-            )
         layer = self.layers[self.lowest]
-        for rows in self._packs(range(len(self.examples))):
-            pack = self._pack(rows)
-            with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
+        for trees in self._packs([list(range(len(self.examples)))]):
+            pack = self._pack([tree for _, tree in trees])
+            with torch.no_grad(), _recording(layer, self.sites[0].module, self.model) as seen:
                 self._run(pack)
             self.returns_tuple = seen["returns_tuple"]
-            self.hidden[pack.places] = seen["layer_out" if folds else "layer_in"][0]
+            self.hidden.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
             if self.site_input is not None:
-                self.site_input[pack.places] = seen["site_in"][0]
+                self.site_input.write(pack.places, seen["site_in"][0])
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""
-        layer, site = self.layers[self.lowest], self.adapter.sites[0]
+        layer, site = self.layers[self.lowest], self.sites[0]
         module = self.model.get_submodule(site.module)
-        pack = self._pack([0])
+        pack = self._pack([[0]])
         with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
             self._run(pack)
         before = seen["layer_out"]
@@ -139,90 +207,171 @@ class CachedEngine(PlainEngine):
     def _run(self, pack: Pack) -> Tensor:
         """Final hidden states [S, D] of a pack."""
         positions = {"position_ids": pack.position_ids} if self.takes_positions else {}
-        states = self.model.base_model(
-            input_ids=pack.input_ids, attention_mask=pack.mask, use_cache=False, **positions
-        )
+        with ExitStack() as stack:
+            if self.layout == "trees":
+                stack.enter_context(tree_attention(self.model, pack.trees))
+            states = self.model.base_model(
+                input_ids=pack.input_ids, attention_mask=pack.mask, use_cache=False, **positions
+            )
         return states.last_hidden_state[0]
 
     # ------------------------------------------------------------ packing
 
-    def _packs(self, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Split records into packs of limited length."""
-        pack: list[int] = []
-        tokens = 0
-        for row in rows:
-            length = int(self.starts[row + 1] - self.starts[row])
-            if pack and (self.packs_alone or tokens + length > _PACK_TOKENS):
-                yield pack
-                pack, tokens = [], 0
-            pack.append(row)
-            tokens += length
+    def _packs(self, jobs: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Tree]]]:
+        """Split the rows of jobs into packs of limited length: lists of (job, tree)."""
+        limit = _PACK_TOKENS[self.layout]
+        pack: list[tuple[int, Tree]] = []
+        room = limit
+        for job, rows in enumerate(jobs):
+            opens = True  # a new tree is needed
+            for row in rows:
+                length = int(self.starts[row + 1] - self.starts[row])
+                if pack and (
+                    length + (self.n_prefix if opens else 0) > room
+                    or (opens and self.layout != "trees")
+                ):
+                    yield pack
+                    pack, room, opens = [], limit, True
+                if opens:
+                    pack.append((job, []))
+                    room -= self.n_prefix
+                    opens = False
+                pack[-1][1].append(row)
+                room -= length
         if pack:
             yield pack
 
-    def _pack(self, rows: Sequence[int]) -> Pack:
+    def _pack(self, trees: Sequence[Tree]) -> Pack:
         p = self.n_prefix
-        ids = list(self.examples[rows[0]].prompt_ids[:p])
-        owner, positions, keep = [-1] * p, list(range(p)), [False] * p
-        places = [torch.arange(p)]
+        ids: list[int] = []
+        owner: list[tuple[int, int]] = []  # (tree, record), record −1 for the prefix
+        positions: list[int] = []
+        keep: list[bool] = []
         targets: list[int] = []
-        for number, row in enumerate(rows):
-            example = self.examples[row]
-            suffix = (example.prompt_ids + example.target_ids)[p:]
-            ids += suffix
-            owner += [number] * len(suffix)
-            positions += range(p, p + len(suffix))
-            wanted = [False] * len(suffix)
-            last = len(suffix) - 1
-            for i in range(last - len(example.target_ids), last):
-                wanted[i] = True
-            keep += wanted
-            targets += example.target_ids
-            places.append(torch.arange(int(self.starts[row]), int(self.starts[row + 1])))
+        places: list[Tensor] = []
+        lengths: list[int] = []
+        for number, rows in enumerate(trees):
+            begun = len(ids)
+            ids += self.examples[rows[0]].prompt_ids[:p]
+            owner += [(number, -1)] * p
+            positions += range(p)
+            keep += [False] * p
+            places.append(torch.arange(p))
+            for row in rows:
+                example = self.examples[row]
+                rest = (example.prompt_ids + example.target_ids)[p:]
+                n_targets = len(example.target_ids)
+                ids += rest
+                owner += [(number, row)] * len(rest)
+                positions += range(p, p + len(rest))
+                keep += [False] * (len(rest) - n_targets - 1) + [True] * n_targets + [False]
+                targets += example.target_ids
+                places.append(torch.arange(int(self.starts[row]), int(self.starts[row + 1])))
+            lengths.append(len(ids) - begun)
         device = self.device
         return Pack(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
-            mask=None if len(rows) == 1 else _tree_mask(owner, self.model.dtype).to(device),
+            trees=lay_out(
+                p,
+                [[int(self.starts[r + 1] - self.starts[r]) for r in rows] for rows in trees],
+                device,
+            ),
+            mask=_tree_mask([r for _, r in owner], self.model.dtype).to(device)
+            if self.layout == "mask" and len(trees[0]) > 1
+            else None,
             keep=torch.tensor(keep, device=device),
             target_ids=torch.tensor(targets, device=device),
-            places=torch.cat(places).to(device),
+            places=torch.cat(places),
+            lengths=lengths,
         )
 
     # ------------------------------------------------------------ a step
 
-    def _forward(self, rows: list[int]) -> Losses:
-        packs = [self._pack(part) for part in self._packs(rows)]
-        parts = []
-        for pack in packs:
-            with self._shortened(pack):
-                parts.append(self._run(pack)[pack.keep])
-        hidden = torch.cat(parts)  # [N, D]
+    def forward(self, jobs: Sequence[Job]) -> Losses:
+        """Losses of each job's records, under that job's adapter."""
+        hidden, targets = [], []
+        for trees in self._packs([rows for _, rows in jobs]):
+            pack = self._pack([tree for _, tree in trees])
+            parts = [
+                (jobs[job][0], length) for (job, _), length in zip(trees, pack.lengths, strict=True)
+            ]
+            with self._shortened(pack, parts):
+                hidden.append(self._run(pack)[pack.keep])
+            targets.append(pack.target_ids)
+            self.n_tokens += pack.input_ids.numel()
         return head_losses(
-            lambda h: logits_of(self.model, h), hidden, torch.cat([k.target_ids for k in packs])
+            lambda h: logits_of(self.model, h),
+            torch.cat(hidden),
+            torch.cat(targets),
+            max_rows=self.max_logit_rows,
         )
 
     @contextmanager
-    def _shortened(self, pack: Pack) -> Iterator[None]:
-        """Within the block, the model starts from the cache, and computes with the adapter."""
-        hidden = self.hidden[pack.places][None]  # [1, S, D]
+    def _shortened(self, pack: Pack, parts: Sequence[tuple[Adapter, int]]) -> Iterator[None]:
+        """Within the block, the model starts from the cache, and computes with the adapters."""
+        hidden = self.hidden.read(pack.places)[None]  # [1, S, D]
         skipped = self.lowest
         if self.site_input is not None:
-            delta = lora_delta(self.site_input[pack.places][None], *self.adapter.factors(0))
-            hidden = (hidden.float() + delta).to(hidden.dtype)
+            site_input = self.site_input.read(pack.places)[None]
+            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden)
             skipped += 1
         usual = list(self.layers)
         for i in range(skipped):
             self.layers[i] = _Constant(hidden, self.returns_tuple)
         try:
-            if self.site_input is not None:
+            if self.folds:
                 yield
             else:
-                with self.adapter.attached(self.model):
+                with attached(self.model, parts):
                     yield
         finally:
             for i in range(skipped):
                 self.layers[i] = usual[i]
+
+
+class Activations:
+    """Rows of activations, in the model's memory or in a temporary file.
+
+    The file has no name and vanishes with the process. Of its pages, only those of the rows at
+    hand stay in the process's memory.
+
+    Args:
+        n: rows.
+        width: of a row.
+        dtype: of its numbers.
+        device: where rows are wanted.
+        on_disk: keep them in a file, in the folder for temporary files.
+    """
+
+    def __init__(
+        self, n: int, width: int, dtype: torch.dtype, device: torch.device, *, on_disk: bool
+    ) -> None:
+        self.device = device
+        self.mapping: mmap.mmap | None = None
+        if not on_disk:
+            self.rows = torch.empty(n, width, dtype=dtype, device=device)
+            return
+        with tempfile.TemporaryFile(prefix="memlaw-activations-") as file:
+            n_bytes = n * width * dtype.itemsize
+            file.truncate(n_bytes)
+            self.mapping = mmap.mmap(file.fileno(), n_bytes)
+        self.rows = torch.frombuffer(self.mapping, dtype=dtype).view(n, width)
+
+    def read(self, places: Tensor) -> Tensor:
+        """The rows at `places` [S] (on the CPU), as [S, width] on the device."""
+        found = self.rows[places.to(self.rows.device)].to(self.device)
+        self._let_go()
+        return found
+
+    def write(self, places: Tensor, values: Tensor) -> None:
+        """Put [S, width] at `places` [S] (on the CPU)."""
+        self.rows[places.to(self.rows.device)] = values.to(self.rows.device)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class _Constant(nn.Module):
@@ -267,10 +416,6 @@ def _length(example: Example) -> int:
     return len(example.prompt_ids) + len(example.target_ids)
 
 
-def _longest(examples: Sequence[Example]) -> int:
-    return max(_length(e) for e in examples)
-
-
 def shared_prefix(examples: Sequence[Example]) -> int:
     """How many tokens all prompts begin with; at least one token of each prompt is left over."""
     first = examples[0].prompt_ids
@@ -288,42 +433,3 @@ def _tree_mask(owner: Sequence[int], dtype: torch.dtype) -> Tensor:
     seen = (order[None] <= order[:, None]) & ((who[None] == who[:, None]) | (who[None] == -1))
     mask = torch.zeros(len(owner), len(owner), dtype=dtype)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
-
-
-def head_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Losses:
-    """Losses from final hidden states, holding few logits at a time.
-
-    The same as `cross_entropy(head(hidden), targets)` and its gradient with respect to `hidden`,
-    but where few tokens have a weight, the way back runs through the head for those only.
-
-    Args:
-        head: hidden states [n, D] to logits [n, V].
-        hidden: [N, D], with a graph.
-        targets: [N] int64.
-    """
-    small = len(targets) <= _LOGIT_ROWS
-    leaf = hidden.detach().requires_grad_(small)
-    nll, correct = [], []
-    with torch.set_grad_enabled(small):
-        for states, target in zip(leaf.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True):
-            logits = head(states).float()
-            nll.append(F.cross_entropy(logits, target, reduction="none"))
-            correct.append(logits.detach().argmax(dim=-1) == target)
-    all_nll = torch.cat(nll)
-
-    def backward(weights: Tensor) -> None:
-        active = weights.nonzero()[:, 0]
-        if small and 2 * len(active) > len(targets):
-            (weights * all_nll).sum().backward()
-            hidden.backward(leaf.grad)
-            return
-        gradient = torch.zeros_like(hidden)
-        for chosen in active.split(_LOGIT_ROWS):
-            part = hidden.detach()[chosen].requires_grad_()
-            losses = F.cross_entropy(head(part).float(), targets[chosen], reduction="none")
-            (weights[chosen] * losses).sum().backward()
-            assert part.grad is not None  # backward has just filled it
-            gradient[chosen] = part.grad
-        hidden.backward(gradient)
-
-    return Losses(nll=all_nll.detach(), correct=torch.cat(correct), backward=backward)

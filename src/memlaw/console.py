@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memlaw.check import CertificateCheck
-from memlaw.engine import EpochStats
+from memlaw.learner import EpochStats
 from memlaw.recall import Audit, decoded_text
 from memlaw.writer import Observer, WriteResult
 

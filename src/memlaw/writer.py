@@ -25,11 +25,12 @@ from memlaw.adapters import (
     resolve_sites,
     save_adapter,
 )
+from memlaw.bank import AdapterBank
 from memlaw.cached import CachedEngine
 from memlaw.card import model_card
 from memlaw.certificate import CERTIFICATE_FILE, Certificate, make_certificate
 from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
-from memlaw.engine import DivergedError, EpochStats, PlainEngine, TrainConfig
+from memlaw.engine import Engine, PlainEngine
 from memlaw.errors import ConfigError
 from memlaw.folder import (
     CARD_FILE,
@@ -40,6 +41,7 @@ from memlaw.folder import (
     read_checkpoint,
     write_checkpoint,
 )
+from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import resolve_objective
 from memlaw.precondition import Statistics, Whitener, measure_statistics
@@ -66,6 +68,8 @@ _FREE_TO_CHANGE = (
     "device",
     "damage_text",
     "audit_batch_size",
+    "cache_mb",
+    "logits_mb",
     "prompt_field",
     "completion_field",
     "data_format",
@@ -85,6 +89,8 @@ class WriteConfig(TrainConfig):
         layers: decoder layers from 0; auto is two thirds of the way up; all.
         engine: cached computes what training can't change once; plain is the short reference,
             the same numbers but for rounding, slower.
+        cache_mb: the cached engine keeps activations beyond so many megabytes in a temporary file.
+        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
         max_epochs: give up after so many.
         dtype: what the model computes in; auto is what plain from_pretrained uses.
         device: auto takes CUDA, then MPS, then the CPU.
@@ -106,6 +112,8 @@ class WriteConfig(TrainConfig):
     placement: str = "down_proj"
     layers: Layers = "auto"
     engine: Literal["cached", "plain"] = "cached"
+    cache_mb: float = 4096
+    logits_mb: float = 512
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -139,6 +147,8 @@ class WriteConfig(TrainConfig):
             "max_epochs": self.max_epochs,
             "max_rank": self.max_rank,
             "audit_batch_size": self.audit_batch_size,
+            "cache_mb": self.cache_mb,
+            "logits_mb": self.logits_mb,
         }
         for name, value in positive.items():
             if not value > 0:
@@ -269,7 +279,7 @@ def write(
         run.audit = run.certify()
     damage = measure_damage(
         base.model,
-        lambda: run.engine.adapter.attached(base.model),
+        lambda: run.learner.adapter.attached(base.model),
         damage_windows,
         text_name=text_name,
         text=text,
@@ -325,15 +335,26 @@ class _Run:
                 if config.whiten
             ],
         ).to(base.model.device)
-        engine = CachedEngine if config.engine == "cached" else PlainEngine
-        self.engine = engine(base.model, adapter, self.examples, config, statistics)
+        engine: Engine
+        if config.engine == "cached":
+            engine = CachedEngine(
+                base.model,
+                self.sites,
+                self.examples,
+                cache_mb=config.cache_mb,
+                logits_mb=config.logits_mb,
+            )
+        else:
+            engine = PlainEngine(base.model, self.examples)
+        self.learner = Learner(adapter, self.examples, config, statistics)
+        self.bank = AdapterBank(engine, [self.learner])
         self.curve: list[dict[str, Any]] = []
         self.audit: Audit | None = None
         if checkpoint is not None:
             tensors, content = checkpoint
-            self.engine.restore(tensors, content["engine"])
+            self.learner.restore(tensors, content["engine"])
             self.curve = content["curve"]
-            observer.notice(f"Going on from epoch {self.engine.epoch}.")
+            observer.notice(f"Going on from epoch {self.learner.epoch}.")
 
     def _measure_base(self) -> Audit:
         return audit_examples(
@@ -365,12 +386,14 @@ class _Run:
 
     def train(self) -> str:
         """Train until certified or out of epochs; returns why it ended."""
-        engine, config = self.engine, self.config
-        confirmed = good = engine.state()  # confirmed: a whole epoch found it to compute numbers
+        learner, config = self.learner, self.config
+        confirmed = good = learner.state()  # confirmed: a whole epoch found it to compute numbers
         saved_at = time.perf_counter()
         try:
-            while engine.epoch < config.max_epochs:
-                stats = engine.run_epoch()
+            while learner.epoch < config.max_epochs:
+                (stats,) = self.bank.run_epoch()
+                if isinstance(stats, DivergedError):
+                    raise stats
                 confirmed = good
                 self.curve.append(asdict(stats))
                 self.audit = None
@@ -379,22 +402,22 @@ class _Run:
                     self.audit = self.certify()
                     if self.audit.certified:
                         return "certified"
-                    engine.raise_goal()
+                    learner.raise_goal()
                 if self._is_stuck():
                     self._give_room()
-                good = engine.state()
+                good = learner.state()
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                     self._write_checkpoint(good)
                     saved_at = time.perf_counter()
             self.audit = self.certify()
             if not math.isfinite(self.audit.nll_nats):
-                raise DivergedError(f"the loss is not finite after step {engine.n_steps}.")
+                raise DivergedError(f"the loss is not finite after step {learner.n_steps}.")
         except DivergedError as error:
             self.observer.notice(
                 f"Stopped: {error} The state after epoch {confirmed[1]['epoch']} is kept."
             )
-            engine.restore(*confirmed)
-            del self.curve[engine.epoch :]
+            learner.restore(*confirmed)
+            del self.curve[learner.epoch :]
             self.audit = None
             return f"diverged: {error}"
         except KeyboardInterrupt:
@@ -420,12 +443,12 @@ class _Run:
 
     def _save_adapter(self, folder: Path) -> None:
         save_adapter(
-            self.engine.adapter, folder, base_path=self.base.path, base_sha256=self.base.sha256
+            self.learner.adapter, folder, base_path=self.base.path, base_sha256=self.base.sha256
         )
 
     def _is_stuck(self) -> bool:
         """For a while, as things are, neither the loss nor the count under the line has fallen."""
-        rank, retention = self.engine.adapter.rank, self.engine.retention
+        rank, retention = self.learner.adapter.rank, self.learner.retention
         here = [e for e in self.curve if (e["rank"], e["retention"]) == (rank, retention)]
         before, lately = here[:-_PATIENCE_EPOCHS], here[-_PATIENCE_EPOCHS:]
         return bool(before) and all(
@@ -435,13 +458,13 @@ class _Run:
 
     def _give_room(self) -> None:
         """Raise the rank where that is left to us; else hold on less tightly to general text."""
-        engine = self.engine
-        if self.config.rank == "auto" and engine.adapter.rank < self.max_rank:
-            engine.grow(min(2 * engine.adapter.rank, self.max_rank))
-            self.observer.notice(f"No progress: rank raised to {engine.adapter.rank}.")
-        elif engine.retention:
-            engine.retention = engine.retention / 4 if engine.retention > 0.1 else 0.0
-            self.observer.notice(f"No progress: retention lowered to {engine.retention:g}.")
+        learner = self.learner
+        if self.config.rank == "auto" and learner.adapter.rank < self.max_rank:
+            learner.grow(min(2 * learner.adapter.rank, self.max_rank))
+            self.observer.notice(f"No progress: rank raised to {learner.adapter.rank}.")
+        elif learner.retention:
+            learner.retention = learner.retention / 4 if learner.retention > 0.1 else 0.0
+            self.observer.notice(f"No progress: retention lowered to {learner.retention:g}.")
 
     # ------------------------------------------------------------ files
 
@@ -466,7 +489,7 @@ class _Run:
         """Write everything; the certificate last, so that it vouches for what is there."""
         self.out.mkdir(parents=True, exist_ok=True)
         if not audit.certified:  # more epochs may still do it
-            self._write_checkpoint(self.engine.state())
+            self._write_checkpoint(self.learner.state())
         self._save_adapter(self.out)
         certificate = make_certificate(
             audit,
@@ -477,7 +500,7 @@ class _Run:
             base_sha256=self.base.sha256,
             tokenizer_sha256=self.base.tokenizer_sha256,
             adapter_sha256=adapter_sha256(self.out),
-            n_parameters=self.engine.adapter.n_parameters,
+            n_parameters=self.learner.adapter.n_parameters,
             versions=versions(),
         )
         result = WriteResult(
@@ -485,10 +508,10 @@ class _Run:
             certificate=certificate,
             audit=audit,
             damage=damage,
-            rank=self.engine.adapter.rank,
-            n_parameters=self.engine.adapter.n_parameters,
+            rank=self.learner.adapter.rank,
+            n_parameters=self.learner.adapter.n_parameters,
             bits_stored=self.base_audit.total_nll_bits - audit.total_nll_bits,
-            epochs=self.engine.epoch,
+            epochs=self.learner.epoch,
             wall_s=time.perf_counter() - started,
             stopped_because=stopped_because,
         )
@@ -499,7 +522,7 @@ class _Run:
             model_card(
                 result,
                 base_spec=self.base.spec,
-                is_peft=self.engine.adapter.is_peft,
+                is_peft=self.learner.adapter.is_peft,
                 sites=[s.module for s in self.sites],
             ),
         )

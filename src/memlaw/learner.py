@@ -1,0 +1,302 @@
+"""What is being trained: an adapter with its optimiser, its objective and its place in the data.
+
+Shapes: B records, T target tokens of the longest record, N target tokens of the batch
+(flattened, record after record).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memlaw import objectives
+from memlaw.adapters import Adapter
+from memlaw.errors import MemlawError
+from memlaw.forward import unflatten
+from memlaw.objectives import Objective, OnEmpty
+from memlaw.precondition import Statistics, retention_penalty
+from memlaw.records import Example
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        objective: which tokens the steps are spent on.
+        on_empty: what `memft_threshold` does with a batch that has nothing left to learn.
+        curriculum_epochs: when `memft_curriculum` admits the next fifth of the records.
+        threshold: p that a token needs to be the argmax for certain; in [0.5, 1).
+        margin: how far above it a certified token must be; threshold + margin < 1.
+        learning_rate: AdamW's, constant.
+        batch_size: records a step, at most.
+        max_grad_norm: gradients are clipped to this norm.
+        whiten: train A in coordinates in which its inputs are nearly isotropic.
+        whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
+        whiten_damping: how much of the mean second moment is added in every direction.
+        retention: weight of the penalty on what the adapter does to general text, in nats of it
+            a token, against nats of the records; 0 turns it off. Lowered when training is stuck.
+        seed: of the order of records and of the adapter's initialisation.
+    """
+
+    objective: Objective = "sft"
+    on_empty: OnEmpty = "skip"
+    curriculum_epochs: tuple[int, int, int, int] = (20, 40, 60, 80)
+    threshold: float = 0.5
+    margin: float = 0.05
+    learning_rate: float = 1e-2
+    batch_size: int = 10
+    max_grad_norm: float = 1.0
+    whiten: bool = True
+    whiten_mixture: float = 0.9
+    whiten_damping: float = 0.01
+    retention: float = 10.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStats:
+    """What one epoch saw, each record just before the step it took part in.
+
+    Attributes:
+        epoch: epochs done, from 1.
+        nll_nats: mean negative log-likelihood of all target tokens.
+        n_under: target tokens with p < threshold + margin.
+        n_records_over: records with no such token.
+        n_steps: optimiser steps done so far, skipped ones not counted.
+        rank: the adapter's.
+        retention: the weight of the penalty that was trained with.
+        wall_s: seconds the epoch took.
+    """
+
+    epoch: int
+    nll_nats: float
+    n_under: int
+    n_records_over: int
+    n_steps: int
+    rank: int
+    retention: float
+    wall_s: float
+
+
+class DivergedError(MemlawError):
+    """The loss or its gradient is not a number any more."""
+
+    exit_code = 1
+
+
+class Learner:
+    """An adapter in training.
+
+    Weights and optimiser state are float32 whatever the model's dtype. An epoch depends only on
+    `state()` at its start, so training that is stopped and restored goes on as if it hadn't been.
+
+    Args:
+        adapter: on the model's device; trained in place.
+        examples: those of the engine that it trains with.
+        config: how to train.
+        statistics: of the adapter's sites; needed where `config.retention` is above 0.
+        rows: which of the examples it learns; default: all.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        statistics: Sequence[Statistics] = (),
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.examples = examples
+        self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
+        self.config = config
+        self.statistics = statistics
+        self.retention = config.retention if statistics else 0.0
+        self.device = adapter.a[0].device
+        self.epoch = 0
+        self.n_steps = 0
+        self.objective_state: objectives.State = {}
+        # Training aims one margin beyond what the certificate asks: rounding differs between
+        # batches, and a token that sits on the line would pass here and fail there.
+        self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.certified_p) / 2)
+        self.optimizer = self._new_optimizer()
+        places = torch.empty(len(examples), dtype=torch.long)
+        places[self.rows] = torch.randperm(len(self.rows), generator=self._generator(-1))
+        self.curriculum_ranks = places.to(self.device)  # [examples] place in the shuffled list
+
+    @property
+    def certified_p(self) -> float:
+        """The probability that a token needs for the certificate."""
+        return self.config.threshold + self.config.margin
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.adapter.parameters(), lr=self.config.learning_rate, weight_decay=0.0
+        )
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch + 1)
+
+    # ------------------------------------------------------------ a step
+
+    def batches(self) -> list[list[int]]:
+        """The rows of this epoch's steps: every record once, batches of nearly equal size."""
+        order = torch.randperm(len(self.rows), generator=self._generator(self.epoch))
+        n_batches = -(-len(order) // self.config.batch_size)
+        return [self.rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
+
+    def target_mask(self, rows: Sequence[int]) -> Tensor:
+        """[B, T] bool: real target tokens of the records `rows`."""
+        lengths = torch.tensor([len(self.examples[row].target_ids) for row in rows])
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).to(self.device)
+
+    def weigh(self, rows: list[int], nll: Tensor, correct: Tensor) -> Tensor:
+        """What each target token counts in the step on `rows`.
+
+        Args:
+            rows: the batch.
+            nll: [N] nats.
+            correct: [N] bool: the target is the argmax.
+
+        Returns:
+            [N] float32 ≥ 0; their sum is 1, or 0 where the step is to be skipped.
+
+        Raises:
+            DivergedError: a loss isn't finite.
+        """
+        if not torch.isfinite(nll).all():
+            raise self._diverged("loss")
+        mask = self.target_mask(rows)
+        weights, self.objective_state = self._objective(rows)(
+            unflatten(nll, mask), unflatten(correct, mask), mask, self.objective_state
+        )
+        flat = weights[mask]
+        return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
+
+    def step(self) -> None:
+        """Move the weights along the gradients that are there, and the retention penalty's.
+
+        Raises:
+            DivergedError: the gradient isn't finite. The adapter is as it was.
+        """
+        if self.retention:
+            factors = [self.adapter.factors(i) for i in range(len(self.adapter.sites))]
+            (self.retention * retention_penalty(self.statistics, factors)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise self._diverged("gradient")
+        self.optimizer.step()
+        self.n_steps += 1
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"the {what} is not finite at step {self.n_steps + 1} (epoch {self.epoch + 1}). "
+            f"Try a learning rate under {self.config.learning_rate:g}."
+        )
+
+    def _objective(self, rows: list[int]) -> Callable[..., tuple[Tensor, objectives.State]]:
+        config = self.config
+        if config.objective == "sft":
+            return objectives.sft
+        if config.objective == "memft_threshold":
+            return functools.partial(
+                objectives.memft_threshold, threshold=self.goal_p, on_empty=config.on_empty
+            )
+        if config.objective == "memft_window":
+            return functools.partial(
+                objectives.memft_window,
+                threshold=self.goal_p,
+                record_ids=[self.examples[row].record.id for row in rows],
+            )
+        return functools.partial(
+            objectives.memft_curriculum,
+            threshold=self.goal_p,
+            epoch=self.epoch,
+            boundaries=config.curriculum_epochs,
+            n_records=len(self.rows),
+            ranks=self.curriculum_ranks[rows],
+        )
+
+    # ------------------------------------------------------------ changes on the way
+
+    def raise_goal(self) -> None:
+        """Aim halfway from the current goal to 1: the audit failed where training saw success."""
+        self.goal_p = (self.goal_p + 1) / 2
+
+    def grow(self, rank: int) -> None:
+        """Continue with a higher rank: the same function, more room."""
+        before, moments = self.adapter, self._moments()
+        self.adapter = before.grown(rank)
+        self.optimizer = self._new_optimizer()
+        for name, old in moments.items():
+            if name.startswith("step"):
+                continue
+            new = torch.zeros_like(self._parameter(name))
+            new[: old.shape[0], : old.shape[1]] = old
+            moments[name] = new
+        self._set_moments(moments)
+
+    def _parameter(self, name: str) -> Tensor:
+        return list(self.adapter.parameters())[int(name.partition(".")[2])]
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{key}.{i}": self.optimizer.state[parameter][key]
+            for i, parameter in enumerate(self.adapter.parameters())
+            for key in self.optimizer.state.get(parameter, {})
+        }
+
+    def _set_moments(self, moments: Mapping[str, Tensor]) -> None:
+        for i, parameter in enumerate(self.adapter.parameters()):
+            state = {
+                k: moments[f"{k}.{i}"]
+                for k in ("step", "exp_avg", "exp_avg_sq")
+                if f"{k}.{i}" in moments
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next epoch depends on: tensors, and JSON-able values. Both are copies."""
+        tensors = {f"adapter.{k}": v for k, v in self.adapter.state_dict().items()}
+        tensors |= {f"moments.{k}": v for k, v in self._moments().items()}
+        values = {
+            "epoch": self.epoch,
+            "n_steps": self.n_steps,
+            "rank": self.adapter.rank,
+            "goal_p": self.goal_p,
+            "retention": self.retention,
+            "objective_state": dict(self.objective_state),
+        }
+        return {k: v.detach().clone() for k, v in tensors.items()}, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go back to what `state()` returned."""
+        if values["rank"] != self.adapter.rank:
+            at = self.adapter
+            self.adapter = Adapter(
+                at.sites, rank=values["rank"], seed=at.seed, whiteners=at.whiteners
+            ).to(self.device)
+        self.adapter.load_state_dict(
+            {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
+        )
+        self.optimizer = self._new_optimizer()
+        self._set_moments(
+            {
+                k.removeprefix("moments."): v.to(self.device).clone()
+                if "step" not in k
+                else v.clone()
+                for k, v in tensors.items()
+                if k.startswith("moments.")
+            }
+        )
+        self.epoch, self.n_steps = values["epoch"], values["n_steps"]
+        self.retention = values["retention"]
+        self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
