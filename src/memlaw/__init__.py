@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from memlaw.check import ask, audit, check_certificate
     from memlaw.errors import MemlawError
     from memlaw.records import Record, read_records
-    from memlaw.writer import Observer, WriteConfig, WriteResult, write
+    from memlaw.settings import WriteConfig
+    from memlaw.writer import Observer, WriteResult, write
 
 _HOME = {
     "MemlawError": "errors",
     "Observer": "writer",
     "Record": "records",
-    "WriteConfig": "writer",
+    "WriteConfig": "settings",
     "WriteResult": "writer",
     "ask": "check",
     "audit": "check",

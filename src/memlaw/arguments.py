@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from memlaw.check import AuditConfig
-from memlaw.writer import WriteConfig
+from memlaw.settings import WriteConfig
 
 
 @dataclass(frozen=True, kw_only=True)

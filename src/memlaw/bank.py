@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from memlaw.engine import Engine
 from memlaw.learner import DivergedError, EpochStats, Learner
@@ -40,6 +41,7 @@ class AdapterBank:
     def __init__(self, engine: Engine, learners: Sequence[Learner]) -> None:
         self.engine = engine
         self.learners = list(learners)
+        self.flop_per_token = 0.0  # counted in the first step
 
     def leave(self, learner: Learner) -> None:
         """Train the rest without this one."""
@@ -52,11 +54,23 @@ class AdapterBank:
             For each learner what it saw; or the error at its first step whose loss or gradient
             wasn't finite, its adapter being as the step before left it. The others go on.
         """
-        started = time.perf_counter()
+        started, tokens_before = time.perf_counter(), self.engine.n_tokens
         epochs = [_Epoch(learner) for learner in self.learners]
         for rows in zip_longest(*(learner.batches() for learner in self.learners)):
-            self._step([(e, r) for e, r in zip(epochs, rows, strict=True) if r and not e.error])
-        return [epoch.end(time.perf_counter() - started) for epoch in epochs]
+            jobs = [(e, r) for e, r in zip(epochs, rows, strict=True) if r and not e.error]
+            if self.flop_per_token:
+                self._step(jobs)
+            else:
+                self._counted_step(jobs)
+        n_tokens = self.engine.n_tokens - tokens_before
+        wall_s = time.perf_counter() - started
+        return [epoch.end(n_tokens, n_tokens * self.flop_per_token, wall_s) for epoch in epochs]
+
+    def _counted_step(self, jobs: Sequence[tuple[_Epoch, list[int]]]) -> None:
+        before = self.engine.n_tokens
+        with FlopCounterMode(display=False) as counter:
+            self._step(jobs)
+        self.flop_per_token = counter.get_total_flops() / max(1, self.engine.n_tokens - before)
 
     def _step(self, jobs: Sequence[tuple[_Epoch, list[int]]]) -> None:
         if not jobs:
@@ -109,7 +123,7 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
 
-    def end(self, wall_s: float) -> EpochStats | DivergedError:
+    def end(self, n_tokens_run: int, flop: float, wall_s: float) -> EpochStats | DivergedError:
         if self.error:
             return self.error
         self.learner.epoch += 1
@@ -121,5 +135,7 @@ class _Epoch:
             n_steps=self.learner.n_steps,
             rank=self.learner.adapter.rank,
             retention=self.learner.retention,
+            n_tokens_run=n_tokens_run,
+            flop=flop,
             wall_s=wall_s,
         )

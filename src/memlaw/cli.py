@@ -31,7 +31,8 @@ commands:
 DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
 messages), or a plain text file, which is one long record.
 
-exit status: 0 certified, 1 not certified, 2 bad request, 130 interrupted
+exit status: 0 certified, 1 not certified or more damage than allowed, 2 bad request,
+130 interrupted
 'memlaw COMMAND --help' explains a command; 'memlaw --version' prints the version.
 """
 
@@ -147,7 +148,8 @@ def _write(args: list[str]) -> int:
     _quiet()
     from memlaw.console import ConsoleObserver, show_write
     from memlaw.folder import CHECKPOINT_FILE
-    from memlaw.writer import WriteConfig, write
+    from memlaw.settings import WriteConfig
+    from memlaw.writer import write
 
     config = WriteConfig(**{f.name: getattr(given, f.name) for f in fields(WriteConfig)})
     observer = ConsoleObserver()
@@ -165,7 +167,7 @@ def _write(args: list[str]) -> int:
     finally:
         observer.close()
     show_write(result)
-    return DONE if result.certified else NOT_CERTIFIED
+    return DONE if result.certified and result.harmless else NOT_CERTIFIED
 
 
 def _audit(args: list[str]) -> int:

@@ -13,6 +13,7 @@ from rich.text import Text
 from memlaw.check import CertificateCheck
 from memlaw.learner import EpochStats
 from memlaw.recall import Audit, decoded_text
+from memlaw.speed import Speed
 from memlaw.writer import Observer, WriteResult
 
 _LINE_EVERY_S = 10.0
@@ -48,6 +49,8 @@ class ConsoleObserver(Observer):
         line = (
             f"epoch {stats.epoch:>4}  certified {stats.n_records_over}/{n_records}  "
             f"tokens under {stats.n_under:>4}  loss {stats.nll_nats:.4f}  rank {stats.rank}  "
+            f"{stats.n_tokens_run / stats.wall_s:,.0f} tokens/s  "
+            f"{stats.flop / stats.wall_s / 1e9:,.0f} GFLOP/s  "
             f"{duration(now - self.started)}, at most {duration(left_s)} left"
         )
         self._show(line, now, always=stats.n_under == 0)
@@ -84,14 +87,29 @@ def show_write(result: WriteResult) -> None:
         f"(95 %: {low:+.3f} to {high:+.3f})",
         "epochs": f"{result.epochs} ({result.stopped_because})",
         "time": duration(result.wall_s),
+        "speed": _speed(result.speed, audit.dtype),
         "folder": str(result.out),
     }
     console = _stdout()
     _print_rows(console, rows)
     _print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
-    if not result.certified:
+    if not result.harmless:
+        console.print(
+            f"BUT NOT HARMLESS: ΔNLL may be {high:+.4f}, above --max-damage {result.max_damage:g}"
+        )
+    if not (result.certified and result.harmless):
         console.print("Go on with more epochs (--resume --max-epochs N) or a higher --rank.")
+
+
+def _speed(speed: Speed | None, dtype: str) -> str:
+    if speed is None:
+        return "no epoch trained"
+    return (
+        f"{speed.tokens_per_s:,.0f} tokens/s, {speed.flop_per_s / 1e9:,.0f} GFLOP/s: "
+        f"{speed.share_of_peak:.0%} of this machine's {speed.peak_flop_per_s / 1e9:,.0f} in "
+        f"{dtype} matrix products"
+    )
 
 
 def show_audit(audit: Audit) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from memlaw.errors import DataError
+from memlaw.head import row_blocks
 
 Tensor = torch.Tensor
 N_WINDOWS = 32
@@ -58,27 +59,54 @@ def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
         DataError: `path` can't be read as UTF-8.
     """
     if path is None:
-        from pydoc_data.topics import topics
+        return _topics(1), "pydoc_data.topics, odd topics"
+    return _read(path), str(path)
 
-        names = sorted(topics)[1::2]
-        return "\n\n".join(topics[name] for name in names), "pydoc_data.topics, odd topics"
+
+def retained_text(path: str | Path | None = None) -> str:
+    """The text whose predictions training holds on to.
+
+    By default the topics that damage isn't measured on, without the paragraphs that stand in
+    both.
+
+    Raises:
+        DataError: `path` can't be read as UTF-8.
+    """
+    if path is not None:
+        return _read(path)
+    unseen = set(_topics(1).split("\n\n"))
+    return "\n\n".join(part for part in _topics(0).split("\n\n") if part not in unseen)
+
+
+def _topics(first: int) -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics)[first::2])
+
+
+def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8"), str(path)
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
 
 
-def retained_text() -> str:
-    """The text whose predictions training is held to: the topics that damage isn't measured on."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics)[::2])
-
-
 def windows(
-    tokenizer: Any, text: str, *, context: int | None, n_windows: int = N_WINDOWS
+    tokenizer: Any,
+    text: str,
+    *,
+    context: int | None,
+    n_windows: int = N_WINDOWS,
+    name: str = "the text to measure damage on",
 ) -> Tensor:
     """Evenly spread windows of a text: [W, S] int64 token ids.
+
+    Args:
+        tokenizer: the model's.
+        text: the text.
+        context: the model's context length, if it has one.
+        n_windows: W, at most.
+        name: what messages call the text.
 
     Raises:
         DataError: the text has fewer than two windows' worth of tokens.
@@ -93,10 +121,7 @@ def windows(
         if len(ids) == size:
             found.append(ids)
     if len(found) < 2:
-        raise DataError(
-            f"the text to measure damage on is too short: it needs at least {2 * n_chars} "
-            "characters."
-        )
+        raise DataError(f"{name} is too short: it needs at least {2 * n_chars} characters.")
     return torch.tensor(found[:n_windows])
 
 
@@ -119,15 +144,16 @@ def measure_damage(
         text: the text, for its hash.
     """
     device = next(model.parameters()).device
-    base_nll, nll, kl = [], [], []
+    base_nll: list[Tensor] = []
+    nll: list[Tensor] = []
+    kl: list[Tensor] = []
     for ids in token_windows.to(device).split(_BATCH):
-        before = torch.log_softmax(model(ids, use_cache=False).logits[:, :-1].float(), dim=-1)
+        before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         with adapted() as changed:
-            after = torch.log_softmax(changed(ids, use_cache=False).logits[:, :-1].float(), dim=-1)
-        targets = ids[:, 1:, None]
-        base_nll.append(-before.gather(2, targets)[:, :, 0].mean(dim=1))  # [batch]
-        nll.append(-after.gather(2, targets)[:, :, 0].mean(dim=1))
-        kl.append((before.exp() * (before - after)).sum(dim=-1).mean(dim=1))
+            after = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        by_token = _compare(before, after, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
+        for found, values in zip((base_nll, nll, kl), by_token, strict=True):
+            found.append(values.view(len(ids), -1).mean(dim=1))
     base = torch.cat(base_nll).double()
     delta, divergence = torch.cat(nll).double() - base, torch.cat(kl).double()
     return Damage(
@@ -141,6 +167,25 @@ def measure_damage(
         text=text_name,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _compare(before: Tensor, after: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """NLL before, NLL after, and KL(before ‖ after), each [N] nats, from logits [N, V]."""
+    found = []
+    for rows in row_blocks(before):
+        log_p, log_q = (x[rows].float().log_softmax(dim=1) for x in (before, after))
+        target = targets[rows, None]
+        found.append(
+            torch.stack(
+                [
+                    -log_p.gather(1, target)[:, 0],
+                    -log_q.gather(1, target)[:, 0],
+                    (log_p.exp() * (log_p - log_q)).sum(dim=1),
+                ]
+            )
+        )
+    nll_before, nll_after, kl = torch.cat(found, dim=1)
+    return nll_before, nll_after, kl
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ Shapes: N target tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -13,6 +13,17 @@ from memlaw.engine import Losses
 
 Tensor = torch.Tensor
 _CPU_BLOCK_ROWS = 16  # of float32 logits that fit a core's cache
+
+
+def row_blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows to work on in float32, one after the other.
+
+    On a CPU few enough to stay in its cache, which makes the work several times faster than
+    whole-tensor operations; elsewhere all.
+    """
+    size = _CPU_BLOCK_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), size):
+        yield slice(start, start + size)
 
 
 def head_losses(
@@ -65,15 +76,13 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Loss [N] float32, whether the target is the argmax [N], and d loss / d logits [N, V].
 
-    Computed in float32 from logits of any dtype, a few rows at a time: on a CPU they stay in the
-    cache, which makes it several times faster than whole-tensor operations.
+    Computed in float32 from logits of any dtype.
     """
-    block = _CPU_BLOCK_ROWS if logits.device.type == "cpu" else len(logits)
     gradient = torch.empty_like(logits) if with_gradient else None
     nll, correct = [], []
-    for start in range(0, len(logits), block):
-        target = targets[start : start + block, None]  # [n, 1]
-        x = logits[start : start + block].to(torch.float32, copy=True)
+    for rows in row_blocks(logits):
+        target = targets[rows, None]  # [n, 1]
+        x = logits[rows].to(torch.float32, copy=True)
         top, argmax = x.max(dim=1, keepdim=True)
         x -= top
         at_target = x.gather(1, target)
@@ -83,5 +92,24 @@ def _cross_entropy(
         if gradient is not None:
             x /= total
             x.scatter_add_(1, target, torch.full_like(at_target, -1.0))
-            gradient[start : start + block] = x
+            gradient[rows] = x
     return torch.cat(nll), torch.cat(correct), gradient
+
+
+def sampled_score(logits: Tensor, u: Tensor) -> Tensor:
+    """d log p(token) / d logits for a token drawn from each row's own distribution.
+
+    Args:
+        logits: [N, V], any dtype.
+        u: [N] float32, uniform on [0, 1): the draws.
+
+    Returns:
+        [N, V] in the logits' dtype.
+    """
+    score = torch.empty_like(logits)
+    for rows in row_blocks(logits):
+        p = logits[rows].float().softmax(dim=1)
+        drawn = (p.cumsum(dim=1) < u[rows, None]).sum(dim=1, keepdim=True)
+        drawn = drawn.clamp(max=p.shape[1] - 1)
+        score[rows] = p.neg_().scatter_add_(1, drawn, torch.ones_like(p[:, :1]))
+    return score

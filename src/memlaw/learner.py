@@ -6,6 +6,7 @@ Shapes: B records, T target tokens of the longest record, N target tokens of the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ class EpochStats:
         n_steps: optimiser steps done so far, skipped ones not counted.
         rank: the adapter's.
         retention: the weight of the penalty that was trained with.
+        n_tokens_run: tokens sent through the model, prompts included, for all the adapters that
+            are trained together.
+        flop: about how many floating-point operations in matrix products that took.
         wall_s: seconds the epoch took.
     """
 
@@ -82,6 +86,8 @@ class EpochStats:
     n_steps: int
     rank: int
     retention: float
+    n_tokens_run: int
+    flop: float
     wall_s: float
 
 
@@ -117,7 +123,7 @@ class Learner:
         self.examples = examples
         self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
         self.config = config
-        self.statistics = statistics
+        self.statistics = [_whitened(s, adapter, i) for i, s in enumerate(statistics)]
         self.retention = config.retention if statistics else 0.0
         self.device = adapter.a[0].device
         self.epoch = 0
@@ -187,13 +193,18 @@ class Learner:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
         if self.retention:
-            factors = [self.adapter.factors(i) for i in range(len(self.adapter.sites))]
-            (self.retention * retention_penalty(self.statistics, factors)).backward()
+            (self.retention * self.penalty()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")
         self.optimizer.step()
         self.n_steps += 1
+
+    def penalty(self) -> Tensor:
+        """The retention penalty: about the nats a token that general text pays; with a graph."""
+        return retention_penalty(
+            self.statistics, list(zip(self.adapter.a, self.adapter.b, strict=True))
+        )
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -300,3 +311,13 @@ class Learner:
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
         self.retention = values["retention"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
+
+
+def _whitened(statistics: Statistics, adapter: Adapter, site: int) -> Statistics:
+    """The statistics of what A is trained on: `x W` instead of x, where there is a whitener."""
+    if not adapter.whiteners:
+        return statistics
+    whitener = adapter.whiteners[site]
+    return dataclasses.replace(
+        statistics, general_in=whitener.apply(statistics.general_in.T).T.contiguous()
+    )

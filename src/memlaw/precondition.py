@@ -24,10 +24,11 @@ from torch import nn
 
 from memlaw.adapters import Site
 from memlaw.forward import collate
+from memlaw.head import sampled_score
 from memlaw.records import Example
 
 Tensor = torch.Tensor
-_MAX_POSITIONS = 8192  # of the records that are looked at, or one record's worth
+_MAX_POSITIONS = 2048  # of the records that are looked at, or one record's worth
 _BATCH = 4
 
 
@@ -130,13 +131,9 @@ def _general(
     gradients: list[list[Tensor]] = [[] for _ in sites]
     try:
         for ids in general.split(_BATCH):
-            logits = model(input_ids=ids.to(device), use_cache=False).logits.float()
-            log_p = torch.log_softmax(logits, dim=-1).flatten(0, 1)  # [n, V]
-            with torch.no_grad():
-                u = torch.rand(len(log_p), 1, generator=generator).to(device)
-                drawn = (log_p.exp().cumsum(-1) < u).sum(-1, keepdim=True)
-                drawn = drawn.clamp(max=log_p.shape[-1] - 1)
-            log_p.gather(1, drawn).sum().backward()
+            logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
+            u = torch.rand(len(logits), generator=generator).to(device)
+            logits.backward(sampled_score(logits.detach(), u))
             for i in range(len(sites)):
                 inputs[i].append(seen[i])
                 gradients[i].append(probes[i].grad.flatten(0, 1))  # type: ignore[union-attr]
@@ -159,8 +156,9 @@ class Whitener:
     """A symmetric map W of a site's input space; A is trained as A′ with A = W A′.
 
     `W ∝ (S + ε·mean(eig)·I)^(−1/2)`, S the mixture of the records' and general text's second
-    moments, scaled so that the records' inputs keep their root mean square. Held as eigenvectors
-    and gains, so that wide sites need no D_in × D_in matrix beyond the sampled positions' span.
+    moments, scaled so that the records' inputs keep their root mean square. Where fewer positions
+    were sampled than the site is wide, W is held as a multiple of the identity and a part of low
+    rank.
 
     Args:
         statistics: of the site.
@@ -177,25 +175,29 @@ class Whitener:
         )
         width = rows.shape[1]
         if len(rows) >= width:
-            values, self.vectors = torch.linalg.eigh(rows.T @ rows)
+            values, vectors = torch.linalg.eigh(rows.T @ rows)
         else:
             values, left = torch.linalg.eigh(rows @ rows.T)
             kept = values > values.max() * 1e-6
             values, left = values[kept], left[:, kept]
-            self.vectors = rows.T @ left / values.sqrt()
+            vectors = rows.T @ left / values.sqrt()
         values = values.clamp(min=0)
         floor = damping * float(values.sum()) / width
-        gains, self.rest = (values + floor).rsqrt(), floor**-0.5  # rest: off the span
-        self.gains = gains - self.rest
+        gains, off_span = (values + floor).rsqrt(), floor**-0.5
+        # W = rest·I + wide·thinᵀ; over a whole basis, W = wide alone
+        self.rest, self.wide = off_span, vectors * (gains - off_span)
+        self.thin: Tensor | None = vectors
+        if vectors.shape[1] == width:
+            self.rest, self.wide, self.thin = 0.0, (vectors * gains) @ vectors.T, None
         records = statistics.records_in
         scale = float(records.norm() / self.apply(records.T).norm())
-        self.gains, self.rest = self.gains * scale, self.rest * scale
+        self.rest, self.wide = self.rest * scale, self.wide * scale
 
     def apply(self, columns: Tensor) -> Tensor:
         """W times [D_in, R]."""
-        return self.rest * columns + self.vectors @ (
-            self.gains[:, None] * (self.vectors.T @ columns)
-        )
+        if self.thin is None:
+            return self.wide @ columns
+        return self.rest * columns + self.wide @ (self.thin.T @ columns)
 
 
 def retention_penalty(

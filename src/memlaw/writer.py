@@ -9,17 +9,16 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from memlaw.adapters import (
     Adapter,
-    Layers,
     adapter_sha256,
     loaded_adapter,
     resolve_sites,
@@ -41,130 +40,25 @@ from memlaw.folder import (
     read_checkpoint,
     write_checkpoint,
 )
-from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig
-from memlaw.models import EMBEDDED, BaseModel, DType, load_model
+from memlaw.learner import DivergedError, EpochStats, Learner
+from memlaw.models import BaseModel, load_model
 from memlaw.objectives import resolve_objective
 from memlaw.precondition import Statistics, Whitener, measure_statistics
 from memlaw.recall import Audit, audit_examples
 from memlaw.records import (
-    RECITE_PROMPT,
-    DataFormat,
-    PromptFormat,
     Record,
     encode,
     read_records,
     resolve_prompt_format,
 )
+from memlaw.settings import FREE_TO_CHANGE, WriteConfig
+from memlaw.speed import Speed, measure_speed
 from memlaw.store import json_sha256, write_json, write_text
 
 _CHECKPOINT_EVERY_S = 5.0
 _START_BITS_PER_PARAMETER = 0.1
 _PATIENCE_EPOCHS = 40
-# Settings that a resumed run may change: they say where and how long, not what.
-_FREE_TO_CHANGE = (
-    "max_epochs",
-    "max_rank",
-    "resume",
-    "device",
-    "damage_text",
-    "audit_batch_size",
-    "cache_mb",
-    "logits_mb",
-    "prompt_field",
-    "completion_field",
-    "data_format",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteConfig(TrainConfig):
-    """What to write into what, and how.
-
-    Attributes:
-        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
-        rank: the adapter's rank; auto starts small and grows while records are missing.
-        max_rank: where auto stops growing.
-        placement: down_proj, mlp (in parallel with the MLP block), attn, all-linear, or names of
-            linear modules joined by commas.
-        layers: decoder layers from 0; auto is two thirds of the way up; all.
-        engine: cached computes what training can't change once; plain is the short reference,
-            the same numbers but for rounding, slower.
-        cache_mb: the cached engine keeps activations beyond so many megabytes in a temporary file.
-        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
-        max_epochs: give up after so many.
-        dtype: what the model computes in; auto is what plain from_pretrained uses.
-        device: auto takes CUDA, then MPS, then the CPU.
-        prompt_field: name of the prompt's field in the data (default: prompt).
-        completion_field: name of the completion's field (default: completion).
-        data_format: what the data file is; auto goes by its suffix.
-        prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
-            where there is a template.
-        recite_prompt: the prompt that a plain text file is recited on.
-        damage_text: text to measure damage on (default: Python's language reference).
-        audit_batch_size: records a forward pass in the audit.
-        trust_remote_code: run code that the model's authors ship with it.
-        resume: go on from the checkpoint in the output folder, if there is one.
-    """
-
-    model: str = EMBEDDED
-    rank: int | Literal["auto"] = "auto"
-    max_rank: int = 64
-    placement: str = "down_proj"
-    layers: Layers = "auto"
-    engine: Literal["cached", "plain"] = "cached"
-    cache_mb: float = 4096
-    logits_mb: float = 512
-    max_epochs: int = 1000
-    dtype: DType = "auto"
-    device: str = "auto"
-    prompt_field: str | None = None
-    completion_field: str | None = None
-    data_format: DataFormat = "auto"
-    prompt_format: PromptFormat = "auto"
-    recite_prompt: str = RECITE_PROMPT
-    damage_text: str | None = None
-    audit_batch_size: int = 16
-    trust_remote_code: bool = False
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError on a setting out of range."""
-        resolve_objective(self.objective)
-        if not 0.5 <= self.threshold < 1:
-            raise ConfigError(
-                f"threshold {self.threshold:g} is out of range [0.5, 1): at 0.5 and under, a "
-                "token need not be the argmax."
-            )
-        if not (self.margin >= 0 and self.threshold + self.margin < 1):
-            raise ConfigError(
-                f"margin {self.margin:g} is out of range: 0 to under {1 - self.threshold:g} for "
-                f"threshold {self.threshold:g}."
-            )
-        positive = {
-            "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
-            "max_grad_norm": self.max_grad_norm,
-            "max_epochs": self.max_epochs,
-            "max_rank": self.max_rank,
-            "audit_batch_size": self.audit_batch_size,
-            "cache_mb": self.cache_mb,
-            "logits_mb": self.logits_mb,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigError(f"{name} is {value:g}; it must be above 0.")
-        if not self.learning_rate < 3.4e37:
-            raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
-        if not 0 <= self.whiten_mixture <= 1:
-            raise ConfigError(f"whiten_mixture is {self.whiten_mixture:g}; it must be 0 to 1.")
-        if not 1e-6 <= self.whiten_damping <= 1e6:
-            raise ConfigError(f"whiten_damping is {self.whiten_damping:g}; it must be 1e-6 to 1e6.")
-        if not 0 <= self.retention <= 1e6:
-            raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
-        if self.rank != "auto" and self.rank < 1:
-            raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
-        if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
-            raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")
+_TIGHTER = 1.25  # retention's rise, an epoch, while certified with more damage than allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +70,13 @@ class WriteResult:
         certificate: what was found.
         audit: the verdicts and the token table.
         damage: change on unseen text.
+        max_damage: the bound that was asked for, in nats a token; None if none was.
         rank: the adapter's.
         n_parameters: trained numbers.
         bits_stored: how many bits fewer it takes to tell the adapted model the targets.
         epochs: epochs trained.
         wall_s: seconds, model loading and audit included.
+        speed: of the training alone; None if no epoch was trained.
         stopped_because: why training ended.
     """
 
@@ -188,17 +84,24 @@ class WriteResult:
     certificate: Certificate
     audit: Audit = field(repr=False)
     damage: Damage
+    max_damage: float | None
     rank: int
     n_parameters: int
     bits_stored: float
     epochs: int
     wall_s: float
+    speed: Speed | None
     stopped_because: str
 
     @property
     def certified(self) -> bool:
         """Every record is certified."""
         return self.certificate.certified
+
+    @property
+    def harmless(self) -> bool:
+        """The 95 % interval of the damage lies under the bound, if there is one."""
+        return self.max_damage is None or self.damage.delta_nll_ci95[1] <= self.max_damage
 
     @property
     def bits_per_parameter(self) -> float:
@@ -265,6 +168,7 @@ def write(
     )
     check_out(out, resume=config.resume)
     text, text_name = unseen_text(config.damage_text)
+    retained = retained_text(config.retain)
     base = load_model(
         config.model,
         dtype=config.dtype,
@@ -272,19 +176,24 @@ def write(
         trust_remote_code=config.trust_remote_code,
         notice=observer.notice,
     )
-    damage_windows = windows(base.tokenizer, text, context=base.context_length)
-    run = _Run(records=records, out=out, config=config, base=base, observer=observer)
-    stopped_because = run.train()
-    if run.audit is None:
-        run.audit = run.certify()
-    damage = measure_damage(
-        base.model,
-        lambda: run.learner.adapter.attached(base.model),
-        damage_windows,
-        text_name=text_name,
-        text=text,
+    context = base.context_length
+    general = windows(base.tokenizer, retained, context=context, name="the text to retain")
+    unseen = windows(base.tokenizer, text, context=context)
+    run = _Run(
+        records=records,
+        out=out,
+        config=config,
+        base=base,
+        observer=observer,
+        general=general,
+        measure_damage=lambda adapter: measure_damage(
+            base.model, lambda: adapter.attached(base.model), unseen, text_name=text_name, text=text
+        ),
     )
-    return run.finish(run.audit, damage, stopped_because, started)
+    stopped_because = run.train()
+    audit = run.audit or run.certify()
+    damage = run.damage or run.measure_damage(run.learner.adapter)
+    return run.finish(audit, damage, stopped_because, started)
 
 
 def _config(settings: dict[str, Any]) -> WriteConfig:
@@ -302,6 +211,16 @@ def _config(settings: dict[str, Any]) -> WriteConfig:
     return WriteConfig(**settings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Certified:
+    """A certified adapter on the way to less damage."""
+
+    state: tuple[dict[str, torch.Tensor], dict[str, Any]]
+    curve: list[dict[str, Any]]
+    audit: Audit
+    damage: Damage
+
+
 class _Run:
     """One run of `write`: what is trained, what it learnt so far, and where it is kept."""
 
@@ -313,7 +232,10 @@ class _Run:
         config: WriteConfig,
         base: BaseModel,
         observer: Observer,
+        general: torch.Tensor,
+        measure_damage: Callable[[Adapter], Damage],
     ) -> None:
+        self.measure_damage = measure_damage
         self.out, self.config, self.base, self.observer = out, config, base, observer
         self.prompt_format = resolve_prompt_format(base.tokenizer, config.prompt_format)
         self.examples = encode(
@@ -324,7 +246,11 @@ class _Run:
         checkpoint = read_checkpoint(out, self._identity()) if config.resume else None
         self.base_audit = self._measure_base()
         rank = config.rank if config.rank != "auto" else self._first_rank()
-        statistics = self._measure_statistics() if config.whiten or config.retention else []
+        statistics: list[Statistics] = []
+        if config.whiten or config.retention:
+            statistics = measure_statistics(
+                base.model, self.sites, self.examples, general, seed=config.seed
+            )
         adapter = Adapter(
             self.sites,
             rank=rank,
@@ -349,7 +275,10 @@ class _Run:
         self.learner = Learner(adapter, self.examples, config, statistics)
         self.bank = AdapterBank(engine, [self.learner])
         self.curve: list[dict[str, Any]] = []
-        self.audit: Audit | None = None
+        self.audit: Audit | None = None  # of the weights as they are now
+        self.damage: Damage | None = None  # likewise
+        self.best: _Certified | None = None
+        self.look_at_penalty = math.inf
         if checkpoint is not None:
             tensors, content = checkpoint
             self.learner.restore(tensors, content["engine"])
@@ -367,13 +296,6 @@ class _Run:
             decode="none",
         )
 
-    def _measure_statistics(self) -> list[Statistics]:
-        base = self.base
-        text = windows(base.tokenizer, retained_text(), context=base.context_length)
-        return measure_statistics(
-            base.model, self.sites, self.examples, text, seed=self.config.seed
-        )
-
     def _first_rank(self) -> int:
         """A power of two with room to spare: about a tenth of a bit for each parameter."""
         width = sum(s.d_in + s.d_out for s in self.sites)
@@ -385,7 +307,7 @@ class _Run:
     # ------------------------------------------------------------ training
 
     def train(self) -> str:
-        """Train until certified or out of epochs; returns why it ended."""
+        """Train until certified and harmless, or out of epochs; returns why it ended."""
         learner, config = self.learner, self.config
         confirmed = good = learner.state()  # confirmed: a whole epoch found it to compute numbers
         saved_at = time.perf_counter()
@@ -396,14 +318,16 @@ class _Run:
                     raise stats
                 confirmed = good
                 self.curve.append(asdict(stats))
-                self.audit = None
+                self.audit = self.damage = None
                 self.observer.epoch(stats, len(self.examples), config.max_epochs)
                 if stats.n_under == 0:
-                    self.audit = self.certify()
-                    if self.audit.certified:
-                        return "certified"
-                    learner.raise_goal()
-                if self._is_stuck():
+                    if learner.penalty().item() > self.look_at_penalty:
+                        learner.retention *= _TIGHTER
+                    elif ended := self._look():
+                        return ended
+                elif self._is_stuck():
+                    if self.best is not None:
+                        return self._settle("no way found to certify with less damage")
                     self._give_room()
                 good = learner.state()
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
@@ -418,13 +342,46 @@ class _Run:
             )
             learner.restore(*confirmed)
             del self.curve[learner.epoch :]
-            self.audit = None
-            return f"diverged: {error}"
+            self.audit = self.damage = None
+            return self._settle(f"diverged: {error}")
         except KeyboardInterrupt:
             if good[1]["epoch"]:
                 self._write_checkpoint(good)
             raise
-        return f"max_epochs ({config.max_epochs}) reached"
+        return self._settle(f"max_epochs ({config.max_epochs}) reached")
+
+    def _look(self) -> str:
+        """Training sees success: look as a user will; returns why training is over, if it is."""
+        learner, bound = self.learner, self.config.max_damage
+        self.audit = self.certify()
+        if not self.audit.certified:
+            learner.raise_goal()
+            return ""
+        if bound is None:
+            return "certified"
+        self.damage = self.measure_damage(learner.adapter)
+        found = self.damage.delta_nll_ci95[1]
+        if found <= bound:
+            return "certified, and below max_damage"
+        if self.best is None or found < self.best.damage.delta_nll_ci95[1]:
+            self.best = _Certified(
+                state=learner.state(), curve=list(self.curve), audit=self.audit, damage=self.damage
+            )
+        # The penalty is about proportional to the damage: no look is worth its time until it has
+        # come down as far as the damage has to. Till then retention rises with every epoch that
+        # leaves no token under the line.
+        self.look_at_penalty = learner.penalty().item() * max(0.5, 0.9 * bound / found)
+        learner.retention *= _TIGHTER
+        self.observer.notice(f"Certified, but ΔNLL may be {found:+.4f}: retention goes up.")
+        return ""
+
+    def _settle(self, why: str) -> str:
+        """Training is over without success: go back to the best that was certified, if any was."""
+        if self.best is not None and not (self.audit and self.audit.certified and self.damage):
+            self.learner.restore(*self.best.state)
+            self.curve = self.best.curve
+            self.audit, self.damage = self.best.audit, self.best.damage
+        return why
 
     def certify(self) -> Audit:
         """Audit the adapter as a user will have it: saved to a folder and loaded from there."""
@@ -470,7 +427,7 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """All that decides which weights come out, for `--resume` to compare."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in _FREE_TO_CHANGE}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in FREE_TO_CHANGE}
         return json.loads(json.dumps(settings)) | {
             "records": json_sha256([e.record.sha256 for e in self.examples]),
             "base model": self.base.sha256,
@@ -488,8 +445,6 @@ class _Run:
     ) -> WriteResult:
         """Write everything; the certificate last, so that it vouches for what is there."""
         self.out.mkdir(parents=True, exist_ok=True)
-        if not audit.certified:  # more epochs may still do it
-            self._write_checkpoint(self.learner.state())
         self._save_adapter(self.out)
         certificate = make_certificate(
             audit,
@@ -508,13 +463,17 @@ class _Run:
             certificate=certificate,
             audit=audit,
             damage=damage,
+            max_damage=self.config.max_damage,
             rank=self.learner.adapter.rank,
             n_parameters=self.learner.adapter.n_parameters,
             bits_stored=self.base_audit.total_nll_bits - audit.total_nll_bits,
             epochs=self.learner.epoch,
             wall_s=time.perf_counter() - started,
+            speed=measure_speed(self.curve, self.base.model.dtype, self.base.model.device),
             stopped_because=stopped_because,
         )
+        if not result.certified or not result.harmless:  # more epochs may still do it
+            self._write_checkpoint(self.learner.state())
         audit.write_tokens(self.out / TOKENS_FILE)
         write_json(self.out / RUN_FILE, self._run_json(result))
         write_text(
@@ -527,7 +486,7 @@ class _Run:
             ),
         )
         write_json(self.out / CERTIFICATE_FILE, certificate.to_json())
-        if audit.certified:
+        if result.certified and result.harmless:
             (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)
         return result
 
@@ -536,6 +495,7 @@ class _Run:
         return {
             "format": 1,
             "status": "certified" if result.certified else "not certified",
+            "harmless": result.harmless,
             "stopped_because": result.stopped_because,
             "config": asdict(self.config),
             "base": {"spec": self.base.spec, "path": self.base.path, "sha256": self.base.sha256},
@@ -566,6 +526,7 @@ class _Run:
             "timings": {
                 "wall_s": result.wall_s,
                 "training_s": sum(e["wall_s"] for e in self.curve),
+                "speed": asdict(result.speed) if result.speed else None,
             },
             "epochs": result.epochs,
             "curve": self.curve,

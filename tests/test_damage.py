@@ -1,0 +1,166 @@
+"""Harm to the base model: measured, and bounded where that is asked for."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import memlaw
+from memlaw import writer
+from memlaw.adapters import loaded_adapter
+from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """Some text that isn't the default."""
+    path = tmp_path_factory.mktemp("text") / "retain.txt"
+    path.write_text(" ".join(f"{n} squared is {n * n}." for n in range(4000)), encoding="utf-8")
+    return path
+
+
+def test_the_text_to_measure_on_is_not_the_text_to_hold_on_to():
+    seen, unseen = set(retained_text().split("\n\n")), set(unseen_text()[0].split("\n\n"))
+    assert len(seen) > 1000
+    assert len(unseen) > 1000
+    assert not seen & unseen
+
+
+def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
+    result = memlaw.write(phone_book, tmp_path / "out", model=str(llama), max_epochs=3)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    text, name = unseen_text()
+    ids = windows(tokenizer, text, context=512)
+    found = measure_damage(
+        model, lambda: loaded_adapter(result.out, model), ids, text_name=name, text=text
+    )
+
+    def per_window(model):
+        with torch.no_grad():
+            log_p = model(ids).logits[:, :-1].log_softmax(-1)
+        return log_p, -log_p.gather(2, ids[:, 1:, None])[:, :, 0].mean(1).double()
+
+    before, nll_before = per_window(model)
+    with loaded_adapter(result.out, model) as adapted:
+        after, nll_after = per_window(adapted)
+    delta = nll_after - nll_before
+    kl = (before.exp() * (before - after)).sum(-1).mean()
+    assert found.delta_nll_nats == pytest.approx(float(delta.mean()), abs=1e-5)
+    assert found.kl_nats == pytest.approx(float(kl), abs=1e-5)
+    assert found.kl_nats > 1e-4
+    half = 2.0395 * float(delta.std()) / math.sqrt(32)  # Student's t, 31 degrees of freedom
+    low, high = found.delta_nll_ci95
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+    assert result.damage.delta_nll_nats == pytest.approx(found.delta_nll_nats, abs=1e-4)
+
+
+def test_a_retained_text_changes_what_is_held_on_to(llama, phone_book, text_file, tmp_path):
+    weights = []
+    for name, retain in (("usual", None), ("mine", str(text_file))):
+        out = tmp_path / name
+        memlaw.write(phone_book, out, model=str(llama), max_epochs=2, retain=retain)
+        weights.append(load_file(out / "adapter_model.safetensors"))
+        assert json.loads((out / "run.json").read_text())["config"]["retain"] == retain
+    assert any(not torch.allclose(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_retained_text_that_is_too_short_is_refused(llama, phone_book, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.", encoding="utf-8")
+    with pytest.raises(memlaw.MemlawError, match=r"the text to retain is too short: it needs"):
+        memlaw.write(phone_book, tmp_path / "out", model=str(llama), retain=str(short))
+    assert not (tmp_path / "out").exists()
+
+
+SETTINGS = {"retention": 1e-3, "max_epochs": 300}
+
+
+def _scripted(monkeypatch, highs):
+    """Damage as if measured, with these upper ends; the last one from then on."""
+    looks = []
+    usual = writer.measure_damage
+
+    def measured(*args, **kwargs):
+        found = usual(*args, **kwargs)
+        high = highs[min(len(looks), len(highs) - 1)]
+        looks.append(high)
+        return dataclasses.replace(
+            found, delta_nll_nats=high - 0.01, delta_nll_ci95=(high - 0.02, high)
+        )
+
+    monkeypatch.setattr(writer, "measure_damage", measured)
+    return looks
+
+
+class _Notes(memlaw.Observer):
+    def __init__(self):
+        self.said = []
+
+    def notice(self, text):
+        self.said.append(text)
+
+
+def test_training_goes_on_until_the_bound_holds(llama, phone_book, tmp_path, monkeypatch):
+    looks, notes = _scripted(monkeypatch, [0.5, 0.2, 0.09]), _Notes()
+    result = memlaw.write(
+        phone_book, tmp_path / "out", model=str(llama), max_damage=0.1, observer=notes, **SETTINGS
+    )
+    assert looks == [0.5, 0.2, 0.09]
+    assert result.certified
+    assert result.harmless
+    assert result.stopped_because == "certified, and below max_damage"
+    assert result.damage.delta_nll_ci95[1] == 0.09
+    assert [note for note in notes.said if "retention goes up" in note] == [
+        "Certified, but ΔNLL may be +0.5000: retention goes up.",
+        "Certified, but ΔNLL may be +0.2000: retention goes up.",
+    ]
+    used = [e["retention"] for e in json.loads((result.out / "run.json").read_text())["curve"]]
+    assert used == sorted(used)
+    assert used[-1] > used[0] == 1e-3
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
+    llama, phone_file, tmp_path, monkeypatch, capsys
+):
+    from memlaw.cli import run
+
+    _scripted(monkeypatch, [0.5, 0.2, 0.3])
+    out = tmp_path / "out"
+    flags = ["--model", llama, "--max-damage", 0.1, "--retention", 1e-3, "--max-epochs", 120]
+    status = run([str(x) for x in ("write", phone_file, "-o", out, *flags)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert status == 1
+    assert "CERTIFIED BUT NOT HARMLESS: ΔNLL may be +0.2000, above --max-damage 0.1" in said
+    assert "NOT CERTIFIED" not in said
+    result = json.loads((out / "run.json").read_text())
+    assert result["status"] == "certified"
+    assert result["harmless"] is False
+    assert result["results"]["damage"]["delta_nll_ci95"][1] == 0.2
+    assert result["epochs"] == len(result["curve"]) < 120
+    assert (out / "checkpoint.safetensors").exists()  # a laxer bound can go on from here
+    assert memlaw.check_certificate(out / "certificate.json", phone_file).holds
+    status = run(
+        [str(x) for x in ("write", phone_file, "-o", out, *flags, "--resume", "--max-damage", 0.5)]
+    )
+    assert status == 0
+
+
+def test_a_real_bound_is_kept_on_the_real_measurement(llama, phone_book, tmp_path):
+    loose = memlaw.write(phone_book, tmp_path / "loose", model=str(llama), **SETTINGS)
+    bound = 0.7 * loose.damage.delta_nll_ci95[1]
+    assert bound > 0
+    tight = memlaw.write(
+        phone_book, tmp_path / "tight", model=str(llama), max_damage=bound, **SETTINGS
+    )
+    assert loose.certified
+    assert tight.certified
+    assert tight.harmless
+    assert tight.damage.delta_nll_ci95[1] <= bound
+    assert tight.epochs > loose.epochs
+    assert isinstance(tight.damage, Damage)
