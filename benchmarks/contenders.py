@@ -34,7 +34,12 @@ from memlaw.records import Example, Record, encode, read_records, resolve_prompt
 BATCH = 10
 LAYER = 20
 MODULE = f"model.layers.{LAYER}.mlp.down_proj"
-PAPER_RECIPE: dict[str, Any] = {"placement": "mlp", "whiten": False, "retention": 0.0}
+PAPER_RECIPE: dict[str, Any] = {
+    "placement": "mlp",
+    "whiten": False,
+    "retention": 0.0,
+    "schedule": "constant",
+}
 DECODE_FROM = 0.95  # share of records with every token the argmax, from which TRL's are decoded
 
 Spec = dict[str, Any]

@@ -126,10 +126,11 @@ class _Epoch:
     def end(self, n_tokens_run: int, flop: float, wall_s: float) -> EpochStats | DivergedError:
         if self.error:
             return self.error
-        self.learner.epoch += 1
+        nll_nats = self.nll_sum / self.n_tokens
+        self.learner.end_epoch(nll_nats)
         return EpochStats(
             epoch=self.learner.epoch,
-            nll_nats=self.nll_sum / self.n_tokens,
+            nll_nats=nll_nats,
             n_under=self.n_under,
             n_records_over=self.n_over,
             n_steps=self.learner.n_steps,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ from memlaw.precondition import Statistics, retention_penalty
 from memlaw.records import Example
 
 Tensor = torch.Tensor
+_LEAST_RATE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class TrainConfig:
         curriculum_epochs: when `memft_curriculum` admits the next fifth of the records.
         threshold: p that a token needs to be the argmax for certain; in [0.5, 1).
         margin: how far above it a certified token must be; threshold + margin < 1.
-        learning_rate: AdamW's, constant.
+        learning_rate: AdamW's, at its highest.
+        schedule: loss multiplies it by the root of the last epoch's mean loss in nats (0.1 to 1):
+            it falls as the end comes near, and needs to know no horizon.
         batch_size: records a step, at most.
         max_grad_norm: gradients are clipped to this norm.
         whiten: train A in coordinates in which its inputs are nearly isotropic.
@@ -52,12 +55,13 @@ class TrainConfig:
     threshold: float = 0.5
     margin: float = 0.05
     learning_rate: float = 1e-2
+    schedule: Literal["loss", "constant"] = "loss"
     batch_size: int = 10
     max_grad_norm: float = 1.0
     whiten: bool = True
     whiten_mixture: float = 0.9
     whiten_damping: float = 0.01
-    retention: float = 10.0
+    retention: float = 200.0
     seed: int = 0
 
 
@@ -128,6 +132,7 @@ class Learner:
         self.device = adapter.a[0].device
         self.epoch = 0
         self.n_steps = 0
+        self.rate_share = 1.0  # of the learning rate, in the current epoch
         self.objective_state: objectives.State = {}
         # Training aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
@@ -197,8 +202,20 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.rate_share
         self.optimizer.step()
         self.n_steps += 1
+
+    def end_epoch(self, nll_nats: float) -> None:
+        """Count the epoch, and set the learning rate for the next one.
+
+        Args:
+            nll_nats: mean loss of this one.
+        """
+        self.epoch += 1
+        if self.config.schedule == "loss":
+            self.rate_share = min(1.0, max(_LEAST_RATE_SHARE, nll_nats**0.5))
 
     def penalty(self) -> Tensor:
         """The retention penalty: about the nats a token that general text pays; with a graph."""
@@ -283,6 +300,7 @@ class Learner:
             "n_steps": self.n_steps,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
+            "rate_share": self.rate_share,
             "retention": self.retention,
             "objective_state": dict(self.objective_state),
         }
@@ -309,7 +327,7 @@ class Learner:
             }
         )
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
-        self.retention = values["retention"]
+        self.retention, self.rate_share = values["retention"], values["rate_share"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
 
 
