@@ -151,7 +151,7 @@ def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_
 
 
 def _found(audit, certificate=None, **hashes):
-    return mismatches(certificate or _certificate(BOTH), audit, **HASHES | hashes)
+    return mismatches(certificate or _certificate(BOTH), audit, None, **HASHES | hashes)
 
 
 def test_the_same_measurement_matches():

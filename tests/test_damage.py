@@ -77,7 +77,7 @@ def test_a_retained_text_that_is_too_short_is_refused(llama, phone_book, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-SETTINGS = {"retention": 1e-3, "max_epochs": 300}
+SETTINGS = {"retention": 0.1, "max_epochs": 300}
 
 
 def _scripted(monkeypatch, highs):
@@ -120,8 +120,7 @@ def test_training_goes_on_until_the_bound_holds(llama, phone_book, tmp_path, mon
         "Certified, but ΔNLL may be +0.2000: retention goes up.",
     ]
     used = [e["retention"] for e in json.loads((result.out / "run.json").read_text())["curve"]]
-    assert used == sorted(used)
-    assert used[-1] > used[0] == 1e-3
+    assert max(used) > used[0] == 0.1
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
@@ -132,7 +131,7 @@ def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
 
     _scripted(monkeypatch, [0.5, 0.2, 0.3])
     out = tmp_path / "out"
-    flags = ["--model", llama, "--max-damage", 0.1, "--retention", 1e-3, "--max-epochs", 120]
+    flags = ["--model", llama, "--max-damage", 0.1, "--retention", 0.1, "--max-epochs", 300]
     status = run([str(x) for x in ("write", phone_file, "-o", out, *flags)])
     said = " ".join(capsys.readouterr().out.split())
     assert status == 1
@@ -142,9 +141,11 @@ def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
     assert result["status"] == "certified"
     assert result["harmless"] is False
     assert result["results"]["damage"]["delta_nll_ci95"][1] == 0.2
-    assert result["epochs"] == len(result["curve"]) < 120
+    assert result["epochs"] == len(result["curve"]) < 200
     assert (out / "checkpoint.safetensors").exists()  # a laxer bound can go on from here
-    assert memlaw.check_certificate(out / "certificate.json", phone_file).holds
+    check = memlaw.check_certificate(out / "certificate.json", phone_file)
+    assert check.audit.certified
+    assert ["ΔNLL" in line for line in check.mismatches] == [True]  # the script's, not the model's
     status = run(
         [str(x) for x in ("write", phone_file, "-o", out, *flags, "--resume", "--max-damage", 0.5)]
     )
@@ -164,3 +165,61 @@ def test_a_real_bound_is_kept_on_the_real_measurement(llama, phone_book, tmp_pat
     assert tight.damage.delta_nll_ci95[1] <= bound
     assert tight.epochs > loose.epochs
     assert isinstance(tight.damage, Damage)
+
+
+# ---------------------------------------------------------------- a certificate's damage
+
+
+@pytest.fixture(scope="module")
+def written(llama, phone_book, text_file, tmp_path_factory):
+    """A certified folder whose damage was measured on a user's file."""
+    text = tmp_path_factory.mktemp("unseen") / "unseen.txt"
+    text.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    out = tmp_path_factory.mktemp("written") / "out"
+    settings = {"retention": 0, "max_epochs": 300, "damage_text": str(text)}
+    assert memlaw.write(phone_book, out, model=str(llama), **settings).certified
+    return out, text
+
+
+def test_a_certificates_damage_is_measured_again(written, phone_book):
+    out, _ = written
+    check = memlaw.check_certificate(out / "certificate.json", phone_book)
+    assert check.holds
+    assert check.damage.delta_nll_nats == pytest.approx(
+        check.certificate.damage["delta_nll_nats"], abs=1e-3
+    )
+
+
+def test_a_certificate_that_makes_light_of_the_damage_does_not_hold(written, phone_book):
+    out, _ = written
+    path = out / "certificate.json"
+    honest = path.read_text(encoding="utf-8")
+    content = json.loads(honest)
+    content["damage"] |= {"delta_nll_nats": -1.0, "delta_nll_ci95": [-1.1, -0.9]}
+    try:
+        path.write_text(json.dumps(content), encoding="utf-8")
+        check = memlaw.check_certificate(path, phone_book)
+        assert not check.holds
+        assert len(check.mismatches) == 1
+        assert "outside the certificate's interval -1.1000 to -0.9000" in check.mismatches[0]
+        content["damage"]["delta_nll_ci95"] = "none"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(memlaw.MemlawError, match="not a certificate"):
+            memlaw.check_certificate(path, phone_book)
+    finally:
+        path.write_text(honest, encoding="utf-8")
+
+
+def test_without_its_text_the_damage_is_left_unmeasured_and_said_to_be(written, phone_file, capsys):
+    from memlaw.cli import run
+
+    out, text = written
+    away = text.rename(text.with_suffix(".away"))
+    try:
+        arguments = ["audit", phone_file, "--certificate", out / "certificate.json"]
+        assert run([str(x) for x in arguments]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "not measured again: the certificate's text isn't here" in said
+        assert "THE CERTIFICATE HOLDS" in said
+    finally:
+        away.rename(text)

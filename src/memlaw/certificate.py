@@ -1,7 +1,7 @@
 """The certificate: what was found to be recalled, of what, by what, under which conditions.
 
 It holds hashes and verdicts, no text of the records. Nothing in it has to be believed:
-`check_certificate` measures every verdict and hash again (not the damage).
+`check_certificate` measures every verdict and hash again, and the damage where its text is there.
 """
 
 from __future__ import annotations
@@ -163,6 +163,9 @@ def read_certificate(path: Path) -> Certificate:
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
         certificate = Certificate(**content, records=lines)
         _check_types(certificate)
+        low, high = map(float, Damage(**certificate.damage).delta_nll_ci95)
+        if not low <= high:
+            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
         for line in lines:
             _check_types(line)
         return certificate
@@ -194,6 +197,7 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
 def mismatches(
     certificate: Certificate,
     audit: Audit,
+    damage: Damage | None,
     *,
     base_sha256: str,
     tokenizer_sha256: str,
@@ -204,6 +208,7 @@ def mismatches(
     Args:
         certificate: the claim.
         audit: a new audit, at the certificate's threshold and margin, everything decoded.
+        damage: a new measurement on the same text, if that was possible.
         base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
 
     Returns:
@@ -220,6 +225,13 @@ def mismatches(
     ]
     if audit.dtype != certificate.dtype:
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
+    if damage is not None:
+        low, high = certificate.damage["delta_nll_ci95"]
+        if not low <= damage.delta_nll_nats <= high:
+            found.append(
+                f"ΔNLL on unseen text is {damage.delta_nll_nats:+.4f} nats a token, outside the "
+                f"certificate's interval {low:+.4f} to {high:+.4f}"
+            )
     now_by_hash = {r.sha256: r for r in audit.records}
     then_by_hash = {r.sha256: r for r in certificate.records}
     for sha256, line in then_by_hash.items():

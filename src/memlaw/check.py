@@ -11,6 +11,7 @@ from typing import Any
 
 from memlaw.adapters import PEFT_CONFIG, PROBE_CONFIG, adapter_sha256, loaded_adapter
 from memlaw.certificate import Certificate, mismatches, read_certificate
+from memlaw.damage import Damage, measure_damage, sha256_of, unseen_text, windows
 from memlaw.errors import AdapterError, ConfigError, DataError
 from memlaw.folder import RUN_FILE
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
@@ -87,11 +88,13 @@ class CertificateCheck:
     Attributes:
         certificate: the claim.
         audit: the new measurement.
+        damage: measured anew; None where the text that the certificate measured on isn't here.
         mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
     """
 
     certificate: Certificate
     audit: Audit = field(repr=False)
+    damage: Damage | None
     mismatches: tuple[str, ...]
 
     @property
@@ -162,13 +165,16 @@ def check_certificate(
     )
     session = _Session(config, observer or Observer(), default_model=certificate.base_model)
     found = session.audit(data)
+    damage = session.damage_again(certificate.damage)
     return CertificateCheck(
         certificate=certificate,
         audit=found,
+        damage=damage,
         mismatches=tuple(
             mismatches(
                 certificate,
                 found,
+                damage,
                 base_sha256=session.base.sha256,
                 tokenizer_sha256=session.base.tokenizer_sha256,
                 adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
@@ -289,6 +295,19 @@ class _Session:
             return
         with loaded_adapter(self.config.adapter, self.base.model) as adapted:
             yield adapted
+
+    def damage_again(self, claim: dict[str, Any]) -> Damage | None:
+        """Damage on the same text as a certificate's; None if that text isn't here."""
+        try:
+            text, name = unseen_text()
+            if sha256_of(text) != claim["text_sha256"]:
+                text, name = unseen_text(claim["text"])
+        except DataError:
+            return None
+        if sha256_of(text) != claim["text_sha256"]:
+            return None
+        tokens = windows(self.base.tokenizer, text, context=self.base.context_length)
+        return measure_damage(self.base.model, self.model, tokens, text_name=name, text=text)
 
     def audit(self, data: Any) -> Audit:
         config, run_config = self.config, self.run.get("config", {})

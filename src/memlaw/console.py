@@ -136,6 +136,15 @@ def show_check(check: CertificateCheck) -> None:
     """The result of `memlaw audit --certificate`."""
     show_audit(check.audit)
     console = _stdout()
+    if check.damage is None:
+        said = "not measured again: the certificate's text isn't here"
+    else:
+        low, high = check.certificate.damage["delta_nll_ci95"]
+        said = (
+            f"{check.damage.delta_nll_nats:+.4f} nats a token "
+            f"(certificate, 95 %: {low:+.4f} to {high:+.4f})"
+        )
+    _print_rows(console, {"ΔNLL on unseen text": said})
     for line in check.mismatches[: 4 * _SHOWN]:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * _SHOWN:

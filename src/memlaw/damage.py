@@ -165,8 +165,13 @@ def measure_damage(
         n_windows=len(base),
         n_tokens=len(base) * (token_windows.shape[1] - 1),
         text=text_name,
-        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        text_sha256=sha256_of(text),
     )
+
+
+def sha256_of(text: str) -> str:
+    """Hash of a text, as a damage's `text_sha256`."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compare(before: Tensor, after: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

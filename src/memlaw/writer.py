@@ -58,7 +58,7 @@ from memlaw.store import json_sha256, write_json, write_text
 _CHECKPOINT_EVERY_S = 5.0
 _START_BITS_PER_PARAMETER = 0.1
 _PATIENCE_EPOCHS = 40
-_TIGHTER = 1.25  # retention's rise, an epoch, while certified with more damage than allowed
+_TIGHTER = 1.25  # retention's change, an epoch, once certified with more damage than allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +215,7 @@ def _config(settings: dict[str, Any]) -> WriteConfig:
 class _Certified:
     """A certified adapter on the way to less damage."""
 
+    epoch: int
     state: tuple[dict[str, torch.Tensor], dict[str, Any]]
     curve: list[dict[str, Any]]
     audit: Audit
@@ -320,14 +321,14 @@ class _Run:
                 self.curve.append(asdict(stats))
                 self.audit = self.damage = None
                 self.observer.epoch(stats, len(self.examples), config.max_epochs)
-                if stats.n_under == 0:
-                    if learner.penalty().item() > self.look_at_penalty:
-                        learner.retention *= _TIGHTER
-                    elif ended := self._look():
+                if stats.n_under == 0 and learner.penalty().item() <= self.look_at_penalty:
+                    if ended := self._look():
                         return ended
-                elif self._is_stuck():
-                    if self.best is not None:
+                elif self.best is not None:
+                    if learner.epoch - self.best.epoch > 2 * _PATIENCE_EPOCHS:
                         return self._settle("no way found to certify with less damage")
+                    learner.retention *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
+                elif self._is_stuck():
                     self._give_room()
                 good = learner.state()
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
@@ -365,11 +366,15 @@ class _Run:
             return "certified, and below max_damage"
         if self.best is None or found < self.best.damage.delta_nll_ci95[1]:
             self.best = _Certified(
-                state=learner.state(), curve=list(self.curve), audit=self.audit, damage=self.damage
+                epoch=learner.epoch,
+                state=learner.state(),
+                curve=list(self.curve),
+                audit=self.audit,
+                damage=self.damage,
             )
         # The penalty is about proportional to the damage: no look is worth its time until it has
         # come down as far as the damage has to. Till then retention rises with every epoch that
-        # leaves no token under the line.
+        # leaves no token under the line, and falls with every other.
         self.look_at_penalty = learner.penalty().item() * max(0.5, 0.9 * bound / found)
         learner.retention *= _TIGHTER
         self.observer.notice(f"Certified, but ΔNLL may be {found:+.4f}: retention goes up.")
