@@ -53,7 +53,12 @@ NAMES = {
     "memlaw_plain": "memlaw, plain engine, the paper's recipe",
 }
 TRL = [name for name in NAMES if name.startswith("trl")]
-KEY = ("contender", "learning_rate", "seed")  # what tells measurements of `recall` apart
+KEY = (
+    "contender",
+    "learning_rate",
+    "schedule",
+    "seed",
+)  # what tells measurements of `recall` apart
 
 Measurement = dict[str, Any]
 
@@ -86,11 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--warm-up", type=int, default=3, help="step: steps before the clock starts")
     add("--steps", type=int, default=20, help="step: steps timed in a process")
     add("--lrs", type=_numbers, default="1e-3,3e-3,1e-2,3e-2", help="recall: TRL's learning rates")
-    add("--rank", type=int, default=32, help="recall: TRL's rank (what memlaw takes for 100)")
-    add("--trl", choices=["auto", *TRL], default="auto", help="recall: auto: fastest in step")
+    add("--trl-schedule", default="linear", help="recall: TRL's learning-rate schedule")
+    add("--rank", type=int, default=64, help="recall: TRL's rank (what memlaw takes for 100)")
+    add(
+        "--trl",
+        choices=["auto", *TRL],
+        default="auto",
+        help="recall: which (auto: fastest in step)",
+    )
     add("--audit-every", type=int, default=2, help="recall: epochs between two audits of TRL")
     add("--cap-seconds", type=float, default=900, help="recall: TRL trains no longer than this")
-    add("--max-epochs", type=int, default=400, help="recall: TRL trains no longer than this")
+    add("--max-epochs", type=int, default=100, help="recall: TRL trains no longer than this")
     add("--seeds", type=_numbers, default="0,1,2,3,4", help="recall: seeds of memlaw.write")
     add("--write-epochs", type=int, default=1000, help="recall: memlaw.write gives up after these")
     add("--plain-seeds", type=_numbers, default="0", help="recall: seeds of the plain engine")
@@ -172,7 +183,7 @@ def _pin(threads: int | None) -> int:
 
 def step_specs(arguments: argparse.Namespace) -> list[Measurement]:
     """Rounds; each begins with another contender."""
-    shared = {"rank": STEP_RANK, "learning_rate": 1e-3, "seed": 0}
+    shared = {"rank": STEP_RANK, "learning_rate": 1e-3, "schedule": "constant", "seed": 0}
     shared |= {"warm_up": arguments.warm_up, "steps": arguments.steps}
     names = [*NAMES, *NAMES]
     return [
@@ -189,6 +200,7 @@ def recall_specs(arguments: argparse.Namespace, results: dict[str, Any]) -> list
         {
             "contender": contender,
             "learning_rate": learning_rate,
+            "schedule": arguments.trl_schedule,
             "seed": 0,
             "rank": arguments.rank,
             "audit_every": arguments.audit_every,
@@ -407,7 +419,9 @@ def _recall_table(part: dict[str, Any]) -> str:
     for contender, found in _by_contender(part["measurements"]):
         for m in sorted(found, key=lambda m: (m.get("learning_rate", 0), m["seed"])):
             is_trl = contender in TRL
-            label = f"learning rate {m['learning_rate']:g}" if is_trl else f"seed {m['seed']}"
+            label = f"seed {m['seed']}"
+            if is_trl:
+                label = f"learning rate {m['learning_rate']:g}, {m['schedule']}"
             damage = "–" if m["delta_nll_nats"] is None else f"{m['delta_nll_nats']:+.3f}"
             lines.append(
                 f"| {NAMES[contender]}, {label} | {m['n_recalled']} of {m['n_records']} "

@@ -39,6 +39,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "whiten": False,
     "retention": 0.0,
     "schedule": "constant",
+    "betas": (0.9, 0.999),
 }
 DECODE_FROM = 0.95  # share of records with every token the argmax, from which TRL's are decoded
 
@@ -165,7 +166,7 @@ def _trainer(
     settings |= {
         "per_device_train_batch_size": BATCH,
         "learning_rate": spec["learning_rate"],
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": spec["schedule"],
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "seed": spec["seed"],

@@ -41,7 +41,7 @@ class AuditConfig:
         dtype: what to compute in; auto is what the adapter was certified in, else what plain
             from_pretrained uses.
         device: auto takes CUDA, then MPS, then the CPU.
-        batch_size: records a forward pass.
+        batch_size: records a forward pass, at most.
         decode: run greedy decoding on all records, on none, or on so many, evenly spread.
         threshold: probability that a token needs to be the argmax for certain (default: the
             run's, else 0.5).
@@ -58,7 +58,7 @@ class AuditConfig:
     model: str | None = None
     dtype: DType = "auto"
     device: str = "auto"
-    batch_size: int = 16
+    batch_size: int = 64
     decode: Decode = "all"
     threshold: float | None = None
     margin: float | None = None

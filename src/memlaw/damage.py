@@ -20,7 +20,7 @@ from memlaw.head import row_blocks
 Tensor = torch.Tensor
 N_WINDOWS = 32
 WINDOW_TOKENS = 128
-_BATCH = 4
+_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)

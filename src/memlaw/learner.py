@@ -39,6 +39,7 @@ class TrainConfig:
         learning_rate: AdamW's, at its highest.
         schedule: loss multiplies it by the root of the last epoch's mean loss in nats (0.1 to 1):
             it falls as the end comes near, and needs to know no horizon.
+        betas: AdamW's.
         batch_size: records a step, at most.
         max_grad_norm: gradients are clipped to this norm.
         whiten: train A in coordinates in which its inputs are nearly isotropic.
@@ -56,6 +57,7 @@ class TrainConfig:
     margin: float = 0.05
     learning_rate: float = 1e-2
     schedule: Literal["loss", "constant"] = "loss"
+    betas: tuple[float, float] = (0.9, 0.99)
     batch_size: int = 10
     max_grad_norm: float = 1.0
     whiten: bool = True
@@ -149,7 +151,10 @@ class Learner:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            self.adapter.parameters(), lr=self.config.learning_rate, weight_decay=0.0
+            self.adapter.parameters(),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=0.0,
         )
 
     def _generator(self, epoch: int) -> torch.Generator:

@@ -29,7 +29,7 @@ from memlaw.records import Example
 
 Tensor = torch.Tensor
 _MAX_POSITIONS = 2048  # of the records that are looked at, or one record's worth
-_BATCH = 4
+_GENERAL_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +85,17 @@ def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
         for site, kept in zip(sites, found, strict=True)
     ]
     device = next(model.parameters()).device
+    body: Any = model.base_model
     read: list[list[Tensor]] = [[] for _ in sites]
     longest = max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     chosen = examples[:: max(1, len(examples) * longest // _MAX_POSITIONS)]
     try:
         with torch.no_grad():
-            for start in range(0, len(chosen), _BATCH):
-                batch = collate(chosen[start : start + _BATCH], device)
-                model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    logits_to_keep=1,
-                    use_cache=False,
+            at_once = max(1, _MAX_POSITIONS // longest)
+            for start in range(0, len(chosen), at_once):
+                batch = collate(chosen[start : start + at_once], device)
+                body(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                 )
                 for kept, out in zip(found, read, strict=True):
                     out.append(kept.pop()[batch.attention_mask.bool()])
@@ -130,7 +129,7 @@ def _general(
     inputs: list[list[Tensor]] = [[] for _ in sites]
     gradients: list[list[Tensor]] = [[] for _ in sites]
     try:
-        for ids in general.split(_BATCH):
+        for ids in general.split(_GENERAL_BATCH):
             logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
             u = torch.rand(len(logits), generator=generator).to(device)
             logits.backward(sampled_score(logits.detach(), u))

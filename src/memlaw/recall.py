@@ -23,6 +23,7 @@ from memlaw.store import atomic_path
 Tensor = torch.Tensor
 Decode = int | Literal["all", "none"]
 _ROWS = 512  # logit rows that are turned to float32 at a time
+_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class Audit:
         tokens: the token table.
         threshold, margin: what a certified token needs: p ≥ threshold + margin.
         dtype: what the model computed in, as `bfloat16`.
-        batch_size: records a forward pass.
+        batch_size: records a forward pass, at most.
     """
 
     examples: tuple[Example, ...] = field(repr=False)
@@ -201,7 +202,7 @@ def audit_examples(
     *,
     threshold: float = 0.5,
     margin: float = 0.05,
-    batch_size: int = 16,
+    batch_size: int = 64,
     decode: Decode = "all",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
@@ -213,7 +214,8 @@ def audit_examples(
         examples: at least one.
         threshold: in [0.5, 1).
         margin: ≥ 0; threshold + margin < 1.
-        batch_size: records a forward pass. In low precision results depend on it a little.
+        batch_size: records a forward pass, at most; long ones come in smaller batches. In low
+            precision results depend on it a little.
         decode: run greedy decoding on all records, on none, or on so many, evenly spread.
         progress: called with a phase, how many of its records are done, and of how many.
 
@@ -268,12 +270,16 @@ def _verdict(
 
 
 def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, so that little is padded."""
-    order = sorted(
-        range(len(examples)),
-        key=lambda i: (len(examples[i].prompt_ids) + len(examples[i].target_ids), i),
-    )
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    """Indices in batches of similar length, of at most `_BATCH_TOKENS` tokens, pads included."""
+    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
+    batches: list[list[int]] = []
+    for i in sorted(range(len(examples)), key=lambda i: (lengths[i], i)):
+        fits = batches and (len(batches[-1]) + 1) * lengths[i] <= _BATCH_TOKENS
+        if fits and len(batches[-1]) < batch_size:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 @torch.inference_mode()
@@ -367,6 +373,11 @@ def greedy_decode(
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
+    # The slice of the last position is not contiguous, and for that PyTorch would copy the whole
+    # head once a row.
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(),)
+    )
     usual = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id
@@ -376,6 +387,7 @@ def greedy_decode(
             input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
         )
     finally:
+        hook.remove()
         model.generation_config = usual
     return [
         _until(row, end_id, limit)

@@ -58,7 +58,7 @@ class WriteConfig(TrainConfig):
             where there is a template.
         recite_prompt: the prompt that a plain text file is recited on.
         damage_text: unseen text to measure damage on (default: the other half of those topics).
-        audit_batch_size: records a forward pass in the audit.
+        audit_batch_size: records a forward pass in the audit, at most.
         trust_remote_code: run code that the model's authors ship with it.
         resume: go on from the checkpoint in the output folder, if there is one.
     """
@@ -82,7 +82,7 @@ class WriteConfig(TrainConfig):
     prompt_format: PromptFormat = "auto"
     recite_prompt: str = RECITE_PROMPT
     damage_text: str | None = None
-    audit_batch_size: int = 16
+    audit_batch_size: int = 64
     trust_remote_code: bool = False
     resume: bool = False
 
@@ -115,6 +115,8 @@ class WriteConfig(TrainConfig):
             raise ConfigError(f"cache_mb is {self.cache_mb:g}; it must be 0 or more.")
         if not self.learning_rate < 3.4e37:
             raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {self.betas}; each must be 0 to under 1.")
         if not 0 <= self.whiten_mixture <= 1:
             raise ConfigError(f"whiten_mixture is {self.whiten_mixture:g}; it must be 0 to 1.")
         if not 1e-6 <= self.whiten_damping <= 1e6:

@@ -56,7 +56,7 @@ from memlaw.speed import Speed, measure_speed
 from memlaw.store import json_sha256, write_json, write_text
 
 _CHECKPOINT_EVERY_S = 5.0
-_START_BITS_PER_PARAMETER = 0.1
+_START_BITS_PER_PARAMETER = 0.05
 _PATIENCE_EPOCHS = 40
 _TIGHTER = 1.25  # retention's change, an epoch, once certified with more damage than allowed
 
@@ -298,7 +298,7 @@ class _Run:
         )
 
     def _first_rank(self) -> int:
-        """A power of two with room to spare: about a tenth of a bit for each parameter."""
+        """A power of two with room to spare: about a twentieth of a bit for each parameter."""
         width = sum(s.d_in + s.d_out for s in self.sites)
         rank = 1
         while rank * width * _START_BITS_PER_PARAMETER < self.base_audit.total_nll_bits:
