@@ -3,7 +3,8 @@
     python docs/refresh_readme.py
 
 Blocks between `<!-- output: NAME -->` and `<!-- end -->` are made anew. It writes the demo's folder
-and `out/`, both in a temporary folder; the tests compare the README with `results/readme.json`.
+and `out/`, both in a temporary folder; the tests compare the README with `results/readme.json`. The
+benchmark's table is made from `results/against_trl.json`.
 """
 
 import json
@@ -32,6 +33,11 @@ def console(folder: Path, *commands: str) -> str:
     return "```console\n" + "\n".join(lines) + "\n```"
 
 
+def bench_table() -> str:
+    """The benchmark's results as Markdown."""
+    return printed([sys.executable, "benchmarks/against_trl.py", "table"], ROOT)
+
+
 def main() -> None:
     """Run everything the README shows, and rewrite its blocks."""
     readme = ROOT / "README.md"
@@ -51,10 +57,10 @@ def main() -> None:
             "help": console(folder, "memlaw --help"),
             "python": "```text\n" + printed([sys.executable, "-c", code[1]], folder) + "\n```",
         }
-    for name, block in blocks.items():
+    for name, block in (blocks | {"bench": bench_table()}).items():
         text = re.sub(
-            rf"(<!-- output: {name} -->\n).*?(\n<!-- end -->)",
-            lambda found, block=block: found[1] + block + found[2],
+            rf"(<!-- output: {name} -->\n).*?(<!-- end -->)",
+            lambda found, block=block: found[1] + block + "\n" + found[2],
             text,
             flags=re.S,
         )

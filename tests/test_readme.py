@@ -39,6 +39,12 @@ def test_the_blocks_are_those_that_the_program_printed():
         assert block in README
 
 
+def test_the_benchmarks_table_is_made_from_its_results():
+    table = _printed([sys.executable, ROOT / "benchmarks" / "against_trl.py", "table"], ROOT)
+    shown = re.search(r"<!-- output: bench -->\n(.*?)<!-- end -->", README, re.S)[1]
+    assert shown.splitlines() == table
+
+
 def test_the_help_is_the_programs():
     assert _block("help").splitlines()[1:] == _printed([MEMLAW, "--help"], ROOT)
 
