@@ -146,15 +146,13 @@ class CachedEngine:
             tried.append("mask")
         for layout in (*tried, "alone"):
             self.layout = layout
-            trees = [rows] if layout != "alone" else [[row] for row in rows]
+            packs = [self._pack([tree]) for pack in self._packs([rows]) for _, tree in pack]
             try:
                 with torch.no_grad():
-                    found = torch.cat(
-                        [(p := self._pack([tree]), self._run(p)[p.keep])[1] for tree in trees]
-                    ).float()
-            except (RuntimeError, TypeError, ValueError, KeyError):
+                    found = torch.cat([self._run(pack)[pack.keep] for pack in packs])
+            except (RuntimeError, TypeError, ValueError, KeyError):  # not made for such a pack
                 continue
-            error = (found - expected).norm() / expected.norm()
+            error = (found.float() - expected).norm() / expected.norm()
             if error < (1e-3 if self.model.dtype == torch.float32 else 0.1):
                 return layout
         raise MemlawError(
@@ -244,16 +242,16 @@ class CachedEngine:
     def _pack(self, trees: Sequence[Tree]) -> Pack:
         p = self.n_prefix
         ids: list[int] = []
-        owner: list[tuple[int, int]] = []  # (tree, record), record −1 for the prefix
+        owner: list[int] = []  # record of each token, −1 for the prefix
         positions: list[int] = []
         keep: list[bool] = []
         targets: list[int] = []
         places: list[Tensor] = []
         lengths: list[int] = []
-        for number, rows in enumerate(trees):
+        for rows in trees:
             begun = len(ids)
             ids += self.examples[rows[0]].prompt_ids[:p]
-            owner += [(number, -1)] * p
+            owner += [-1] * p
             positions += range(p)
             keep += [False] * p
             places.append(torch.arange(p))
@@ -262,7 +260,7 @@ class CachedEngine:
                 rest = (example.prompt_ids + example.target_ids)[p:]
                 n_targets = len(example.target_ids)
                 ids += rest
-                owner += [(number, row)] * len(rest)
+                owner += [row] * len(rest)
                 positions += range(p, p + len(rest))
                 keep += [False] * (len(rest) - n_targets - 1) + [True] * n_targets + [False]
                 targets += example.target_ids
@@ -277,7 +275,7 @@ class CachedEngine:
                 [[int(self.starts[r + 1] - self.starts[r]) for r in rows] for rows in trees],
                 device,
             ),
-            mask=_tree_mask([r for _, r in owner], self.model.dtype).to(device)
+            mask=_tree_mask(owner, self.model.dtype).to(device)
             if self.layout == "mask" and len(trees[0]) > 1
             else None,
             keep=torch.tensor(keep, device=device),
