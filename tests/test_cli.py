@@ -389,7 +389,7 @@ SETTINGS = {
     "--device teapot": "device 'teapot' can't be used here",
     "--damage-text no.txt": "no.txt: can't be read",
     "--retain no.txt": "no.txt: can't be read",
-    "--retain a.txt --damage-text a.txt": "must be measured on text that training doesn't see",
+    "--retain LICENSE --damage-text ./LICENSE": "must be text that training doesn't see",
     "--max-damage 0": "max_damage is 0; it must be above 0",
     "--max-damage 0.1 --retention 0": "needs a retention above 0",
     "--cache-mb -1": "cache_mb is -1",
@@ -790,7 +790,8 @@ def test_a_certificate_notices_a_weight_that_changed_much(check, copy):
     status, _, mismatches = check()
     assert status == 1
     assert mismatches[0].startswith("the adapter is not the certified one")
-    assert len(mismatches) == 5
+    assert len(mismatches) == 6
+    assert mismatches[1].startswith("ΔNLL on unseen text is ")
     assert all("now its lowest p is 0." in line for line in mismatches[1:])
     assert all("decoding differs" in line for line in mismatches[1:])
 

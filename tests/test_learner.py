@@ -17,7 +17,9 @@ EXAMPLES = [
 
 
 def _learner(rows=None, **settings):
-    return Learner(Adapter([SITE], rank=1, seed=0), EXAMPLES, TrainConfig(**settings), rows=rows)
+    return Learner(
+        Adapter([SITE], rank=1, seed=0), EXAMPLES, TrainConfig(retention=0, **settings), rows=rows
+    )
 
 
 def _stepped(learner):

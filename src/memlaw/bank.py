@@ -41,7 +41,8 @@ class AdapterBank:
     def __init__(self, engine: Engine, learners: Sequence[Learner]) -> None:
         self.engine = engine
         self.learners = list(learners)
-        self.flop_per_token = 0.0  # counted in the first step
+        # Counted in the first step; too high where later ones leave out a way back (MemFT).
+        self.flop_per_token = 0.0
 
     def leave(self, learner: Learner) -> None:
         """Train the rest without this one."""
@@ -109,7 +110,7 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
             return torch.zeros_like(nll)
-        under = torch.exp(-nll) < self.learner.certified_p  # [N]
+        under = torch.exp(-nll) < self.learner.line_p  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
         self.nll_sum += float(nll.sum())
         self.n_tokens += len(nll)

@@ -6,7 +6,7 @@ kept for each token that any step needs, and a step starts from them:
 - the tokens that all prompts begin with (a chat template's) are run once a batch, not once a
   record: a batch is packed into one sequence in which every record attends to the shared prefix
   and to itself;
-- nothing is padded;
+- nothing is padded, but in attention, where records of similar length lie side by side;
 - several adapters' batches are packed one behind the other;
 - where the adapted module's output is simply added to the residual stream, its whole layer is a
   constant, too;
@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import math
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,8 +32,8 @@ from torch import nn
 
 from memlaw.adapters import Adapter, Site, add_deltas, attached, decoder_layers
 from memlaw.attention import Trees, is_replaceable, lay_out, tree_attention
-from memlaw.engine import Job, Losses
-from memlaw.errors import MemlawError
+from memlaw.engine import EngineError, Job, Losses
+from memlaw.errors import ConfigError
 from memlaw.forward import collate, logits_of
 from memlaw.head import head_losses
 from memlaw.records import Example
@@ -81,8 +82,8 @@ class CachedEngine:
         logits_mb: about how much memory logits may take at a time.
 
     Raises:
-        MemlawError: the model computes something else from a packed sequence than from records
-            one by one, however it is packed. `PlainEngine` is for such models.
+        EngineError: the model computes something else from packed records, or from cached
+            activations, than from whole records one by one. `PlainEngine` is for such models.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class CachedEngine:
         self.device = next(model.parameters()).device
         self.n_tokens = 0
         config = model.config.get_text_config()
-        # A row of logits is there twice: itself, and its gradient.
-        row_bytes = 2 * config.vocab_size * model.dtype.itemsize
+        # Logits and their gradient, of one piece while the next one is made.
+        row_bytes = 4 * config.vocab_size * model.dtype.itemsize
         self.max_logit_rows = max(1, int(logits_mb * 1e6 / row_bytes))
         self.layers: nn.ModuleList = decoder_layers(model)[1]
         self.lowest = min(site.layer for site in sites)
@@ -111,7 +112,9 @@ class CachedEngine:
         )
         lengths = [_length(e) - self.n_prefix for e in examples]
         self.starts = torch.tensor([0, *lengths]).cumsum(0) + self.n_prefix  # [records + 1]
-        self.layout = self._find_layout(getattr(config, "sliding_window", None) or math.inf)
+        by_length = sorted(range(len(examples)), key=lambda row: _length(examples[row]))
+        some = list(dict.fromkeys(by_length[i] for i in (0, len(by_length) // 2, -1)))
+        self.layout = self._find_layout(some, getattr(config, "sliding_window", None) or math.inf)
         self.returns_tuple = False
         self.folds = len(sites) == 1 and self._site_is_added()
         # What the first layer that runs reads, without adapter; and what the adapter reads there.
@@ -124,21 +127,15 @@ class CachedEngine:
         )
         self.site_input = rest[0] if rest else None
         self._fill_cache()
+        self._check_steps(some)
 
     # ------------------------------------------------------------ the cache
 
-    def _find_layout(self, window: float) -> Layout:
-        """The cheapest way to pack that this model computes the right things from."""
-        by_length = sorted(range(len(self.examples)), key=lambda row: _length(self.examples[row]))
-        rows = list(dict.fromkeys([by_length[0], by_length[-1], by_length[len(by_length) // 2]]))
+    def _find_layout(self, rows: list[int], window: float) -> Layout:
+        """The cheapest way to pack from which this model computes the right things for `rows`."""
         with torch.no_grad():
-            expected = torch.cat(
-                [
-                    self._whole(self.examples[row])[-len(self.examples[row].target_ids) - 1 : -1]
-                    for row in rows
-                ]
-            ).float()
-        can_pack = self.takes_positions and window >= _length(self.examples[by_length[-1]])
+            expected = [self._whole(row) for row in rows]
+        can_pack = self.takes_positions and window >= max(_length(e) for e in self.examples)
         tried: list[Layout] = []
         if can_pack and is_replaceable(self.model):
             tried.append("trees")
@@ -146,26 +143,56 @@ class CachedEngine:
             tried.append("mask")
         for layout in (*tried, "alone"):
             self.layout = layout
-            packs = [self._pack([tree]) for pack in self._packs([rows]) for _, tree in pack]
+            packs = [
+                self._pack([tree for _, tree in pack]) for pack in self._packs([rows, rows[:1]])
+            ]
             try:
                 with torch.no_grad():
                     found = torch.cat([self._run(pack)[pack.keep] for pack in packs])
-            except (RuntimeError, TypeError, ValueError, KeyError):  # not made for such a pack
+            except Exception:  # whatever a model says to what it wasn't made for
                 continue
-            error = (found.float() - expected).norm() / expected.norm()
-            if error < (1e-3 if self.model.dtype == torch.float32 else 0.1):
+            if self._agree(found, [*expected, expected[0]]):
                 return layout
-        raise MemlawError(
-            f"{type(self.model).__name__} computes something else from packed records than from "
-            "records one by one, so the cached engine can't train it. Use --engine plain."
+        raise self._unfit("packed records")
+
+    def _check_steps(self, rows: list[int]) -> None:
+        """See that a shortened run with an adapter gives what a whole one gives."""
+        adapter = Adapter(self.sites, rank=1, seed=0).to(self.device)
+        with torch.no_grad():
+            for b in adapter.b:
+                b.fill_(0.1)
+            try:
+                found = torch.cat([h for h, _ in self._hidden([(adapter, rows)])])
+            except Exception as error:
+                raise self._unfit("cached activations") from error
+            with adapter.attached(self.model):
+                expected = [self._whole(row) for row in rows]
+        if not self._agree(found, expected):
+            raise self._unfit("cached activations")
+
+    def _agree(self, found: Tensor, expected: list[Tensor]) -> bool:
+        """Every record's hidden states are the expected ones, but for rounding."""
+        limit = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        parts = found.float().split([len(e) for e in expected])
+        return all(
+            bool((part - e.float()).norm() <= limit * e.float().norm())
+            for part, e in zip(parts, expected, strict=True)
         )
 
-    def _whole(self, example: Example) -> Tensor:
-        """Final hidden states [S, D] of one record, run as a user would."""
+    def _unfit(self, what: str) -> EngineError:
+        return EngineError(
+            f"{type(self.model).__name__} computes something else from {what} than from whole "
+            "records, so the cached engine can't train it. Use --engine plain."
+        )
+
+    def _whole(self, row: int) -> Tensor:
+        """Final hidden states [T, D] that predict a record's targets, run as a user would."""
+        example = self.examples[row]
         batch = collate([example], self.device)
-        return self.model.base_model(
+        states = self.model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state[0]
+        )
+        return states.last_hidden_state[0, -len(example.target_ids) - 1 : -1]
 
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start."""
@@ -288,22 +315,25 @@ class CachedEngine:
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, under that job's adapter."""
-        hidden, targets = [], []
-        for trees in self._packs([rows for _, rows in jobs]):
-            pack = self._pack([tree for _, tree in trees])
-            parts = [
-                (jobs[job][0], length) for (job, _), length in zip(trees, pack.lengths, strict=True)
-            ]
-            with self._shortened(pack, parts):
-                hidden.append(self._run(pack)[pack.keep])
-            targets.append(pack.target_ids)
-            self.n_tokens += pack.input_ids.numel()
+        hidden, targets = zip(*self._hidden(jobs), strict=True)
         return head_losses(
             lambda h: logits_of(self.model, h),
             torch.cat(hidden),
             torch.cat(targets),
             max_rows=self.max_logit_rows,
         )
+
+    def _hidden(self, jobs: Sequence[Job]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pack by pack, final hidden states [N, D] before the targets, and the targets [N]."""
+        for trees in self._packs([rows for _, rows in jobs]):
+            pack = self._pack([tree for _, tree in trees])
+            parts = [
+                (jobs[job][0], length) for (job, _), length in zip(trees, pack.lengths, strict=True)
+            ]
+            with self._shortened(pack, parts):
+                hidden = self._run(pack)[pack.keep]
+            self.n_tokens += pack.input_ids.numel()
+            yield hidden, pack.target_ids
 
     @contextmanager
     def _shortened(self, pack: Pack, parts: Sequence[tuple[Adapter, int]]) -> Iterator[None]:
@@ -352,7 +382,17 @@ class Activations:
             return
         with tempfile.TemporaryFile(prefix="memlaw-activations-") as file:
             n_bytes = n * width * dtype.itemsize
-            file.truncate(n_bytes)
+            try:
+                if hasattr(os, "posix_fallocate"):  # a disk found full later would be fatal
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+                else:
+                    file.truncate(n_bytes)
+            except OSError as error:
+                raise ConfigError(
+                    f"no room for {n_bytes / 1e6:,.0f} MB of activations in "
+                    f"{tempfile.gettempdir()} ({error.strerror}). Name another folder in TMPDIR, "
+                    "or raise --cache-mb to keep them in memory."
+                ) from error
             self.mapping = mmap.mmap(file.fileno(), n_bytes)
         self.rows = torch.frombuffer(self.mapping, dtype=dtype).view(n, width)
 

@@ -20,6 +20,7 @@ from memlaw.store import json_sha256
 
 CERTIFICATE_FILE = "certificate.json"
 FORMAT = 1
+DAMAGE_TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
 _ALLOWED = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prompt_format": ("chat", "plain"),
@@ -49,7 +50,7 @@ class Certificate:
         threshold, margin: every token of a certified record has p ≥ threshold + margin.
         dtype: what the model computed in when it was measured; the guarantee is for this dtype.
         device: the kind of device it was measured on.
-        batch_size: records a forward pass when it was measured.
+        batch_size: records a forward pass, at most, when it was measured.
         prompt_format: `chat` (the tokenizer's template) or `plain`.
         base_model: what plain Transformers loads the base model by.
         base_sha256, tokenizer_sha256, adapter_sha256, records_sha256: hashes.
@@ -143,6 +144,10 @@ def make_certificate(
     )
 
 
+def _interval(damage: Damage) -> tuple[float, float, float]:
+    return damage.delta_nll_nats, *damage.delta_nll_ci95
+
+
 def records_sha256(hashes: Sequence[str]) -> str:
     """Hash of a set of records, whatever their order."""
     return json_sha256(sorted(hashes))
@@ -226,12 +231,13 @@ def mismatches(
     if audit.dtype != certificate.dtype:
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
     if damage is not None:
-        low, high = certificate.damage["delta_nll_ci95"]
-        if not low <= damage.delta_nll_nats <= high:
-            found.append(
-                f"ΔNLL on unseen text is {damage.delta_nll_nats:+.4f} nats a token, outside the "
-                f"certificate's interval {low:+.4f} to {high:+.4f}"
+        claimed = Damage(**certificate.damage)
+        pairs = zip(_interval(claimed), _interval(damage), strict=True)
+        if not all(abs(then - now) <= DAMAGE_TOLERANCE_NATS for then, now in pairs):
+            then, now = (
+                "{:+.4f} ({:+.4f} to {:+.4f})".format(*_interval(d)) for d in (claimed, damage)
             )
+            found.append(f"ΔNLL on unseen text is {now} nats a token, not {then}")
     now_by_hash = {r.sha256: r for r in audit.records}
     then_by_hash = {r.sha256: r for r in certificate.records}
     for sha256, line in then_by_hash.items():

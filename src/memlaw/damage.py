@@ -150,12 +150,12 @@ def measure_damage(
     for ids in token_windows.to(device).split(_BATCH):
         before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         with adapted() as changed:
-            after = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        by_token = _compare(before, after, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
+            now = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        by_token = _compare(before, now, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
         for found, values in zip((base_nll, nll, kl), by_token, strict=True):
             found.append(values.view(len(ids), -1).mean(dim=1))
-    base = torch.cat(base_nll).double()
-    delta, divergence = torch.cat(nll).double() - base, torch.cat(kl).double()
+    base, after, divergence = (torch.cat(x).cpu().double() for x in (base_nll, nll, kl))
+    delta = after - base
     return Damage(
         delta_nll_nats=float(delta.mean()),
         delta_nll_ci95=_interval(delta.tolist()),

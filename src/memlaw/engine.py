@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from memlaw.adapters import Adapter
+from memlaw.errors import MemlawError
 from memlaw.forward import collate, target_logits
 from memlaw.records import Example
 
 Tensor = torch.Tensor
 Job = tuple[Adapter, list[int]]  # an adapter, and the rows of the examples that it is run on
+
+
+class EngineError(MemlawError):
+    """An engine can't run this model."""
 
 
 @dataclass(frozen=True, kw_only=True)

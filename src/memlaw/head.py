@@ -13,15 +13,16 @@ from memlaw.engine import Losses
 
 Tensor = torch.Tensor
 _CPU_BLOCK_ROWS = 16  # of float32 logits that fit a core's cache
+_BLOCK_ROWS = 1024
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows to work on in float32, one after the other.
 
     On a CPU few enough to stay in its cache, which makes the work several times faster than
-    whole-tensor operations; elsewhere all.
+    whole-tensor operations; elsewhere many.
     """
-    size = _CPU_BLOCK_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    size = _CPU_BLOCK_ROWS if logits.device.type == "cpu" else _BLOCK_ROWS
     for start in range(0, len(logits), size):
         yield slice(start, start + size)
 

@@ -16,7 +16,7 @@ import torch
 
 from memlaw import objectives
 from memlaw.adapters import Adapter
-from memlaw.errors import MemlawError
+from memlaw.errors import ConfigError, MemlawError
 from memlaw.forward import unflatten
 from memlaw.objectives import Objective, OnEmpty
 from memlaw.precondition import Statistics, retention_penalty
@@ -45,8 +45,9 @@ class TrainConfig:
         whiten: train A in coordinates in which its inputs are nearly isotropic.
         whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
         whiten_damping: how much of the mean second moment is added in every direction.
-        retention: weight of the penalty on what the adapter does to general text, in nats of it
-            a token, against nats of the records; 0 turns it off. Lowered when training is stuck.
+        retention: how many tokens of general text stand beside the records' target tokens: the
+            penalty on what the adapter does to general text, in nats a token, weighs so many
+            times as much as one token of the records. 0 turns it off. Lowered when stuck.
         seed: of the order of records and of the adapter's initialisation.
     """
 
@@ -63,7 +64,7 @@ class TrainConfig:
     whiten: bool = True
     whiten_mixture: float = 0.9
     whiten_damping: float = 0.01
-    retention: float = 200.0
+    retention: float = 200_000.0
     seed: int = 0
 
 
@@ -74,7 +75,8 @@ class EpochStats:
     Attributes:
         epoch: epochs done, from 1.
         nll_nats: mean negative log-likelihood of all target tokens.
-        n_under: target tokens with p < threshold + margin.
+        n_under: target tokens with p < threshold + margin, or what the line was raised to after
+            an audit that failed.
         n_records_over: records with no such token.
         n_steps: optimiser steps done so far, skipped ones not counted.
         rank: the adapter's.
@@ -130,7 +132,10 @@ class Learner:
         self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
         self.config = config
         self.statistics = [_whitened(s, adapter, i) for i, s in enumerate(statistics)]
-        self.retention = config.retention if statistics else 0.0
+        if config.retention and not statistics:
+            raise ConfigError("retention needs the statistics of the adapter's sites.")
+        self.retention = config.retention
+        self.n_target_tokens = sum(len(examples[row].target_ids) for row in self.rows.tolist())
         self.device = adapter.a[0].device
         self.epoch = 0
         self.n_steps = 0
@@ -139,6 +144,7 @@ class Learner:
         # Training aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.certified_p) / 2)
+        self.line_p = self.certified_p  # over it, training counts a token as done
         self.optimizer = self._new_optimizer()
         places = torch.empty(len(examples), dtype=torch.long)
         places[self.rows] = torch.randperm(len(self.rows), generator=self._generator(-1))
@@ -203,7 +209,7 @@ class Learner:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
         if self.retention:
-            (self.retention * self.penalty()).backward()
+            (self.retention / self.n_target_tokens * self.penalty()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")
@@ -224,6 +230,8 @@ class Learner:
 
     def penalty(self) -> Tensor:
         """The retention penalty: about the nats a token that general text pays; with a graph."""
+        if not self.statistics:
+            return torch.zeros((), device=self.device)
         return retention_penalty(
             self.statistics, list(zip(self.adapter.a, self.adapter.b, strict=True))
         )
@@ -260,8 +268,8 @@ class Learner:
     # ------------------------------------------------------------ changes on the way
 
     def raise_goal(self) -> None:
-        """Aim halfway from the current goal to 1: the audit failed where training saw success."""
-        self.goal_p = (self.goal_p + 1) / 2
+        """Aim higher: the audit failed where training saw success."""
+        self.line_p, self.goal_p = self.goal_p, (self.goal_p + 1) / 2
 
     def grow(self, rank: int) -> None:
         """Continue with a higher rank: the same function, more room."""
@@ -305,6 +313,7 @@ class Learner:
             "n_steps": self.n_steps,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
+            "line_p": self.line_p,
             "rate_share": self.rate_share,
             "retention": self.retention,
             "objective_state": dict(self.objective_state),
@@ -333,6 +342,7 @@ class Learner:
         )
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
         self.retention, self.rate_share = values["retention"], values["rate_share"]
+        self.line_p = values["line_p"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
 
 

@@ -28,7 +28,7 @@ from memlaw.head import sampled_score
 from memlaw.records import Example
 
 Tensor = torch.Tensor
-_MAX_POSITIONS = 2048  # of the records that are looked at, or one record's worth
+_MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
 _GENERAL_BATCH = 8
 
 
@@ -87,8 +87,8 @@ def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
     device = next(model.parameters()).device
     body: Any = model.base_model
     read: list[list[Tensor]] = [[] for _ in sites]
-    longest = max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
-    chosen = examples[:: max(1, len(examples) * longest // _MAX_POSITIONS)]
+    chosen = _spread(examples)
+    longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)
     try:
         with torch.no_grad():
             at_once = max(1, _MAX_POSITIONS // longest)
@@ -103,6 +103,19 @@ def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
         for hook in hooks:
             hook.remove()
     return [torch.cat(parts) for parts in read]
+
+
+def _spread(examples: Sequence[Example]) -> list[Example]:
+    """Examples from all over the data, of about `_MAX_POSITIONS` tokens together."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen: list[Example] = []
+    n_tokens = 0
+    for i in order:
+        if n_tokens >= _MAX_POSITIONS:
+            break
+        chosen.append(examples[i])
+        n_tokens += len(examples[i].prompt_ids) + len(examples[i].target_ids)
+    return chosen
 
 
 def _general(
@@ -147,8 +160,14 @@ def _factor(samples: Tensor) -> Tensor:
     n, width = samples.shape
     if n <= width:
         return samples / n**0.5
-    values, vectors = torch.linalg.eigh(samples.T @ samples / n)
+    values, vectors = _eigh(samples.T @ samples / n)
     return values.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, computed on the CPU: not every device can."""
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
 
 
 class Whitener:
@@ -174,9 +193,9 @@ class Whitener:
         )
         width = rows.shape[1]
         if len(rows) >= width:
-            values, vectors = torch.linalg.eigh(rows.T @ rows)
+            values, vectors = _eigh(rows.T @ rows)
         else:
-            values, left = torch.linalg.eigh(rows @ rows.T)
+            values, left = _eigh(rows @ rows.T)
             kept = values > values.max() * 1e-6
             values, left = values[kept], left[:, kept]
             vectors = rows.T @ left / values.sqrt()

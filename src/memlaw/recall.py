@@ -375,9 +375,8 @@ def greedy_decode(
         attention_mask[row, width - len(prompt) :] = 1
     # The slice of the last position is not contiguous, and for that PyTorch would copy the whole
     # head once a row.
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: (inputs[0].contiguous(),)
-    )
+    head = model.get_output_embeddings()
+    hooks = [head.register_forward_pre_hook(_contiguous)] if head is not None else []
     usual = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id
@@ -387,12 +386,17 @@ def greedy_decode(
             input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
         )
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         model.generation_config = usual
     return [
         _until(row, end_id, limit)
         for row, limit in zip(out[:, width:].tolist(), max_tokens, strict=True)
     ]
+
+
+def _contiguous(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def decoded_text(tokenizer: Any, ids: Sequence[int]) -> str:

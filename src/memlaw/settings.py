@@ -40,9 +40,10 @@ class WriteConfig(TrainConfig):
         placement: down_proj, mlp (in parallel with the MLP block), attn, all-linear, or names of
             linear modules joined by commas.
         layers: decoder layers from 0; auto is two thirds of the way up; all.
-        engine: cached computes what training can't change once; plain is the short reference,
-            the same numbers but for rounding, slower.
-        cache_mb: the cached engine keeps activations beyond so many megabytes in a temporary file.
+        engine: cached computes what training can't change once; plain is the short reference, the
+            same numbers but for rounding, slower; auto is cached wherever the model allows it.
+        cache_mb: if activations need more megabytes than this, the cached engine keeps them in a
+            temporary file.
         logits_mb: about how much memory the cached engine's logits may take, in megabytes.
         retain: text whose predictions training holds on to (default: half of the topics of
             Python's language reference).
@@ -68,7 +69,7 @@ class WriteConfig(TrainConfig):
     max_rank: int = 64
     placement: str = "down_proj"
     layers: Layers = "auto"
-    engine: Literal["cached", "plain"] = "cached"
+    engine: Literal["auto", "cached", "plain"] = "auto"
     cache_mb: float = 4096
     logits_mb: float = 512
     retain: str | None = None
@@ -128,11 +129,6 @@ class WriteConfig(TrainConfig):
                 raise ConfigError(f"max_damage is {self.max_damage:g}; it must be above 0.")
             if not self.retention:
                 raise ConfigError("max_damage needs a retention above 0: that is what it turns up.")
-        if self.retain is not None and self.retain == self.damage_text:
-            raise ConfigError(
-                f"retain and damage_text are both {self.retain}: damage must be measured on text "
-                "that training doesn't see."
-            )
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):

@@ -28,8 +28,15 @@ from memlaw.bank import AdapterBank
 from memlaw.cached import CachedEngine
 from memlaw.card import model_card
 from memlaw.certificate import CERTIFICATE_FILE, Certificate, make_certificate
-from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
-from memlaw.engine import Engine, PlainEngine
+from memlaw.damage import (
+    Damage,
+    measure_damage,
+    retained_text,
+    sha256_of,
+    unseen_text,
+    windows,
+)
+from memlaw.engine import Engine, EngineError, PlainEngine
 from memlaw.errors import ConfigError
 from memlaw.folder import (
     CARD_FILE,
@@ -101,7 +108,7 @@ class WriteResult:
     @property
     def harmless(self) -> bool:
         """The 95 % interval of the damage lies under the bound, if there is one."""
-        return self.max_damage is None or self.damage.delta_nll_ci95[1] <= self.max_damage
+        return self.max_damage is None or _high(self.damage) <= self.max_damage
 
     @property
     def bits_per_parameter(self) -> float:
@@ -169,6 +176,11 @@ def write(
     check_out(out, resume=config.resume)
     text, text_name = unseen_text(config.damage_text)
     retained = retained_text(config.retain)
+    if sha256_of(retained) == sha256_of(text):
+        raise ConfigError(
+            "the text to retain is the text to measure damage on: it must be text that training "
+            "doesn't see."
+        )
     base = load_model(
         config.model,
         dtype=config.dtype,
@@ -186,6 +198,7 @@ def write(
         base=base,
         observer=observer,
         general=general,
+        retained_sha256=sha256_of(retained),
         measure_damage=lambda adapter: measure_damage(
             base.model, lambda: adapter.attached(base.model), unseen, text_name=text_name, text=text
         ),
@@ -194,6 +207,11 @@ def write(
     audit = run.audit or run.certify()
     damage = run.damage or run.measure_damage(run.learner.adapter)
     return run.finish(audit, damage, stopped_because, started)
+
+
+def _high(damage: Damage) -> float:
+    """Upper end of the 95 % interval of ΔNLL: what a bound is held against."""
+    return damage.delta_nll_ci95[1]
 
 
 def _config(settings: dict[str, Any]) -> WriteConfig:
@@ -234,9 +252,10 @@ class _Run:
         base: BaseModel,
         observer: Observer,
         general: torch.Tensor,
+        retained_sha256: str,
         measure_damage: Callable[[Adapter], Damage],
     ) -> None:
-        self.measure_damage = measure_damage
+        self.measure_damage, self.retained_sha256 = measure_damage, retained_sha256
         self.out, self.config, self.base, self.observer = out, config, base, observer
         self.prompt_format = resolve_prompt_format(base.tokenizer, config.prompt_format)
         self.examples = encode(
@@ -262,19 +281,8 @@ class _Run:
                 if config.whiten
             ],
         ).to(base.model.device)
-        engine: Engine
-        if config.engine == "cached":
-            engine = CachedEngine(
-                base.model,
-                self.sites,
-                self.examples,
-                cache_mb=config.cache_mb,
-                logits_mb=config.logits_mb,
-            )
-        else:
-            engine = PlainEngine(base.model, self.examples)
         self.learner = Learner(adapter, self.examples, config, statistics)
-        self.bank = AdapterBank(engine, [self.learner])
+        self.bank = AdapterBank(self._engine(), [self.learner])
         self.curve: list[dict[str, Any]] = []
         self.audit: Audit | None = None  # of the weights as they are now
         self.damage: Damage | None = None  # likewise
@@ -285,6 +293,24 @@ class _Run:
             self.learner.restore(tensors, content["engine"])
             self.curve = content["curve"]
             observer.notice(f"Going on from epoch {self.learner.epoch}.")
+
+    def _engine(self) -> Engine:
+        config, model = self.config, self.base.model
+        if config.engine == "plain":
+            return PlainEngine(model, self.examples)
+        try:
+            return CachedEngine(
+                model,
+                self.sites,
+                self.examples,
+                cache_mb=config.cache_mb,
+                logits_mb=config.logits_mb,
+            )
+        except EngineError as error:
+            if config.engine == "cached":
+                raise
+            self.observer.notice(f"Training on the plain engine, which is slower: {error}")
+            return PlainEngine(model, self.examples)
 
     def _measure_base(self) -> Audit:
         return audit_examples(
@@ -313,6 +339,9 @@ class _Run:
         confirmed = good = learner.state()  # confirmed: a whole epoch found it to compute numbers
         saved_at = time.perf_counter()
         try:
+            was_there = config.max_damage and self.curve and self.curve[-1]["n_under"] == 0
+            if was_there and (ended := self._look()):  # a resumed run that was certified before
+                return ended
             while learner.epoch < config.max_epochs:
                 (stats,) = self.bank.run_epoch()
                 if isinstance(stats, DivergedError):
@@ -334,7 +363,9 @@ class _Run:
                 if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                     self._write_checkpoint(good)
                     saved_at = time.perf_counter()
-            self.audit = self.certify()
+            self.audit = self.audit or self.certify()
+            if self.audit.certified and config.max_damage is not None:
+                self.damage = self.damage or self.measure_damage(learner.adapter)
             if not math.isfinite(self.audit.nll_nats):
                 raise DivergedError(f"the loss is not finite after step {learner.n_steps}.")
         except DivergedError as error:
@@ -361,10 +392,10 @@ class _Run:
         if bound is None:
             return "certified"
         self.damage = self.measure_damage(learner.adapter)
-        found = self.damage.delta_nll_ci95[1]
+        found = _high(self.damage)
         if found <= bound:
             return "certified, and below max_damage"
-        if self.best is None or found < self.best.damage.delta_nll_ci95[1]:
+        if self.best is None or found < _high(self.best.damage):
             self.best = _Certified(
                 epoch=learner.epoch,
                 state=learner.state(),
@@ -381,11 +412,14 @@ class _Run:
         return ""
 
     def _settle(self, why: str) -> str:
-        """Training is over without success: go back to the best that was certified, if any was."""
-        if self.best is not None and not (self.audit and self.audit.certified and self.damage):
+        """Training is over: go back to what was certified with less damage, if anything was."""
+        here = self.damage if self.audit and self.audit.certified else None
+        if self.best and (here is None or _high(self.best.damage) < _high(here)):
             self.learner.restore(*self.best.state)
             self.curve = self.best.curve
             self.audit, self.damage = self.best.audit, self.best.damage
+        elif here and self.config.max_damage is not None and _high(here) <= self.config.max_damage:
+            return "certified, and below max_damage"
         return why
 
     def certify(self) -> Audit:
@@ -425,7 +459,7 @@ class _Run:
             learner.grow(min(2 * learner.adapter.rank, self.max_rank))
             self.observer.notice(f"No progress: rank raised to {learner.adapter.rank}.")
         elif learner.retention:
-            learner.retention = learner.retention / 4 if learner.retention > 0.1 else 0.0
+            learner.retention /= 4
             self.observer.notice(f"No progress: retention lowered to {learner.retention:g}.")
 
     # ------------------------------------------------------------ files
@@ -437,6 +471,7 @@ class _Run:
             "records": json_sha256([e.record.sha256 for e in self.examples]),
             "base model": self.base.sha256,
             "tokenizer": self.base.tokenizer_sha256,
+            "retained text": self.retained_sha256,
         }
 
     def _write_checkpoint(self, state: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
