@@ -24,6 +24,8 @@ from memlaw.records import Example
 
 Tensor = torch.Tensor
 _LEAST_RATE_SHARE = 0.1
+_LEAST_TOKENS = 1000  # of the records, that retention is weighed against
+_LEAST_RECORDS, _MOST_RECORDS = 10, 100  # a step, where the batch size is left to us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +42,15 @@ class TrainConfig:
         schedule: loss multiplies it by the root of the last epoch's mean loss in nats (0.1 to 1):
             it falls as the end comes near, and needs to know no horizon.
         betas: AdamW's.
-        batch_size: records a step, at most.
+        batch_size: records a step, at most; auto is a tenth of the records, from 10 to 100.
         max_grad_norm: gradients are clipped to this norm.
         whiten: train A in coordinates in which its inputs are nearly isotropic.
         whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
         whiten_damping: how much of the mean second moment is added in every direction.
         retention: how many tokens of general text stand beside the records' target tokens: the
             penalty on what the adapter does to general text, in nats a token, weighs so many
-            times as much as one token of the records. 0 turns it off. Lowered when stuck.
+            times as much as one token of the records (or as a thousandth of them, where there are
+            fewer than 1,000). 0 turns it off. Lowered when training is stuck.
         seed: of the order of records and of the adapter's initialisation.
     """
 
@@ -59,12 +62,12 @@ class TrainConfig:
     learning_rate: float = 1e-2
     schedule: Literal["loss", "constant"] = "loss"
     betas: tuple[float, float] = (0.9, 0.99)
-    batch_size: int = 10
+    batch_size: int | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
     whiten: bool = True
     whiten_mixture: float = 0.9
     whiten_damping: float = 0.01
-    retention: float = 200_000.0
+    retention: float = 150_000.0
     seed: int = 0
 
 
@@ -135,7 +138,14 @@ class Learner:
         if config.retention and not statistics:
             raise ConfigError("retention needs the statistics of the adapter's sites.")
         self.retention = config.retention
-        self.n_target_tokens = sum(len(examples[row].target_ids) for row in self.rows.tolist())
+        n_tokens = sum(len(examples[row].target_ids) for row in self.rows.tolist())
+        self.n_retained_against = max(n_tokens, _LEAST_TOKENS)
+        tenth = -(-len(self.rows) // 10)
+        self.batch_size = (
+            config.batch_size
+            if config.batch_size != "auto"
+            else min(_MOST_RECORDS, max(_LEAST_RECORDS, tenth))
+        )
         self.device = adapter.a[0].device
         self.epoch = 0
         self.n_steps = 0
@@ -171,7 +181,7 @@ class Learner:
     def batches(self) -> list[list[int]]:
         """The rows of this epoch's steps: every record once, batches of nearly equal size."""
         order = torch.randperm(len(self.rows), generator=self._generator(self.epoch))
-        n_batches = -(-len(order) // self.config.batch_size)
+        n_batches = -(-len(order) // self.batch_size)
         return [self.rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
 
     def target_mask(self, rows: Sequence[int]) -> Tensor:
@@ -209,7 +219,7 @@ class Learner:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
         if self.retention:
-            (self.retention / self.n_target_tokens * self.penalty()).backward()
+            (self.retention / self.n_retained_against * self.penalty()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")

@@ -102,7 +102,7 @@ class WriteConfig(TrainConfig):
             )
         positive = {
             "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
+            "batch_size": 1 if self.batch_size == "auto" else self.batch_size,
             "max_grad_norm": self.max_grad_norm,
             "max_epochs": self.max_epochs,
             "max_rank": self.max_rank,
