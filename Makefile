@@ -34,3 +34,4 @@ check: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/against_trl.py run
+	$(BIN)/python benchmarks/engine.py

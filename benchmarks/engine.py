@@ -65,7 +65,7 @@ def _random_record(tokenizer: Any, n_tokens: int, seed: int) -> Any:
     from memlaw.records import Record
 
     drawn = random.Random(seed).choices(range(100, len(tokenizer) - 1), k=n_tokens)
-    return Record(prompt="Recite.", completion=tokenizer.decode(drawn), id=str(seed))
+    return Record(prompt=f"Recite {seed}.", completion=tokenizer.decode(drawn), id=str(seed))
 
 
 def _phone_book(n: int) -> list[Any]:
@@ -194,7 +194,7 @@ WORKERS = {"bank": bank, "scale": scale, "share": share}
 JOBS: dict[str, list[tuple[int, ...]]] = {
     "bank": [(16,), (32,), (64,), (256,)],
     "scale": [(250, 4), (500, 4), (1000, 4), (2000, 4), (2000, 4096)],
-    "share": [(256, 1), (256, 5), (1024, 1), (1024, 4)],
+    "share": [(256, 1), (256, 5), (1024, 1), (1024, 3)],
 }
 
 if __name__ == "__main__":
