@@ -50,7 +50,7 @@ NAMES = {
     "trl_logits": "TRL SFTTrainer, Transformers' loss",
     "trl_logits_autocast": "TRL SFTTrainer, Transformers' loss, autocast",
     "memlaw_cached": "memlaw",
-    "memlaw_plain": "memlaw, plain engine, the paper's recipe",
+    "memlaw_plain": "memlaw, plain engine, the paper's placement and rate",
 }
 TRL = [name for name in NAMES if name.startswith("trl")]
 KEY = (
