@@ -13,7 +13,7 @@ adapts too, without gradient checkpointing, logging and saving.
 
 `step`: rank 8, rounds in which every contender has its turn: SFTTrainer with bfloat16 weights,
 and with autocast over them; the same with Transformers' own loss in place of TRL's, which on a
-CPU is the slower one; memlaw with its defaults; memlaw's plain engine with the paper's recipe.
+CPU is the slower one; memlaw with its defaults; memlaw's plain engine with the paper's placement.
 `recall`: the TRL that was fastest in `step`. Its clock runs while it trains: not while it loads,
 sets up or is audited. memlaw's runs through the whole `memlaw.write`, statistics, audits and
 certificate included, but for loading the model. TRL is only asked to recite; memlaw certifies.

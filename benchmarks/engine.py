@@ -12,6 +12,7 @@ process. Everything is on the embedded model in bfloat16. Results go to `results
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import statistics
@@ -36,6 +37,9 @@ def main() -> int:
         print(json.dumps(WORKERS[part](*map(int, arguments))))
         return 0
     parts = sys.argv[1:] or list(JOBS)
+    if unknown := [part for part in parts if part not in JOBS]:
+        print(f"there is no part {', '.join(unknown)}: name {', '.join(JOBS)}.", file=sys.stderr)
+        return 2
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for part in parts:
         measured = []
@@ -55,8 +59,6 @@ def main() -> int:
 
 
 def _cores() -> set[int]:
-    import os
-
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 

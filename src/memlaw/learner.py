@@ -151,7 +151,7 @@ class Learner:
         self.n_steps = 0
         self.rate_share = 1.0  # of the learning rate, in the current epoch
         self.objective_state: objectives.State = {}
-        # Training aims one margin beyond what the certificate asks: rounding differs between
+        # MemFT aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.certified_p) / 2)
         self.line_p = self.certified_p  # over it, training counts a token as done

@@ -18,7 +18,7 @@ class Speed:
     """Rates over the epochs of a run.
 
     Attributes:
-        tokens_per_s: tokens sent through the layers above the adapter, forwards and backwards.
+        tokens_per_s: tokens that an engine ran, prompts (and the plain engine's pads) included.
         flop_per_s: floating-point operations in matrix products.
         peak_flop_per_s: the best this machine does, on large square matrices of the same dtype.
     """
