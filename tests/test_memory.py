@@ -1,10 +1,15 @@
 """Memory stays within what is set, measured on the process itself."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from memlaw.cached import Activations
+from memlaw.errors import ConfigError
 
 # Not ru_maxrss: a child process starts with its parent's.
 PEAK = """
@@ -75,3 +80,14 @@ def test_activations_on_disk_stay_out_of_memory():
     assert on_disk["total"] == in_memory["total"] == in_memory["expected"]
     assert in_memory["grown_mb"] > 380  # 400 MB of activations
     assert on_disk["grown_mb"] < 60
+
+
+def test_a_full_disk_is_said_before_anything_is_written(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(
+        ConfigError, match=r"no room for 0 MB .*space left.*TMPDIR, or raise --cache"
+    ):
+        Activations(10, 4, torch.float32, torch.device("cpu"), on_disk=True)
