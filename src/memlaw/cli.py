@@ -67,6 +67,7 @@ def _dispatch(args: list[str]) -> int:
         "write": _write,
         "audit": _audit,
         "ask": _ask,
+        "probe": _probe,
     }
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -207,6 +208,50 @@ def _audit(args: list[str]) -> int:
         show_audit(found)
     passed = found.passed if check is None else check.holds
     return DONE if passed else NOT_CERTIFIED
+
+
+def _probe(args: list[str]) -> int:
+    from memlaw.arguments import ProbeArguments
+
+    given = _parse(ProbeArguments, "probe", _listed(args))
+    _quiet()
+    from memlaw.console_probe import ConsoleProbeObserver, show_probe
+    from memlaw.probe import ProbeConfig, probe, run_here
+
+    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
+    launcher = run_here
+    if given.launcher == "ray":
+        from memlaw.ray_launcher import ray_launcher
+
+        launcher = ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
+    observer = ConsoleProbeObserver()
+    try:
+        result = probe(given.out, config, launcher=launcher, observer=observer)
+    except KeyboardInterrupt:
+        observer.notice("Interrupted. The same command goes on with the cells that are missing.")
+        return INTERRUPTED
+    finally:
+        observer.close()
+    if given.json:
+        print(json.dumps(result.cells, ensure_ascii=False, indent=2))
+    else:
+        show_probe(result, given.out)
+    return NOT_CERTIFIED if result.n_failed else DONE
+
+
+def _listed(args: list[str]) -> list[str]:
+    """`--ranks 1,2,3` as `--ranks 1 2 3`, and likewise for the other lists of numbers."""
+    lists = ("--ranks", "--lengths", "--seeds", "--layers")
+    found: list[str] = []
+    for arg in args:
+        flag, _, values = arg.partition("=")
+        if flag in lists and values:
+            found += [flag, *values.split(",")]
+        elif found and found[-1] in lists:
+            found += arg.split(",")
+        else:
+            found.append(arg)
+    return found
 
 
 def _ask(args: list[str]) -> int:

@@ -248,7 +248,7 @@ def probe(
         config: what to probe.
         launcher: runs groups of cells: a function of (prober, config, groups, out), that yields
             for each group what became of its cells; default: `run_here`, one after the other.
-            See `memlaw.ray` for another.
+            `memlaw.ray_launcher` has another.
         observer: is told of progress.
 
     Returns:
@@ -300,21 +300,27 @@ def run_group(
     try:
         cells = prober.run(group)
     except Exception:
-        provenance = prober.provenance(group, time.perf_counter() - started)
-        cells = [
-            Cell(
-                config=prober.identity(spec),
-                status="failed",
-                error=traceback.format_exc(),
-                provenance=provenance,
-            )
-            for spec in group
-        ]
+        error = traceback.format_exc()
+        return failed_cells(prober, group, out, error, wall_s=time.perf_counter() - started)
     CellStore(out).put(cells)
     return [
         (spec, cell.status, dict(cell.result or {"error": cell.error}))
         for spec, cell in zip(group, cells, strict=True)
     ]
+
+
+def failed_cells(
+    prober: Prober, group: Sequence[Spec], out: Path, error: str, *, wall_s: float
+) -> list[tuple[Spec, str, dict[str, Any]]]:
+    """Put into the store that a group came to nothing."""
+    provenance = prober.provenance(group, wall_s)
+    CellStore(out).put(
+        [
+            Cell(config=prober.identity(spec), status="failed", error=error, provenance=provenance)
+            for spec in group
+        ]
+    )
+    return [(spec, "failed", {"error": error}) for spec in group]
 
 
 class Prober:
