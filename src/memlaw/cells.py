@@ -8,6 +8,7 @@ trains the same cells side by side, with the same rounding.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -113,11 +114,9 @@ class CellStore:
 
     def _empty(self, ready: Path) -> None:
         # Tables first: a cell is there when its JSON is.
-        for file in sorted(ready.glob("*"), key=lambda path: path.suffix == ".json"):
-            try:
+        for file in sorted(_listed(ready), key=lambda path: path.suffix == ".json"):
+            with contextlib.suppress(FileNotFoundError):  # another process did it
                 os.replace(file, self.folder / _CELLS / file.name)
-            except FileNotFoundError:  # another process did it
-                continue
         shutil.rmtree(ready, ignore_errors=True)
 
     def finished(self, keys: Iterable[str], notice: Callable[[str], None]) -> set[str]:
@@ -151,13 +150,23 @@ class CellStore:
             try:
                 content = _load(path)
                 cells[content["key"]] = content
+            except FileNotFoundError:  # on its way to `cells`, which is listed last
+                continue
             except (OSError, ValueError) as error:
                 wrong.append(f"{path}: not trusted ({error}). Run the probe again.")
         return [cells[key] for key in sorted(cells)], wrong
 
     def _files(self) -> Iterator[Path]:
-        for folder in (self.folder / _CELLS, *self.folder.glob(_READY + "*")):
-            yield from folder.glob("*.json")
+        for folder in (*sorted(self.folder.glob(_READY + "*")), self.folder / _CELLS):
+            yield from (path for path in _listed(folder) if path.suffix == ".json")
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files in a folder; none if it is gone."""
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
 
 
 def _load(path: Path) -> dict[str, Any]:

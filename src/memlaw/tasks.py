@@ -198,11 +198,7 @@ def _text_tokens(
     tokenizer: Any, path: str | Path | None, n_tokens: int, seed: int | None
 ) -> list[int]:
     """So many tokens of a text: from its beginning, or with a seed from anywhere, going round."""
-    try:
-        text = natural_prose() if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _tokenized(tokenizer, path)
     if len(ids) < n_tokens:
         raise DataError(
             f"{path or 'the built-in text'} has {len(ids):,} tokens, {n_tokens:,} are asked for. "
@@ -210,6 +206,15 @@ def _text_tokens(
         )
     start = 0 if seed is None else int(random.Random(f"text {seed}").random() * len(ids))
     return (ids[start:] + ids[:start])[:n_tokens]
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenized(tokenizer: Any, path: str | Path | None) -> list[int]:
+    try:
+        text = natural_prose() if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _noisy(ids: list[int], tokenizer: Any, ratio: float, seed: int) -> list[int]:
