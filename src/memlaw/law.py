@@ -32,7 +32,8 @@ SETTING_COLUMNS = ("task", "model", "placement", "layers", "objective", "recipe"
 _SIZE_COLUMN = {"rank": "rank", "parameters": "n_parameters"}
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
-_WALL = 1e5  # steepness of the walls around the search range
+_WALL = 1e4  # steepness of the walls around the search range
+_PULL = 20.0  # of a profiled parameter towards its goal, in units of the curvature
 _HIGH_CORRELATION = 0.99
 
 
@@ -58,7 +59,7 @@ class Form:
     equation: str
     parameters: tuple[str, ...]
     bounded: bool
-    curve: Callable[[Array, Array, Sequence[float]], tuple[Array, ...]] = field(repr=False)
+    curve: Callable[[Array, Array, Array], tuple[Array, ...]] = field(repr=False)
 
     @property
     def free_exponents(self) -> bool:
@@ -75,23 +76,23 @@ class Form:
 # Of k, which is positive, the extra is the logarithm.
 
 
-def _paper(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ...]:
+def _paper(log_q: Array, base: Array, extras: Array) -> tuple[Array, ...]:
     q = np.exp(log_q)
     return q + extras[0], q, np.ones_like(q)
 
 
-def _power(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ...]:
+def _power(log_q: Array, base: Array, extras: Array) -> tuple[Array, ...]:
     q = np.exp(log_q)
     return q, q
 
 
-def _saturating(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ...]:
+def _saturating(log_q: Array, base: Array, extras: Array) -> tuple[Array, ...]:
     q = np.exp(log_q)
     left = np.exp(-q / base)
     return base * (1 - left), q * left
 
 
-def _knee(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ...]:
+def _knee(log_q: Array, base: Array, extras: Array) -> tuple[Array, ...]:
     k, log_base = math.exp(extras[0]), np.log(base)
     log_sum = np.logaddexp(-k * log_q, -k * log_base)
     share = np.exp(-k * log_q - log_sum)  # how much q, rather than L0, rules
@@ -101,10 +102,10 @@ def _knee(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ..
     return curve, curve * share, slope_k
 
 
-def _ceiling(log_q: Array, base: Array, extras: Sequence[float]) -> tuple[Array, ...]:
-    b, log_k = extras
+def _ceiling(log_q: Array, base: Array, extras: Array) -> tuple[Array, ...]:
+    b = extras[0]
     room = np.maximum(base - b, 1e-9)
-    curve, slope, slope_k = _knee(log_q, room, [log_k])
+    curve, slope, slope_k = _knee(log_q, room, extras[1:])
     return b + curve, slope, 1 - (curve - slope) / room, slope_k
 
 
@@ -138,6 +139,12 @@ class _Likelihood:
 
     Its argument, [P]: log q at the centre of the grid, α, β, extras, log σ, ω (if grouped). ω may
     have either sign, so that ω = 0, no shared error, is inside the range.
+
+    Forms with an offset b have a long bent valley: as b → −∞ with α, β → 0 they become a straight
+    line in log s and log ℓ. They are searched by what stays put on the way there: with D = q at the
+    centre, the level D + b, the slopes αD and βD, and the bend κ = 1/D, which is small there.
+    `native` turns those into the numbers above.
+
     Given the uncensored cells of a group its e is normal; over that, the censored cells' product
     of probabilities is integrated by Gauss-Hermite quadrature. The gradient is Fisher's identity:
     the mean, over e given the data, of the gradient with e known.
@@ -178,15 +185,29 @@ class _Likelihood:
         """How many of the numbers are the law's, not the noise's."""
         return len(self.form.parameters)
 
+    @property
+    def bent(self) -> bool:
+        """Searched by level, slopes and bend."""
+        return "b" in self.form.parameters
+
     def _walls(self) -> tuple[Array, Array]:
         size = self.scale
-        walls = {
-            "C": (math.log(1e-6 * size), math.log(1e3 * size)),
-            "alpha": (-2.0, 10.0),
-            "beta": (-2.0, 10.0),
-            "b": (-100 * size, 0.95 * self.base.min() if self.form.bounded else 100 * size),
-            "k": (math.log(0.2), math.log(50.0)),
-        }
+        if self.bent:
+            walls = {
+                "C": (-1.5 * size, min(1.5 * size, 0.999 * self.base.min()))
+                if self.form.bounded
+                else (-1.5 * size, 1.5 * size),
+                "alpha": (-20 * size, 20 * size),
+                "beta": (-20 * size, 20 * size),
+                "b": (0.01 / size, 1000 / size),
+            }
+        else:
+            walls = {
+                "C": (math.log(1e-6 * size), math.log(1e3 * size)),
+                "alpha": (-2.0, 10.0),
+                "beta": (-2.0, 10.0),
+            }
+        walls["k"] = (math.log(0.2), math.log(50.0))
         pairs = [walls[name] for name in self.form.parameters]
         pairs.append((math.log(1e-6 * size), math.log(10 * size)))
         if self.grouped:
@@ -194,21 +215,51 @@ class _Likelihood:
         low, high = np.array(pairs).T
         return low, high
 
-    def curve(self, theta: Array, X: Array) -> Array:
+    def native(self, at: Array) -> tuple[Array, Array]:
+        """Log q at the centre, α, β, extras and noise, [P]; and their derivatives, [P, P]."""
+        theta, slopes = at.copy(), np.eye(len(at))
+        if self.bent:
+            level, rise, fall, bend = at[:4]
+            theta[:4] = -math.log(bend), rise * bend, fall * bend, level - 1 / bend
+            slopes[:4, :4] = [
+                [0, 0, 0, -1 / bend],
+                [0, bend, 0, rise],
+                [0, 0, bend, fall],
+                [1, 0, 0, 1 / bend**2],
+            ]
+        return theta, slopes
+
+    def searched(self, theta: Array) -> Array:
+        """The inverse of `native`, within the walls."""
+        at = theta.copy()
+        if self.bent:
+            amplitude = math.exp(theta[0])
+            at[:4] = (
+                theta[3] + amplitude,
+                theta[1] * amplitude,
+                theta[2] * amplitude,
+                1 / amplitude,
+            )
+        return np.clip(at, self.low, self.high)
+
+    def curve(self, at: Array, X: Array) -> Array:
         """ΔL at X, as the form has it: [n] nats."""
+        theta = self.native(at)[0]
         log_q, extras = self._log_q(theta, self.design_at(X))
         return self.form.curve(log_q, X[:, 2], extras)[0]
 
     def _log_q(self, theta: Array, design: Array) -> tuple[Array, Array]:
         if self.form.free_exponents:
-            return design @ theta[:3], theta[3 : self.n_law]
-        return theta[0] + design[:, 1] + design[:, 2], theta[1 : self.n_law]
+            log_q, extras = design @ theta[:3], theta[3 : self.n_law]
+        else:
+            log_q, extras = theta[0] + design[:, 1] + design[:, 2], theta[1 : self.n_law]
+        return np.clip(log_q, -700, 50), extras  # a line search may look far out
 
-    def __call__(self, theta: Array) -> tuple[float, Array]:
-        over = np.maximum(theta - self.high, 0) - np.maximum(self.low - theta, 0)
-        width = self.high - self.low
-        wall, wall_gradient = _WALL * ((over / width) ** 2).sum(), 2 * _WALL * over / width**2
-        theta = theta - over  # the curve itself is never asked beyond the wall
+    def __call__(self, at: Array) -> tuple[float, Array]:
+        over = np.maximum(at - self.high, 0) - np.maximum(self.low - at, 0)
+        step = self.first_steps()
+        wall, wall_gradient = _WALL * ((over / step) ** 2).sum(), 2 * _WALL * over / step**2
+        theta, slopes = self.native(at - over)  # the curve itself is never asked beyond the wall
         log_q, extras = self._log_q(theta, self.design)
         mean, slope, *extra_slopes = self.form.curve(log_q, self.base, extras)
         sigma = math.exp(theta[self.n_law])
@@ -251,7 +302,7 @@ class _Likelihood:
         parts.append([(mean_pull * z).sum() - free.sum()])
         if self.grouped:
             parts.append([float((pull * (e * weights)[group]).sum())])
-        gradient = -np.concatenate([np.asarray(part, dtype=float) for part in parts])
+        gradient = -slopes.T @ np.concatenate([np.asarray(part, dtype=float) for part in parts])
         return value + wall, np.where(over == 0, gradient, 0.0) + wall_gradient
 
     def starts(self) -> list[Array]:
@@ -278,28 +329,78 @@ class _Likelihood:
                 extras = [b if name == "b" else k for name in self.form.extras]
                 for omega in [[0.5], [5.0]] if self.grouped else [[]]:
                     theta = np.array([*law, *extras, math.log(sigma), *omega], dtype=float)
-                    found.append(np.clip(theta, self.low, self.high))
+                    found.append(self.searched(theta))
         return found
 
     def first_steps(self) -> Array:
         """How far each number may go in a first step: [P]."""
-        sizes = {"C": 0.1, "alpha": 0.1, "beta": 0.1, "b": 0.1 * self.scale, "k": 0.3}
+        size = self.scale if self.bent else 1.0
+        sizes = {"C": 0.1 * size, "alpha": 0.1 * size, "beta": 0.1 * size, "b": 0.1 / size}
+        sizes["k"] = 0.3
         steps = [sizes[name] for name in self.form.parameters] + [0.3]
         return np.array(steps + ([0.3] if self.grouped else []))
 
-    def functional(self, name: str) -> Array:
-        """The reported parameter (of C and k: its logarithm) is `functional @ theta` + constant."""
-        weights = np.zeros(len(self.low))
-        weights[self.form.parameters.index(name)] = 1.0
-        if name == "C" and self.form.free_exponents:
-            weights[1], weights[2] = -self.centre[0], self.centre[1]
-        return weights
+    def value(self, name: str, at: Array) -> float:
+        """A parameter as it is reported."""
+        theta, _ = self.native(at)
+        found = float(theta[self.form.parameters.index(name)])
+        if name == "C":
+            found = self._log_c(theta)
+        return math.exp(min(found, 700.0)) if name in ("C", "k") else found
 
-    def constant(self, name: str) -> float:
-        """See `functional`."""
-        if name == "C" and not self.form.free_exponents:
-            return float(self.centre[1] - self.centre[0])
-        return 0.0
+    def _log_c(self, theta: Array) -> float:
+        if self.form.free_exponents:
+            return float(theta[0] - theta[1] * self.centre[0] + theta[2] * self.centre[1])
+        return float(theta[0] - self.centre[0] + self.centre[1])
+
+    def gauge(self, name: str, at: Array) -> tuple[float, Array]:
+        """An increasing function of a parameter that is smooth at κ = 0, and its gradient [P].
+
+        1/(c − b) for b, −1/C for C beside a b, the logarithm of C else and of k.
+        """
+        theta, slopes = self.native(at)
+        i = self.form.parameters.index(name)
+        by_theta = np.zeros(len(at))
+        by_theta[i] = 1.0
+        found = float(theta[i])
+        if name == "C":
+            if self.form.free_exponents:
+                by_theta[1], by_theta[2] = -self.centre[0], self.centre[1]
+            found = self._log_c(theta)
+            if self.bent:
+                found = -math.exp(min(-found, 700.0))
+                by_theta *= -found
+        if name == "b":
+            found = 1 / (2 * self.scale - found)
+            by_theta *= found**2
+        return found, slopes.T @ by_theta
+
+    def from_gauge(self, name: str, gauge: float) -> float:
+        """The reported parameter of a gauge; ±inf where none has it."""
+        if name == "b":
+            return 2 * self.scale - 1 / gauge if gauge > 0 else -math.inf
+        if name == "C" and self.bent:
+            return -1 / gauge if gauge < 0 else math.inf
+        return math.exp(min(gauge, 700.0)) if name in ("C", "k") else gauge
+
+    def limit(self, name: str, at: Array, side: int) -> float | None:
+        """The end of a parameter's range, if `at` is at a wall on the way there; else None.
+
+        That k, a knee's sharpness, is at a wall only counts for k itself. A straight line, κ = 0,
+        lies on the way to smaller b, α and β, and to a larger C.
+        """
+        names = [p for p in self.form.parameters if p != "k" or name == "k"]
+        law = [self.form.parameters.index(p) for p in names]
+        margin = 0.1 * self.first_steps()[law]
+        low, high = at[law] < self.low[law] + margin, at[law] > self.high[law] - margin
+        straight = self.bent and bool(low[names.index("b")])
+        if straight and name != "k" and (name == "C") != (side > 0):
+            return None
+        if not (low | high).any():
+            return None
+        if side < 0 and (name in ("C", "k") or (straight and name in ("alpha", "beta"))):
+            return 0.0
+        return side * math.inf
 
 
 @dataclass(frozen=True)
@@ -559,8 +660,8 @@ class MemoryLaw(Estimator):
         free, needed = X[~cut], len(form.parameters) + 2
         if len(free) < needed:
             raise LawError(
-                f"The form {form.name!r} needs at least {needed} cells that aren't saturated; there "
-                f"are {len(free)} of {len(X)}. Probe longer targets or smaller ranks."
+                f"The form {form.name!r} needs at least {needed} cells that aren't saturated; "
+                f"there are {len(free)} of {len(X)}. Probe longer targets or smaller ranks."
             )
         if form.free_exponents:
             for column, what in enumerate(("size", "n_tokens")):
@@ -575,9 +676,7 @@ class MemoryLaw(Estimator):
     ) -> None:
         form, free = likelihood.form, ~cut
         self._likelihood, self._theta = likelihood, best.theta
-        self.params_ = {
-            name: _reported(name, _value(likelihood, name, best.theta)) for name in form.parameters
-        }
+        self.params_ = {name: likelihood.value(name, best.theta) for name in form.parameters}
         n, n_free, p = len(y), int(free.sum()), len(form.parameters)
         unbias = math.sqrt(n_free / (n_free - p))
         sigma = math.exp(best.theta[likelihood.n_law])
@@ -598,24 +697,34 @@ class MemoryLaw(Estimator):
         self, likelihood: _Likelihood, best: _Optimum, root: Array
     ) -> tuple[_Optimum, Array]:
         """Set `intervals_`. A profile that finds a better maximum starts all over from there."""
+        better: _Optimum | None = best
         for _ in range(5):
             cutoff = self._cutoff(likelihood, best.theta)
-            intervals = {}
+            ends: dict[str, list[float]] = {}
+            self._open: set[str] = set()
             for name in likelihood.form.parameters:
-                ends = []
                 for side in (-1, 1):
-                    end, lower = _interval_end(likelihood, best, root, name, side, cutoff)
-                    if lower is not None:
-                        best, root = _polish(likelihood, lower.theta, root)
+                    end, is_open, better = _interval_end(likelihood, best, root, name, side, cutoff)
+                    if better is not None:
                         break
-                    ends.append(_reported(name, end))
-                else:
-                    intervals[name] = (ends[0], ends[1])
-                    continue
+                    ends.setdefault(name, []).append(end)
+                    if is_open:
+                        self._open.add(name)
+                if better is not None:
+                    break
+            if better is None:
                 break
-            else:
-                break
-        self.intervals_ = intervals
+            best, root = _polish(likelihood, better.theta, root)
+        else:
+            raise LawError(
+                f"The fit of {self.form!r} doesn't settle: its likelihood has many maxima on these "
+                "cells. Take a form with fewer parameters, or probe more cells."
+            )
+        estimates = {name: likelihood.value(name, best.theta) for name in ends}
+        self.intervals_ = {  # at a wall an end may come out a rounding on the wrong side
+            name: (min(low, estimates[name]), max(high, estimates[name]))
+            for name, (low, high) in ends.items()
+        }
         return best, root
 
     def _cutoff(self, likelihood: _Likelihood, theta: Array) -> float:
@@ -626,7 +735,8 @@ class MemoryLaw(Estimator):
 
     def _set_identifiability(self, likelihood: _Likelihood, root: Array) -> None:
         names = [name for name in likelihood.form.parameters if name != "C"]
-        rows = np.array([likelihood.functional(name) for name in names]) @ root
+        theta = self._theta
+        rows = np.array([likelihood.gauge(name, theta)[1] for name in names]) @ root
         covariance = rows @ rows.T
         deviation = np.sqrt(np.diag(covariance))
         correlation = covariance / np.outer(deviation, deviation)
@@ -636,12 +746,7 @@ class MemoryLaw(Estimator):
             for j, b in enumerate(names)
             if i < j
         }
-        no_end = (0.0, math.inf, -math.inf)
-        unbounded = tuple(
-            name
-            for name, ends in self.intervals_.items()
-            if any(end in no_end for end in (ends if name in "Ck" else [e or 1 for e in ends]))
-        )
+        unbounded = tuple(name for name in likelihood.form.parameters if name in self._open)
         self.identifiability_ = Identifiability(
             statements=tuple(self._statements(names, correlations, unbounded)),
             correlations=correlations,
@@ -655,28 +760,33 @@ class MemoryLaw(Estimator):
         correlations: dict[tuple[str, str], float],
         unbounded: tuple[str, ...],
     ) -> list[str]:
-        found = []
+        found: list[str] = []
+        said: set[str] = set()
+        if "b" in unbounded and self.intervals_["b"][0] == -math.inf:
+            said = {"C", "alpha", "beta", "b"}
+            found.append(
+                "This grid can't tell alpha and beta from b: ΔL is about as well described by a "
+                "straight line in log s and log ℓ, which is where the form goes as b goes to −∞ "
+                f"with α and β to 0. {self.confidence:.0%} intervals: alpha "
+                f"{self._interval_text('alpha')}, beta {self._interval_text('beta')}, b "
+                f"{self._interval_text('b')}. More lengths, further apart, would tell."
+            )
+        correlated: set[str] = set()
         for (a, b), value in correlations.items():
             loose = [name for name in (a, b) if name in unbounded or self._is_wide(name)]
-            if abs(value) > _HIGH_CORRELATION and loose:
+            if abs(value) > _HIGH_CORRELATION and loose and "b" not in said:
+                correlated |= {a, b}
                 found.append(
                     f"This grid can't tell {a} from {b}: the correlation of their estimates is "
                     f"{value:+.3f}, and the interval of {' and '.join(loose)} is "
                     f"{' and '.join(self._interval_text(name) for name in loose)}."
                 )
         for name in unbounded:
-            if name == "C" or any(name in statement.split(":")[0] for statement in found):
-                continue
-            found.append(
-                f"This grid doesn't bound {name}: its {self.confidence:.0%} interval is "
-                f"{self._interval_text(name)}."
-            )
-        if found and "b" in unbounded and self.intervals_["b"][0] == -math.inf:
-            found.append(
-                "ΔL is about as well described by a straight line in log s and log ℓ, which is "
-                "where the form goes as b goes to −∞ with α and β to 0. More lengths, further "
-                "apart, would tell."
-            )
+            if name not in said | correlated:
+                found.append(
+                    f"This grid doesn't bound {name}: its {self.confidence:.0%} interval is "
+                    f"{self._interval_text(name)}."
+                )
         return found
 
     def _is_wide(self, name: str) -> bool:
@@ -686,16 +796,6 @@ class MemoryLaw(Estimator):
     def _interval_text(self, name: str) -> str:
         low, high = self.intervals_[name]
         return f"{low:.3g} to {high:.3g}"
-
-
-def _value(likelihood: _Likelihood, name: str, theta: Array) -> float:
-    return float(likelihood.functional(name) @ theta) + likelihood.constant(name)
-
-
-def _reported(name: str, value: float) -> float:
-    if name not in ("C", "k"):
-        return value
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _n_effective(likelihood: _Likelihood, theta: Array) -> float:
@@ -721,67 +821,67 @@ def _polish(likelihood: _Likelihood, theta: Array, steps: Array) -> tuple[_Optim
     for _ in range(2):
         best = _descend(likelihood, theta, steps)
         theta = best.theta
-        steps = _root_of_inverse(_hessian(likelihood, theta, small), widest)
+        inside = np.clip(theta, likelihood.low + 2 * small, likelihood.high - 2 * small)
+        steps = _root_of_inverse(_hessian(likelihood, inside, small), widest)
     return best, steps
 
 
 def _interval_end(
     likelihood: _Likelihood, best: _Optimum, root: Array, name: str, side: int, cutoff: float
-) -> tuple[float, _Optimum | None]:
-    """Where the profile deviance of a parameter passes `cutoff`, on its native scale.
+) -> tuple[float, bool, _Optimum | None]:
+    """Where the profile deviance of a parameter passes `cutoff`.
+
+    The likelihood is minimised together with a spring that pulls the parameter's gauge g towards a
+    goal. Wherever g comes to rest, the rest is optimal given g: a point of the profile.
 
     Returns:
-        The end, ±inf if a wall of the search range is met first; and, if the profile came across
-        a better maximum than `best`, that instead.
+        The end; whether it is open, because a wall of the search range was met first; and, if the
+        profile came across a better maximum than `best`, that instead.
     """
-    weights = likelihood.functional(name)
-    gain = root.T @ weights
+    middle, slope = likelihood.gauge(name, best.theta)
+    gain = root.T @ slope
     deviation = float(np.sqrt(gain @ gain))
-    # w = root⁻¹ (θ − θ̂); along `gain` the parameter moves, across it the others do.
-    across = np.linalg.svd(gain[None, :])[2][1:].T
-    ahead, middle = root @ gain / deviation, _value(likelihood, name, best.theta)
-    target = math.sqrt(cutoff)
+    ahead = root @ gain / deviation  # moves g by one deviation, and the others along
+    along = gain / deviation
+    steps = root @ (np.eye(len(along)) + (1 / math.sqrt(1 + _PULL) - 1) * np.outer(along, along))
+    target, goal = math.sqrt(cutoff), side * math.sqrt(cutoff)
     drift = np.zeros(len(best.theta))  # how far the path bends off the straight line
-
-    def profile(distance: float) -> tuple[float, _Optimum]:
-        start = best.theta + distance * ahead + drift
-        found = _descend(likelihood, start, root @ across)
-        return 2 * (found.value - best.value), found
-
-    inner, inner_z, outer, outer_z = 0.0, 0.0, math.inf, math.inf
-    distance = side * target
+    inner, outer = (0.0, 0.0), (math.inf, math.inf)  # goal and √deviance, either side of the end
     for _ in range(40):
-        deviance, found = profile(distance)
-        if deviance < -1e-3:
-            return math.nan, found
-        z = math.sqrt(max(deviance, 0.0))
-        drift = found.theta - best.theta - distance * ahead
+        pulled = goal * (1 + 1 / _PULL)
+
+        def sprung(at: Array, pulled: float = pulled) -> tuple[float, Array]:
+            value, gradient = likelihood(at)
+            gauge, gauge_slope = likelihood.gauge(
+                name, np.clip(at, likelihood.low, likelihood.high)
+            )
+            gap = (gauge - middle) / deviation - pulled
+            return value + _PULL / 2 * gap**2, gradient + _PULL * gap * gauge_slope / deviation
+
+        at = _descend(sprung, best.theta + goal * ahead + drift, steps).theta
+        value = likelihood(at)[0]
+        if value < best.value - 5e-4:
+            return math.nan, False, _Optimum(at, value)
+        z = math.sqrt(max(2 * (value - best.value), 0.0))
         if abs(z - target) < 5e-3 * target:
             break
+        drift = at - best.theta - goal * ahead
         if z < target:
-            inner, inner_z = distance, z
-            if _at_wall(likelihood, name, found.theta):
-                return side * math.inf, None
+            if (limit := likelihood.limit(name, at, side)) is not None:
+                return limit, True, None
+            inner = (goal, z)
         else:
-            outer, outer_z = distance, z
-        if math.isinf(outer):
+            outer = (goal, z)
+        if math.isinf(outer[0]):
             growth = min(max(1.05 * target / max(z, 1e-9), 1.1), 3.0)
-            distance *= growth
+            goal *= growth
             drift = drift * growth**2
         else:
-            share = (target - inner_z) / (outer_z - inner_z)
-            distance = inner + min(max(share, 0.1), 0.9) * (outer - inner)
-    if _at_wall(likelihood, name, found.theta):
-        return side * math.inf, None
-    return middle + distance * deviation, None
-
-
-def _at_wall(likelihood: _Likelihood, name: str, theta: Array) -> bool:
-    """On the way to an end of `name`. That k, a knee's sharpness, has no end is no one else's."""
-    law = [i for i, p in enumerate(likelihood.form.parameters) if p != "k" or name == "k"]
-    low, high, at = likelihood.low[law], likelihood.high[law], theta[law]
-    margin = 0.01 * (high - low)
-    return bool(((at < low + margin) | (at > high - margin)).any())
+            share = (target - inner[1]) / (outer[1] - inner[1])
+            goal = inner[0] + min(max(share, 0.1), 0.9) * (outer[0] - inner[0])
+    if (limit := likelihood.limit(name, at, side)) is not None:
+        return limit, True, None
+    return likelihood.from_gauge(name, likelihood.gauge(name, at)[0]), False, None
 
 
 def _r2(y: Array, predicted: Array) -> float:
@@ -807,7 +907,9 @@ def _checked(X: ArrayLike, y: ArrayLike, censored: ArrayLike | None) -> tuple[Ar
     cut = np.zeros(len(X), dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
     for values, name in ((y, "y"), (cut, "censored")):
         if values.shape != (len(X),):
-            raise LawError(f"{name} has shape {values.shape}; it must be ({len(X)},), a value a row.")
+            raise LawError(
+                f"{name} has shape {values.shape}; it must be ({len(X)},), a value a row."
+            )
     if not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y))[0])
         raise LawError(f"y is {y[row]} in row {row}; leave out cells that weren't measured.")
@@ -836,9 +938,7 @@ def choose_cells(cells: Sequence[Cell], where: Mapping[str, Any] | None = None) 
     for column, wanted in (where or {}).items():
         kept = [cell for cell in chosen if cell.get(column) == wanted]
         if chosen and not kept:
-            raise LawError(
-                f"No cell has {column} {wanted!r}; there are {_listed(chosen, column)}."
-            )
+            raise LawError(f"No cell has {column} {wanted!r}; there are {_listed(chosen, column)}.")
         chosen = kept
     if not chosen:
         raise LawError(f"There is no finished cell among {len(cells)}. Run the probe first.")

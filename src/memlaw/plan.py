@@ -84,7 +84,7 @@ def plan_rank(
     ranks: Iterable[int] | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> RankPlan:
-    """The smallest rank expected to succeed: the `confidence` quantile of the threshold, rounded up.
+    """The smallest rank expected to succeed: the threshold's `confidence` quantile, rounded up.
 
     The threshold's distribution is `RecallLaw`'s, for data not seen yet: the spread between data
     sets and what the cells leave open about the law. No margin is added to that.
@@ -122,9 +122,13 @@ def plan_rank(
     fitting = _whole_from(enough) if allowed is None else [r for r in allowed if r >= enough]
     if not fitting:
         said = f"about rank {math.ceil(enough)} is needed" if enough < _MOST else "no rank would do"
-        best = "" if allowed is None else (
-            f" The largest allowed, {allowed[-1]}, succeeds with probability "
-            f"{probability(allowed[-1]):.2f}."
+        best = (
+            ""
+            if allowed is None
+            else (
+                f" The largest allowed, {allowed[-1]}, succeeds with probability "
+                f"{probability(allowed[-1]):.2f}."
+            )
         )
         raise LawError(
             f"For {n_tokens} tokens with confidence {confidence:g} {said}.{best} Allow larger "
@@ -274,7 +278,7 @@ def _n_parameters(cells: Sequence[Cell], rank: int) -> int:
 
 
 def _train_s(cells: Sequence[Cell], rank: int, n_tokens: float) -> float | None:
-    """ln wall_s, by least squares linear in ln rank and ln n_tokens; None under five timed cells."""
+    """By least squares of ln wall_s on ln rank and ln n_tokens; None under five timed cells."""
     timed = [cell for cell in cells if (cell.get("wall_s") or 0) > 0]
     if len(timed) < 5:
         return None

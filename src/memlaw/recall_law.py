@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, ndtr, stdtrit
 
-from memlaw.law import Array, Cell, Covariate, Estimator, LawError, cell_arrays, choose_cells, number
+from memlaw.law import (
+    Array,
+    Cell,
+    Covariate,
+    Estimator,
+    LawError,
+    cell_arrays,
+    choose_cells,
+    number,
+)
 
 Measure = Literal["records", "tokens"]
 
@@ -30,7 +39,7 @@ GAMMA_PRIOR = (1.0, 0.5)  # mean and sd; capacity says 1: twice the tokens, twic
 BEND_PRIOR = (0.0, 0.2)  # κ: at the shortest and longest length m is off the line by so much
 SPREAD_PRIOR = (math.log(0.1), 0.8)  # of ln ω: thresholds differ by 10 % between data sets
 SLIP = 0.02  # chance that a cell comes out on the wrong side of its data set's threshold
-_POINTS = (41, 17, 7, 11)  # of the grid over ln s0, γ, κ, ln ω
+_POINTS = (33, 15, 7, 9)  # of the grid over ln s0, γ, κ, ln ω
 _ROUNDS = 3
 
 
