@@ -200,15 +200,18 @@ def read_cells(
     """The cells of a probe as flat rows: `status`, settings, and what was measured.
 
     Args:
-        folder: what `memlaw probe -o` wrote.
+        folder: what `memlaw probe -o` wrote, or a JSON file of such rows (what
+            `memlaw probe --json` prints).
         notice: is told of files that can't be trusted; they are left out.
 
     Returns:
         A row a cell, in the order of task, length, rank and seed. See `ProbeResult`.
 
     Raises:
-        DataError: there are no cells.
+        DataError: there are no cells, or the file isn't such a list.
     """
+    if Path(folder).is_file():
+        return _read_table(Path(folder))
     cells, wrong = CellStore(folder).read()
     for text in wrong:
         notice(text)
@@ -219,7 +222,20 @@ def read_cells(
         | {k: v for k, v in cell["config"].items() if k != "training"}
         | cell["config"]["training"]
         | (cell["result"] or {})
-        | {"wall_s": cell["provenance"].get("wall_s")}
+        | {name: cell["provenance"].get(name) for name in ("wall_s", "model")}
         for cell in cells
     ]
     return sorted(rows, key=lambda row: [row[name] for name in ("task", "length", "rank", "seed")])
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file of cells ({error}).") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(
+            f"{path}: not a list of cells. Name a folder that 'memlaw probe -o' wrote, or what "
+            "'memlaw probe --json' printed."
+        )
+    return rows

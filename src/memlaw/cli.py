@@ -68,6 +68,8 @@ def _dispatch(args: list[str]) -> int:
         "audit": _audit,
         "ask": _ask,
         "probe": _probe,
+        "fit": _fit,
+        "plan": _plan,
     }
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -237,6 +239,59 @@ def _probe(args: list[str]) -> int:
     else:
         show_probe(result, given.out)
     return NOT_CERTIFIED if result.n_failed else DONE
+
+
+def _fit(args: list[str]) -> int:
+    from memlaw.law_commands import FitArguments, show_fit
+
+    given = _parse(FitArguments, "fit", args)
+    from memlaw.cells import read_cells
+    from memlaw.fits import fit_store
+
+    cells = read_cells(given.runs, _warn)
+    fits = fit_store(cells, form=given.form, covariate=given.covariate, task=given.task)
+    if given.json:
+        print(json.dumps([fit.to_json() for fit in fits], ensure_ascii=False, indent=2))
+    else:
+        show_fit(fits)
+    return DONE
+
+
+def _plan(args: list[str]) -> int:
+    from memlaw.law_commands import PlanArguments, show_plan
+
+    given = _parse(PlanArguments, "plan", args)
+    from memlaw.cells import read_cells
+    from memlaw.plan import BUILTIN, builtin_cells, plan_rank, plan_tokens
+
+    if (given.tokens is None) == (given.rank is None):
+        raise ConfigError("plan needs either --tokens (which rank?) or --rank (how many tokens?).")
+    cells = builtin_cells() if given.runs is None else read_cells(given.runs, _warn)
+    how = {
+        "recall": given.recall,
+        "confidence": given.confidence,
+        "where": {"task": given.task} if given.task else None,
+    }
+    plan: Any = (
+        plan_rank(cells, given.tokens, **how)
+        if given.tokens is not None
+        else plan_tokens(cells, given.rank, **how)
+    )
+    verified = []
+    if given.verify:
+        _quiet()
+        from memlaw.verify import verify_plan
+
+        verified = verify_plan(cells, plan.rank, plan.n_tokens, task=given.task)
+    if given.json:
+        print(json.dumps(asdict(plan) | {"verified": verified}, ensure_ascii=False, indent=2))
+    else:
+        show_plan(plan, BUILTIN if given.runs is None else str(given.runs), verified)
+    return NOT_CERTIFIED if verified and not verified[0]["certified"] else DONE
+
+
+def _warn(text: str) -> None:
+    print(f"memlaw: {text}", file=sys.stderr)
 
 
 def _listed(args: list[str]) -> list[str]:

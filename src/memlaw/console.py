@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from memlaw.check import CertificateCheck
 from memlaw.learner import EpochStats
 from memlaw.recall import Audit, decoded_text
 from memlaw.speed import Speed
+from memlaw.terminal import duration, print_rows
 from memlaw.writer import Observer, WriteResult
 
 _LINE_EVERY_S = 10.0
@@ -66,15 +66,6 @@ class ConsoleObserver(Observer):
             self.console.print(Text(line), soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """As `12 s`, `3:05` or `2:03:05`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def show_write(result: WriteResult) -> None:
     """The closing table of `memlaw write`."""
     audit, damage = result.audit, result.damage
@@ -91,7 +82,7 @@ def show_write(result: WriteResult) -> None:
         "folder": str(result.out),
     }
     console = _stdout()
-    _print_rows(console, rows)
+    print_rows(console, rows)
     _print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
     if not result.harmless:
@@ -115,7 +106,7 @@ def _speed(speed: Speed | None, dtype: str) -> str:
 def show_audit(audit: Audit) -> None:
     """The table of `memlaw audit`."""
     console = _stdout()
-    _print_rows(
+    print_rows(
         console,
         _audit_rows(audit)
         | {"NLL": f"{audit.nll_nats:.4f} nats a token", "computed in": audit.dtype},
@@ -144,7 +135,7 @@ def show_check(check: CertificateCheck) -> None:
             f"{check.damage.delta_nll_nats:+.4f} nats a token "
             f"(certificate, 95 %: {low:+.4f} to {high:+.4f})"
         )
-    _print_rows(console, {"ΔNLL on unseen text": said})
+    print_rows(console, {"ΔNLL on unseen text": said})
     for line in check.mismatches[: 4 * _SHOWN]:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * _SHOWN:
@@ -251,15 +242,6 @@ def _audit_rows(audit: Audit) -> dict[str, str]:
         f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
     return rows
-
-
-def _print_rows(console: Console, rows: dict[str, str]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    console.print(table)
 
 
 def _print_failures(console: Console, audit: Audit) -> None:

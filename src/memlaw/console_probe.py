@@ -1,4 +1,4 @@
-"""What the research commands show: grids of cells, laws, plans."""
+"""What `memlaw probe` shows: the grid as it fills, and the grid when it is full."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from memlaw.console import duration
 from memlaw.probe import ProbeConfig, ProbeObserver, ProbeResult, Spec
+from memlaw.terminal import duration
 
 _LINE_EVERY_S = 10.0
 Row = dict[str, Any]
