@@ -163,42 +163,10 @@ def show_check(check: CertificateCheck) -> None:
 
 def audit_json(audit: Audit) -> dict[str, Any]:
     """For `memlaw audit --json`: totals, a record each, and its tokens."""
-    tokens = audit.tokens
-    records = []
-    for i, verdict in enumerate(audit.records):
-        rows = audit.token_rows(i)
-        decoded = verdict.decoded_ids
-        records.append(
-            {
-                "id": verdict.id,
-                "sha256": verdict.sha256,
-                "certified": verdict.certified,
-                "recalled": verdict.recalled,
-                "argmax_recalled": verdict.argmax_recalled,
-                "decoded_recalled": verdict.decoded_recalled,
-                "first_failure": verdict.first_failure,
-                "cascade_tokens": verdict.cascade_tokens,
-                "min_p": verdict.min_p,
-                "n_under": verdict.n_under,
-                "decoded": None if decoded is None else decoded_text(audit.tokenizer, decoded),
-                "tokens": _tokens_json(audit, rows),
-            }
-        )
-    return {
-        "n_records": len(audit.records),
-        "n_certified": audit.n_certified,
-        "n_recalled": audit.n_recalled,
-        "n_decoded": audit.n_decoded,
-        "n_disagreements": len(audit.disagreements),
-        "n_tokens": len(tokens.token_id),
-        "n_tokens_under": sum(r.n_under for r in audit.records),
-        "nll_nats": audit.nll_nats,
-        "threshold": audit.threshold,
-        "margin": audit.margin,
-        "dtype": audit.dtype,
-        "batch_size": audit.batch_size,
-        "records": records,
-    }
+    content = audit.summary()
+    for i, record in enumerate(content["records"]):
+        record["tokens"] = _tokens_json(audit, audit.token_rows(i))
+    return content
 
 
 def _tokens_json(audit: Audit, rows: slice) -> list[dict[str, Any]]:
