@@ -6,18 +6,18 @@ import random
 
 from memlaw.report.sources import LawView, Parameter, PlanView, ProbeView
 
-WORDS = "the of and to in is that for it was on are as with his they at be this from".split()
+WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as")
 
 
 def _token(text, p, rival=None):
     says = text if rival is None else rival
     return {
         "token": text,
-        "token_id": hash(text) % 50_000,
+        "token_id": sum(map(ord, text)),
         "p": p,
         "nll_nats": -math.log(p),
         "argmax": says,
-        "argmax_id": hash(text) % 50_000 if rival is None else 50_001,
+        "argmax_id": sum(map(ord, text)) if rival is None else 50_001,
         "margin_nats": 2.5 if rival is None else -1.25,
     }
 
@@ -112,7 +112,9 @@ HOSTILE = (
 def hostile_audit():
     """Records that would be markup if they could."""
     records = [
-        audit_record(i, text, [_token(text, 0.7), _token(text, 0.3, rival=text[::-1])], decoded=text)
+        audit_record(
+            i, text, [_token(text, 0.7), _token(text, 0.3, rival=text[::-1])], decoded=text
+        )
         | {"id": f"{text}:{i}"}
         for i, text in enumerate(HOSTILE)
     ]

@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,7 @@ def _over(cells: Sequence[Cell], law: LawView | None, *, x: str, by: str) -> Any
             y=alt.Y("delta_nll:Q", title=title),
             fillOpacity=alt.condition("datum.saturated", alt.value(0), alt.value(1)),
             fill=alt.Fill(f"{by}:O", sort=groups, scale=_ORDER, legend=None),
-            shape=alt.Shape(f"{by}:O", sort=groups, legend=None),
+            shape=alt.Shape(f"{by}:N", sort=groups, legend=None),
             tooltip=[
                 alt.Tooltip(f"{name}:{kind}", title=said)
                 for name, kind, said in (
@@ -195,7 +196,7 @@ def _law_points(law: LawView) -> Any:
         .encode(
             color=alt.Color("rank:O", sort=ranks, scale=_ORDER, legend=_LEGEND),
             fill=alt.Fill("rank:O", sort=ranks, scale=_ORDER, legend=None),
-            shape=alt.Shape("rank:O", sort=ranks, legend=None),
+            shape=alt.Shape("rank:N", sort=ranks, legend=None),
             fillOpacity=alt.condition("datum.censored", alt.value(0), alt.value(1)),
             tooltip=[
                 alt.Tooltip("rank:O"),
@@ -226,7 +227,7 @@ def _heatmap(cells: Sequence[Cell], key: str) -> Any:
     groups: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["rank"], cell["n_tokens"]), []).append(cell)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (rank, n_tokens), own in sorted(groups.items()):
         value = float(np.mean([cell[key] for cell in own]))
         censored = any(cell.get("saturated") for cell in own)
@@ -526,8 +527,6 @@ def export(chart: Mapping[str, Any], kind: str) -> bytes:
         chart: as in `Figure.chart`.
         kind: `png` or `svg`.
     """
-    import json
-
     import vl_convert
 
     spec = json.loads(json.dumps(chart).replace(INK, "#1a1a1a"))

@@ -53,6 +53,8 @@ def make_report(
 
         if out.is_dir():
             raise OutputError(f"{out} is a folder. Name the file to write, as {out}/report.html.")
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise OutputError(f"{out}: a page's name ends in .html. Name it so, or give --format.")
         _make_folder(out.absolute().parent)
         write_text(out, render(runs, probes, commands=[Path(p).name for p in paths]))
         return [out]

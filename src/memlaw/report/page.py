@@ -129,8 +129,14 @@ def _figure(figure: figures.Figure, key: str) -> dict[str, Any]:
 
 
 def _narrow(chart: Mapping[str, Any]) -> dict[str, Any]:
-    """As wide as its place on the page."""
-    return {**chart, "width": "container", "autosize": {"type": "fit", "contains": "padding"}}
+    """As wide as its place on the page, whose script chooses colours for light and dark."""
+    config = {key: value for key, value in chart["config"].items() if key != "range"}
+    return {
+        **chart,
+        "config": config,
+        "width": "container",
+        "autosize": {"type": "fit", "contains": "padding"},
+    }
 
 
 def verdict(view: RunView) -> dict[str, Any]:
@@ -142,9 +148,9 @@ def verdict(view: RunView) -> dict[str, Any]:
         witness = "greedy decoding" if found["decoded"] == n else "one forward pass"
         return {
             "state": "good" if found["recited"] == n and not found["under"] else "bad",
-            "word": "Audited",
-            "sentence": f"{said}; {found['under']:,} of {found['tokens']:,} tokens have p under "
-            f"{recall.line:g}.",
+            "word": "Recited" if found["recited"] == n else "Not all recited",
+            "sentence": f"An audit found: {said}; {found['under']:,} of {found['tokens']:,} "
+            f"tokens have p under {recall.line:g}.",
             "yes": [f"Measured in {dtype}, by {witness}, on the records below."],
             "no": [
                 "There is no certificate here: nothing says which base model, adapter and "
@@ -281,7 +287,8 @@ def _shown_records(recall: Recall) -> list[int]:
     if len(recall.token) <= _MOST_TOKENS:
         return list(range(len(recall.records)))
     low = np.minimum.reduceat(recall.p, recall.starts[:-1])
-    room, found = _MOST_TOKENS, []
+    room = _MOST_TOKENS
+    found: list[int] = []
     for i in np.argsort(low, kind="stable").tolist():
         if found and recall.records[i].n_tokens > room:
             break

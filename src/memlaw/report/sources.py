@@ -359,7 +359,7 @@ def _recall(
 
 def probe_cells(path: Path) -> list[Cell]:
     """The cells in a probe's folder, a flat row each."""
-    cells = []
+    cells: list[Cell] = []
     for file in sorted(path.glob("**/*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import numpy as np
 from memlaw.report.sources import ProbeView, RunView
 
 _WORST = 8
+_EXCERPT = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +197,15 @@ def suffered(view: RunView) -> Table | None:
         title="Texts that suffered most",
         head=("ΔNLL", "KL", "text"),
         rows=[
-            (signed(w["delta_nll_nats"]), signed(w["kl_nats"]), " ".join(w["text"].split()))
+            (signed(w["delta_nll_nats"]), signed(w["kl_nats"]), _shortened(w["text"]))
             for w in worst
         ],
     )
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} …"
 
 
 def cells_table(view: ProbeView) -> Table:
