@@ -444,7 +444,7 @@ class Recall {
     const bottom = top + this.rowHeight;
     if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
     this.draw();
-    this.rows.get(this.order[place]).querySelector(".open").focus({ preventScroll: true });
+    this.rows.get(this.order[place]).querySelector(".open").focus();
   }
 
   setLine(line) {
