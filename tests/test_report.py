@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reporting import (
+    ALPHA,
+    BETA,
+    FLOOR,
     HOSTILE,
+    C,
     hostile_audit,
     large_audit,
-    law_view,
     mixed_audit,
-    plan_view,
     probe_cells,
     probe_view,
     write_audit,
@@ -26,6 +28,7 @@ from reporting import (
 import memlaw
 from memlaw.cli import run
 from memlaw.errors import ConfigError, DataError, MemlawError, OutputError
+from memlaw.plan import plan_rank
 from memlaw.report import figures, make_report, tables
 from memlaw.report.page import recall_data, render, safe_json, verdict
 from memlaw.report.sources import probes_of, read_source
@@ -196,31 +199,52 @@ def test_snapshots_are_thinned_to_what_fits(finished, monkeypatch):
 
 
 def test_a_probe_is_read_task_by_task(tmp_path):
-    for i, cell in enumerate(probe_cells() + probe_cells("phonebook")):
+    for i, cell in enumerate(probe_cells()[:12] + probe_cells("phonebook")[:12]):
         (tmp_path / f"{i}.json").write_text(json.dumps(cell))
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "failed.json").write_text(json.dumps(probe_cells()[0] | {"status": "failed"}))
     found = read_source(tmp_path)
     assert sorted(p.name.split(": ")[1] for p in found) == ["noise:1.0", "phonebook"]
-    assert [len(p.cells) for p in found] == [50, 50]
+    assert [len(p.cells) for p in found] == [12, 12]
 
 
-def test_the_law_is_shown_with_its_intervals_and_doubts():
-    page = render([], [probe_view()])
-    for said in ("ΔL = C · r^α", "0.9923", "hardly tells β from b", "power law", "0.58", "–"):
+def test_the_law_is_fitted_and_shown_with_its_intervals_and_doubts():
+    view = probe_view()
+    found = {p.name: (p.low, p.high) for p in view.law.parameters}
+    for name, true in (("C", C), ("α", ALPHA), ("β", BETA), ("b", FLOOR)):
+        assert found[name][0] < true < found[name][1]
+    law = replace(view.law, notes=["can't tell β from b"])
+    page = render([], [replace(view, law=law)])
+    for said in ("ΔL = C s^α", f"{law.r2:.4f}", "can&#39;t tell β from b", "saturating"):
         assert said in page
 
 
+def test_an_interval_without_an_end_is_no_number():
+    assert tables.number(float("-inf")) == "−∞"
+    assert tables.number(None) == "–"
+
+
+def test_settings_are_told_apart(tmp_path):
+    cells = [c | {"objective": o} for o in ("sft", "memft_threshold") for c in probe_cells()[:8]]
+    assert [v.name for v in probes_of(cells, name="runs")] == ["runs: sft", "runs: memft_threshold"]
+
+
 def test_cells_without_a_law_are_shown():
-    view = probes_of(probe_cells(), name="runs")[0]
-    page = render([], [replace(view, law=None, plan=None)])
+    cells = [cell | {"certified": False} for cell in probe_cells()[:3]]
+    (view,) = probes_of(cells, name="runs")
+    assert view.law is None
+    page = render([], [view])
     assert "Loss" in page
     assert "data-plan=" not in page.partition("<script>")[0]
 
 
-def test_the_plan_is_a_probability():
-    plan = plan_view()
-    assert 0 < plan.probability(1, 256) < plan.probability(8, 256) < plan.probability(8, 32) < 1
+@pytest.mark.parametrize("n_tokens", [20, 32, 100, 256, 400, 1500])
+def test_the_pages_plan_is_the_planners(n_tokens):
+    plan = probe_view().plan
+    for confidence in (0.05, 0.5, 0.9, 0.99):
+        said = plan_rank(probe_cells(), n_tokens, confidence=confidence)
+        assert abs(plan.probability(said.rank, n_tokens) - said.probability) < 0.01
+        assert abs(plan.rank(n_tokens, confidence) - said.rank) <= max(1, 0.05 * said.rank)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "md"])
@@ -238,8 +262,7 @@ def test_figures_and_tables_in_files(kind, finished, mixed, tmp_path):
 
 
 def test_figures_for_papers():
-    cells = probe_cells()
-    law = law_view(cells)
+    cells, law = probe_cells(), probe_view().law
     for chart in (
         figures.delta_loss_over_rank(cells, law),
         figures.delta_loss_over_length(cells),
@@ -252,7 +275,7 @@ def test_figures_for_papers():
 
 def test_censored_cells_are_marked():
     drawn = json.dumps(figures.heatmaps(probe_cells()).to_dict())
-    assert '0.10*"' in drawn or '0.05*"' in drawn
+    assert '0.05*"' in drawn
     assert "Hollow points are censored" in figures.probe_figures(probe_view())[0].caption
 
 

@@ -529,6 +529,13 @@ function quantile(p) {
   return (low + high) / 2;
 }
 
+// The broken line through (xs, ys) at a place; straight on beyond its ends.
+function along(at, xs, ys) {
+  let i = 1;
+  while (i < xs.length - 1 && xs[i] <= at) i++;
+  return ys[i - 1] + (at - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1]);
+}
+
 class Plan {
   constructor(root) {
     this.fit = readJson(`${root.dataset.plan}-plan-data`);
@@ -542,10 +549,13 @@ class Plan {
     this.show();
   }
 
-  score(rank, tokens) {
-    const { intercept, sizeSlope, tokenSlope, parametersPerRank } = this.fit;
-    return intercept + sizeSlope * Math.log(rank * parametersPerRank) - tokenSlope * Math.log(tokens);
+  // ln of the rank that has each of the table's probabilities, at this length.
+  column(tokens) {
+    const { logTokens, logRank, z } = this.fit;
+    return z.map((_, i) => along(Math.log(tokens), logTokens, logRank.map((row) => row[i])));
   }
+
+  chance(rank, column) { return normal(along(Math.log(rank), column, this.fit.z)); }
 
   show() {
     const { fit, part } = this;
@@ -556,27 +566,24 @@ class Plan {
       part.ranks.replaceChildren();
       return;
     }
-    const needed = quantile(confidence);
-    const size = Math.exp((needed - fit.intercept + fit.tokenSlope * Math.log(tokens)) / fit.sizeSlope);
-    const rank = Math.max(1, Math.ceil(size / fit.parametersPerRank - 1e-9));
-    const cost = (r) => r * fit.parametersPerRank;
+    const column = this.column(tokens);
+    const rank = Math.max(1, Math.ceil(Math.exp(along(quantile(confidence), fit.z, column)) - 1e-9));
+    const cost = (r) => Math.round(r * fit.parametersPerRank);
     const megabytes = (r) => (cost(r) * fit.bytesPerParameter / 1e6).toFixed(3);
     part.rank.textContent = count(rank);
-    part.chance.textContent = `P(certified) ${normal(this.score(rank, tokens)).toFixed(3)}`;
+    part.chance.textContent = `P(certified) ${this.chance(rank, column).toFixed(3)}`;
     part.parameters.textContent = count(cost(rank));
     part.megabytes.textContent = `${megabytes(rank)} MB`;
     const [fewest, most] = fit.tokens, [lowest, highest] = fit.ranks;
     const outside = [];
     if (tokens < fewest || tokens > most) outside.push(`${count(tokens)} tokens (measured: ${count(fewest)} to ${count(most)})`);
     if (rank < lowest || rank > highest) outside.push(`rank ${count(rank)} (measured: ${lowest} to ${highest})`);
-    if (rank > fit.maxRank) this.warn(`No rank that fits this place is enough: ${fit.maxRank} is the highest. Adapt more layers.`);
-    else this.warn(outside.length ? `This goes beyond what was measured: ${outside.join(", ")}.` : "");
+    this.warn(outside.length ? `This goes beyond what was measured: ${outside.join(", ")}.` : "");
     const shown = [...new Set([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, rank])]
-      .filter((r) => r <= Math.max(fit.maxRank, rank)).sort((a, b) => a - b);
+      .sort((a, b) => a - b);
     part.ranks.replaceChildren(...shown.map((r) => {
       const line = make("tr", r === rank ? "chosen" : "");
-      const holds = Math.exp((fit.intercept + fit.sizeSlope * Math.log(cost(r)) - needed) / fit.tokenSlope);
-      for (const text of [r, count(cost(r)), megabytes(r), normal(this.score(r, tokens)).toFixed(3), count(Math.floor(holds))]) {
+      for (const text of [r, count(cost(r)), megabytes(r), this.chance(r, column).toFixed(3)]) {
         line.append(make("td", "", String(text)));
       }
       return line;

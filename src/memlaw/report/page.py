@@ -8,6 +8,7 @@ scripts and styles whose hashes stand there; nothing can be fetched.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import shlex
@@ -37,8 +38,6 @@ def render(
         probes: tasks of probes.
         commands: what the report is made of, for the line that says how to make it again.
     """
-    import vl_convert
-
     environment = Environment(
         loader=PackageLoader("memlaw.report", "."),
         autoescape=True,
@@ -48,8 +47,7 @@ def render(
     )
     here = resources.files("memlaw.report")
     files = {name: (here / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    vega = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    scripts = [_no_end_tag(vega), files["js"]]
+    scripts = [_vega(), files["js"]]
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src {_hash(files['css'])}; script-src {' '.join(map(_hash, scripts))}"
@@ -67,14 +65,18 @@ def render(
     )
 
 
+@functools.cache
+def _vega() -> str:
+    """The library that draws the figures, as a script without anything that would end its tag."""
+    import vl_convert
+
+    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
 def _hash(text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
-
-
-def _no_end_tag(script: str) -> str:
-    """A script without anything that would end its element."""
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def safe_json(content: Any) -> Markup:
@@ -402,11 +404,10 @@ def probe_page(view: ProbeView, key: str) -> dict[str, Any]:
         if plan is None
         else safe_json(
             {
-                "intercept": plan.intercept,
-                "sizeSlope": plan.size_slope,
-                "tokenSlope": plan.token_slope,
+                "logTokens": plan.log_tokens,
+                "z": plan.z,
+                "logRank": plan.log_rank,
                 "parametersPerRank": plan.parameters_per_rank,
-                "maxRank": plan.max_rank,
                 "tokens": plan.tokens,
                 "ranks": plan.ranks,
                 "bytesPerParameter": plan.bytes_per_parameter,

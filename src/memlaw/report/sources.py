@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from memlaw.errors import DataError
+from memlaw.law import FORMS, SETTING_COLUMNS, LawError, MemoryLaw, cell_arrays, compare_cells
+from memlaw.recall_law import RecallLaw
 from memlaw.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 from memlaw.store import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE
 
 Cell = Mapping[str, Any]
 _COLUMNS = ("record", "position", "token", "nll_nats", "argmax", "margin_nats")
+_CURVE = 25  # points of a fitted line
+_Z = [z / 4 for z in range(-12, 14)]  # probabilities from 0.0013 to 0.9994
+_BEYOND, _PLAN_LENGTHS, _PLAN_SIZES = 8, 33, 60  # of the planner's table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,37 +144,45 @@ class LawView:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanView:
-    """The law of recall, as the page's calculator needs it.
+    """The law of recall, as the page's calculator needs it: a table to interpolate in.
 
-    P(certified) = Φ(intercept + size_slope · ln n_parameters − token_slope · ln n_tokens).
+    T lengths, Z standard normal quantiles.
 
     Attributes:
-        intercept, size_slope, token_slope: of that; both slopes are above 0.
+        log_tokens: [T] rising: ln of a number of target tokens.
+        z: [Z] rising: Φ⁻¹ of the probability of a certificate.
+        log_rank: [T, Z]: ln of the (fractional) rank that has this probability.
         parameters_per_rank: trained numbers that a rank more costs.
-        max_rank: the highest rank that fits the site.
         tokens, ranks: lowest and highest of what was measured; outside it extrapolates.
         bytes_per_parameter: of an adapter on disk.
-        measured_on: what the law was measured on, in a few words.
     """
 
-    intercept: float
-    size_slope: float
-    token_slope: float
-    parameters_per_rank: int
-    max_rank: int
+    log_tokens: Sequence[float]
+    z: Sequence[float]
+    log_rank: Sequence[Sequence[float]]
+    parameters_per_rank: float
     tokens: tuple[int, int]
     ranks: tuple[int, int]
     bytes_per_parameter: int = 4
-    measured_on: str = ""
+
+    def rank(self, n_tokens: float, confidence: float) -> int:
+        """The smallest rank with this probability of a certificate; as the page computes it."""
+        column = self._at(n_tokens)
+        return max(1, math.ceil(math.exp(_along(NormalDist().inv_cdf(confidence), self.z, column))))
 
     def probability(self, rank: float, n_tokens: float) -> float:
         """That an adapter of this rank can be certified on so many tokens."""
-        z = (
-            self.intercept
-            + self.size_slope * math.log(rank * self.parameters_per_rank)
-            - self.token_slope * math.log(n_tokens)
-        )
-        return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+        return NormalDist().cdf(_along(math.log(rank), self._at(n_tokens), self.z))
+
+    def _at(self, n_tokens: float) -> list[float]:
+        columns = zip(*self.log_rank, strict=True)
+        return [_along(math.log(n_tokens), self.log_tokens, column) for column in columns]
+
+
+def _along(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The broken line through (xs, ys) at a place; straight on beyond its ends."""
+    i = min(max(bisect_right(xs, at), 1), len(xs) - 1)
+    return ys[i - 1] + (at - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,22 +386,112 @@ def probe_cells(path: Path) -> list[Cell]:
 
 
 def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
-    """The cells task by task, each with the law that was fitted to them, where one can be."""
+    """The cells task by task and setting by setting, with the laws that can be fitted to them."""
     done = [cell for cell in cells if cell.get("status", "success") == "success"]
-    tasks = dict.fromkeys(str(cell["task"]) for cell in done)
-    found = []
-    for task in tasks:
-        own = [cell for cell in done if cell["task"] == task]
-        law, plan = law_of(own), plan_of(own)
-        found.append(ProbeView(name=f"{name}: {task}", cells=own, law=law, plan=plan))
-    return found
+    groups: dict[str, list[Cell]] = {}
+    for cell in done:
+        key = [str(cell[c]) for c in SETTING_COLUMNS if c in cell and _differs(done, c)]
+        groups.setdefault(", ".join(key) or str(cell["task"]), []).append(cell)
+    return [
+        ProbeView(name=f"{name}: {key}", cells=own, law=law_of(own), plan=plan_of(own))
+        for key, own in groups.items()
+    ]
+
+
+def _differs(cells: Sequence[Cell], column: str) -> bool:
+    return len({str(cell.get(column)) for cell in cells}) > 1
+
+
+_LETTERS = {"alpha": "α", "beta": "β"}
 
 
 def law_of(cells: Sequence[Cell]) -> LawView | None:
-    """The law fitted to one task's cells; None where they are too few."""
-    return None
+    """The law in the paper's form, fitted to cells of one setting; None where it can't be."""
+    try:
+        law = MemoryLaw().fit_cells(cells)
+        forms = compare_cells(cells)
+        X, y, censored, _ = cell_arrays(cells)
+    except LawError:
+        return None
+    ranks, lengths = (np.unique(X[:, column]) for column in (0, 1))
+    lines = [
+        *((rank, n) for rank in ranks for n in np.geomspace(lengths[0], lengths[-1], _CURVE)),
+        *((rank, n) for n in lengths for rank in np.geomspace(ranks[0], ranks[-1], _CURVE)),
+    ]
+    base = float(X[:, 2].mean())
+    drawn = law.predict([[rank, n, base] for rank, n in lines])
+    return LawView(
+        form=law.form,
+        equation=FORMS[law.form].equation,
+        parameters=[
+            Parameter(
+                name=_LETTERS.get(name, name),
+                value=value,
+                low=law.intervals_[name][0],
+                high=law.intervals_[name][1],
+            )
+            for name, value in law.params_.items()
+        ],
+        r2=law.r2_,
+        points=[
+            {
+                "rank": int(x[0]),
+                "n_tokens": int(x[1]),
+                "measured": float(measured),
+                "predicted": float(predicted),
+                "residual": float(measured - predicted),
+                "censored": bool(cut),
+            }
+            for x, measured, predicted, cut in zip(X, y, law.predict(X), censored, strict=True)
+        ],
+        curves=[
+            {"rank": float(rank), "n_tokens": float(n), "predicted": float(value)}
+            for (rank, n), value in zip(lines, drawn, strict=True)
+        ],
+        comparison=[
+            {
+                "form": found.form,
+                "equation": FORMS[found.form].equation,
+                "parameters": found.n_parameters,
+                "R²": found.r2,
+                "ΔAICc": found.delta_aicc,
+                "error on the longest": _percent(found.held_out_length_error),
+                "on the largest rank": _percent(found.held_out_size_error),
+            }
+            for found in forms
+        ],
+        notes=law.identifiability_.statements,
+    )
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
 
 
 def plan_of(cells: Sequence[Cell]) -> PlanView | None:
-    """The law of recall fitted to one task's cells; None where they are too few."""
-    return None
+    """The law of recall, fitted to cells of one setting; None where it can't be."""
+    try:
+        law = RecallLaw().fit_cells(cells)
+    except LawError:
+        return None
+    per_rank = {cell["n_parameters"] / cell["rank"] for cell in cells}
+    if max(per_rank) > 1.001 * min(per_rank):
+        return None
+    ranks, tokens = ([int(cell[column]) for cell in cells] for column in ("rank", "n_tokens"))
+    ends = [NormalDist().cdf(z) for z in (_Z[0], _Z[-1])]
+    lengths = np.geomspace(min(tokens) / _BEYOND, max(tokens) * _BEYOND, _PLAN_LENGTHS)
+    table = []
+    for n in lengths:
+        low, high = (math.log(law.size_quantile(n, p)) for p in ends)
+        sizes = np.linspace(low, high, _PLAN_SIZES)
+        p = law.probability(np.column_stack([np.exp(sizes), np.full(len(sizes), n)]))
+        z = [NormalDist().inv_cdf(min(max(float(q), 1e-9), 1 - 1e-9)) for q in p]
+        table.append(np.interp(_Z, z, sizes).round(5).tolist())
+    return PlanView(
+        log_tokens=np.log(lengths).tolist(),
+        z=_Z,
+        log_rank=table,
+        parameters_per_rank=min(per_rank),
+        tokens=(min(tokens), max(tokens)),
+        ranks=(min(ranks), max(ranks)),
+    )
