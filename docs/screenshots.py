@@ -2,8 +2,8 @@
 
     python docs/screenshots.py [DEMO]
 
-DEMO is a folder that `memlaw write` made (default: demo, as `make demo` makes it). It needs Debian's
-chromium.
+DEMO is a folder that `memlaw write` made (default: demo, as `make demo` makes it). It needs
+Debian's chromium.
 """
 
 import shutil

@@ -219,6 +219,16 @@ def test_the_law_is_fitted_and_shown_with_its_intervals_and_doubts():
         assert said in page
 
 
+def test_laws_stand_side_by_side():
+    view = probe_view()
+    other = replace(view, name="runs: phonebook")
+    assert tables.laws_table([view]) is None
+    table = tables.laws_table([view, other])
+    assert [row[0] for row in table.rows] == ["runs: noise:1.0", "runs: phonebook"]
+    assert table.head == ("cells", "C", "α", "β", "b", "R²")
+    assert "Laws side by side" in render([], [view, other])
+
+
 def test_an_interval_without_an_end_is_no_number():
     assert tables.number(float("-inf")) == "−∞"
     assert tables.number(None) == "–"

@@ -359,6 +359,17 @@ def test_it_prints_all_records(mixed, show):
     assert page.locator(".top").is_hidden()
 
 
+def test_a_charts_points_tell_their_numbers(mixed, show):
+    page = show(mixed)
+    chart = page.locator("#chart-probe0-recall_heatmap svg")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
+    tip = page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert "recall" in tip.inner_text()
+
+
 def test_charts_follow_the_colour_scheme(mixed, show):
     page = show(mixed)
     page.emulate_media(color_scheme="dark")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -19,6 +20,8 @@ from memlaw.writer import Observer, WriteResult
 _LINE_EVERY_S = 10.0
 _SHOWN = 5
 _CONTEXT_TOKENS = 8
+_COLUMNS = 20
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class ConsoleObserver(Observer):
@@ -218,7 +221,32 @@ def _audit_rows(audit: Audit) -> dict[str, str]:
     rows[f"tokens under p {audit.threshold + audit.margin:g}"] = (
         f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
+    if under or audit.n_recalled < n:
+        rows |= _where_it_breaks(audit)
     return rows
+
+
+def _where_it_breaks(audit: Audit) -> dict[str, str]:
+    """Two small plots: of the tokens' p, and of where in their records the first failures are."""
+    line = round(_COLUMNS * (audit.threshold + audit.margin))
+    counts = np.histogram(audit.tokens.p, bins=_COLUMNS, range=(0, 1))[0]
+    bars = _bars(counts)
+    rows = {"p of the tokens": f"0 {bars[:line]}│{bars[line:]} 1"}
+    places = [
+        r.first_failure / max(1, r.n_tokens - 1)
+        for r in audit.records
+        if r.first_failure is not None
+    ]
+    if places:
+        counts = np.histogram(places, bins=_COLUMNS, range=(0, 1))[0]
+        rows["first failures at"] = f"start {_bars(counts)} end"
+    return rows
+
+
+def _bars(counts: np.ndarray) -> str:
+    """A bar a count, by its square root, so that single ones show; `·` for none."""
+    heights = np.ceil(np.sqrt(counts / max(1, counts.max())) * len(_BARS)).astype(int)
+    return "".join(_BARS[h - 1] if h else "·" for h in heights)
 
 
 def _print_rows(console: Console, rows: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ BLUE, ORANGE, INK = "#0072B2", "#D55E00", "currentColor"
 _WIDTH, _HEIGHT = 380, 260
 _BINS = 40
 _ORDER = alt.Scale(range="ordinal")
-_LEGEND = alt.Legend(symbolType="stroke", symbolStrokeWidth=3)
+_LEGEND = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,7 @@ def delta_loss_over_length(cells: Sequence[Cell], law: LawView | None = None) ->
     return _styled(_over(cells, law, x="n_tokens", by="rank"))
 
 
+_SAID = {"nll": "loss, nats", "recall": "recall"}
 _NAMES = {"rank": "rank", "n_tokens": "tokens"}
 
 
@@ -134,7 +135,9 @@ def _over(cells: Sequence[Cell], law: LawView | None, *, x: str, by: str) -> Any
             fill=alt.Fill(f"{by}:O", sort=groups, scale=_ORDER, legend=None),
             shape=alt.Shape(f"{by}:N", sort=groups, legend=None),
             tooltip=[
-                alt.Tooltip(f"{name}:{kind}", title=said)
+                alt.Tooltip(
+                    f"{name}:{kind}", title=said, **({"format": ".3f"} if kind == "Q" else {})
+                )
                 for name, kind, said in (
                     ("rank", "O", "rank"),
                     ("n_tokens", "O", "tokens"),
@@ -249,7 +252,11 @@ def _heatmap(cells: Sequence[Cell], key: str) -> Any:
             legend=None,
             scale=alt.Scale(scheme="viridis", domain=domain, reverse=key != "recall"),
         ),
-        tooltip=[alt.Tooltip("rank:O"), alt.Tooltip("n_tokens:O", title="tokens"), f"{key}:Q"],
+        tooltip=[
+            alt.Tooltip("rank:O"),
+            alt.Tooltip("n_tokens:O", title="tokens"),
+            alt.Tooltip(f"{key}:Q", title=_SAID[key], format=".3f"),
+        ],
     )
     bright = f"datum.{key} {'>' if key == 'recall' else '<'} {middle}"
     words = base.mark_text(fontSize=11).encode(

@@ -101,6 +101,10 @@ def _export(
             path = out / f"{prefix}{table.name}.md"
             write_text(path, table.to_markdown())
             written.append(path)
+    if laws := tables.laws_table(probes):
+        path = out / f"{laws.name}.md"
+        write_text(path, laws.to_markdown())
+        written.append(path)
     return written
 
 

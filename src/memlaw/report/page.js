@@ -78,6 +78,7 @@ class Recall {
 
   read(data) {
     this.certifiedLine = this.line = data.line;
+    this.leftOut = data.left_out;
     this.texts = data.texts;
     this.token = numbers(data.token, Uint32Array);
     this.nll = numbers(data.nll, Float32Array);
@@ -135,7 +136,7 @@ class Recall {
     const when = this.atEnd() ? "" : `In epoch ${this.epochs[this.frame]}: `;
     const also = this.atEnd() ? ` ${count(recited)} are recited word for word.` : "";
     this.part.count.textContent =
-      `${when}${count(over)} of ${count(this.records.length)} records have every token at ` +
+      `${when}${count(over)} of ${count(this.records.length)} ${this.leftOut ? "shown records" : "records"} have every token at ` +
       `p ≥ ${this.line.toFixed(2)}; ${count(under)} of ${count(this.p.length)} tokens are under it.${also}`;
   }
 
@@ -477,7 +478,7 @@ class Recall {
 
   drawBins() {
     const view = views[`chart-${this.id}-probability`];
-    if (!view || this.root.dataset.partial) return;
+    if (!view || this.leftOut) return; // what is drawn counts all of them
     const n = 40, bins = Array.from({ length: n }, (_, i) => ({ low: i / n, high: (i + 1) / n, n: 0 }));
     for (const p of this.p) bins[Math.min(n - 1, Math.floor(p * n))].n++;
     view.data("bins", bins).runAsync();

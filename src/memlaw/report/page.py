@@ -60,6 +60,7 @@ def render(
         scripts=[Markup(script) for script in scripts],
         runs=views,
         probes=[probe_page(v, f"probe{i}") for i, v in enumerate(probes)],
+        laws=tables.laws_table(probes),
         version=__version__,
         command=shlex.join(["memlaw", "report", *commands, "-o", "report.html"]),
     )
@@ -165,7 +166,7 @@ def verdict(view: RunView) -> dict[str, Any]:
     m = certificate["n_certified"]
     word = "Certified" if good else "Not certified"
     sentence = (
-        f"All {n:,} records are recited word for word, and no token of them is in doubt."
+        f"All {n:,} records are recited word for word; no token has p under {recall.line:g}."
         if good
         else f"{m:,} of {n:,} records are certified; {n - m:,} "
         f"{'is' if n - m == 1 else 'are'} not. {said}."
@@ -193,7 +194,8 @@ def verdict(view: RunView) -> dict[str, Any]:
         if m
         else [],
         "no": [
-            f"Another dtype than {certificate['dtype']}: audit there before you rely on it.",
+            f"Another dtype than {certificate['dtype']}, or another kind of device than "
+            f"{certificate['device']}: audit there before you rely on it.",
             f"Another prompt than the record's own, given by {prompt}; sampling instead of "
             "greedy decoding.",
             f"Other abilities: damage was measured on {damage['n_tokens']:,} tokens of one "
@@ -243,7 +245,7 @@ def _signed(value: float) -> str:
 
 def recall_data(recall: Recall) -> dict[str, Any]:
     """What the page's script draws records from; numbers as base64 of little-endian arrays."""
-    starts, p = recall.starts, recall.p
+    starts = recall.starts
     shown = _shown_records(recall)
     rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in shown])
     texts: dict[str, int] = {}
@@ -272,7 +274,6 @@ def recall_data(recall: Recall) -> dict[str, Any]:
         "margin": _array(np.nan_to_num(recall.margin_nats[rows], nan=0.0), "<f4"),
         "wrong": _array(wrong, "<u4"),
         "rivals": _array(rivals, "<u4"),
-        "all_bins": [b["n"] for b in figures.probability_bins(p)],
     }
     if kept := recall.snapshots:
         most = max(1, _MOST_SNAPSHOT_BYTES // len(rows))

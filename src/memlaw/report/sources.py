@@ -451,7 +451,6 @@ def law_of(cells: Sequence[Cell]) -> LawView | None:
         comparison=[
             {
                 "form": found.form,
-                "equation": FORMS[found.form].equation,
                 "parameters": found.n_parameters,
                 "R²": found.r2,
                 "ΔAICc": found.delta_aicc,

@@ -73,6 +73,30 @@ def probe_tables(view: ProbeView) -> list[Table]:
     return found
 
 
+def laws_table(views: Sequence[ProbeView]) -> Table | None:
+    """The laws of several probes side by side; None where there are fewer than two."""
+    laws = [(view.name, view.law) for view in views if view.law is not None]
+    if len(laws) < 2:
+        return None
+    names = [parameter.name for parameter in laws[0][1].parameters]
+    return Table(
+        name="laws",
+        title="Laws side by side",
+        head=("cells", *names, "R²"),
+        rows=[
+            (
+                name,
+                *(
+                    f"{number(p.value)} ({number(p.low)} to {number(p.high)})"
+                    for p in law.parameters
+                ),
+                number(law.r2),
+            )
+            for name, law in laws
+        ],
+    )
+
+
 def number(value: Any) -> str:
     """A number in few digits, text as it is, and a dash for what isn't there."""
     if value is None:
