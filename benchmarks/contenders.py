@@ -322,7 +322,7 @@ def _memlaw_step(spec: Spec) -> Measurement:
     from memlaw.cached import CachedEngine
     from memlaw.engine import PlainEngine
     from memlaw.learner import Learner, TrainConfig
-    from memlaw.precondition import Whitener, measure_statistics
+    from memlaw.precondition import Whitener, measure_general, measure_statistics
 
     memory = Memory()
     base = load_model()
@@ -336,7 +336,8 @@ def _memlaw_step(spec: Spec) -> Measurement:
     measured, whiteners = [], []
     if config.whiten or config.retention:
         general = windows(base.tokenizer, retained_text(), context=base.context_length)
-        measured = measure_statistics(base.model, sites, examples, general, seed=config.seed)
+        moments = measure_general(base.model, sites, general, seed=config.seed)
+        measured = measure_statistics(base.model, sites, examples, moments)
     if config.whiten:
         whiteners = [
             Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)

@@ -11,10 +11,15 @@ from memlaw.adapters import Adapter, resolve_sites
 from memlaw.bank import AdapterBank
 from memlaw.cached import CachedEngine, shared_prefix
 from memlaw.damage import retained_text, windows
-from memlaw.engine import EngineError, PlainEngine
+from memlaw.engine import EngineError, Job, PlainEngine
 from memlaw.learner import DivergedError, Learner, TrainConfig
 from memlaw.models import load_model
-from memlaw.precondition import Whitener, measure_statistics, retention_penalty
+from memlaw.precondition import (
+    Whitener,
+    measure_general,
+    measure_statistics,
+    retention_penalty,
+)
 from memlaw.records import Record, encode, resolve_prompt_format
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox")
@@ -42,7 +47,9 @@ def _trained(kind, base, placement, objective, epochs, layers=(1,), whiten=True)
     examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
     sites = resolve_sites(base.model, placement, layers)
     text = windows(base.tokenizer, retained_text(), context=base.context_length, n_windows=4)
-    statistics = measure_statistics(base.model, sites, examples, text, seed=0)
+    statistics = measure_statistics(
+        base.model, sites, examples, measure_general(base.model, sites, text, seed=0)
+    )
     whiteners = [Whitener(s, mixture=0.5, damping=0.01) for s in statistics] if whiten else []
     config = TrainConfig(objective=objective, batch_size=3, learning_rate=1e-2, retention=4.0)
     adapter = Adapter(sites, rank=4, seed=0, whiteners=whiteners)
@@ -197,7 +204,7 @@ def _gradients(engine, sites, rows, weights="all"):
     adapter = Adapter(sites, rank=3, seed=0)
     with torch.no_grad():
         adapter.b[0].normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    losses = engine.forward([(adapter, rows)])
+    losses = engine.forward([Job(adapter, rows)])
     of_token = torch.cat(
         [
             (torch.arange(len(engine.examples[row].target_ids)) + row) % 7 / 7
@@ -240,7 +247,7 @@ def _losses_of_fixed_adapters(kind, base):
         adapter = Adapter(sites, rank=4, seed=seed)
         with torch.no_grad():
             adapter.b[0].normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
-        jobs.append((adapter, list(range(len(examples)))))
+        jobs.append(Job(adapter, list(range(len(examples)))))
     return torch.cat([engine.forward([job]).nll for job in jobs])
 
 
@@ -321,7 +328,9 @@ def test_the_whitener_evens_out_what_it_was_measured_on(make_model):
     examples = encode(BOOK, base.tokenizer, format="chat")
     sites = resolve_sites(base.model, "down_proj", (1,))
     text = windows(base.tokenizer, retained_text(), context=base.context_length, n_windows=8)
-    (at_site,) = measure_statistics(base.model, sites, examples, text, seed=0)
+    (at_site,) = measure_statistics(
+        base.model, sites, examples, measure_general(base.model, sites, text, seed=0)
+    )
     whitener = Whitener(at_site, mixture=1.0, damping=1e-6)
     # W is symmetric, so x W for each row x of the factor is apply(factorᵀ)ᵀ
     white = torch.linalg.svdvals(whitener.apply(at_site.general_in.T))

@@ -31,7 +31,13 @@ generator = torch.Generator().manual_seed(0)
 weight = (torch.randn(vocabulary, width, generator=generator) * 0.1).bfloat16()
 hidden = torch.randn(n, width, generator=generator).bfloat16().requires_grad_()
 targets = torch.randint(vocabulary, (n,), generator=generator)
-losses = head_losses(lambda h: h @ weight.T, hidden, targets, max_rows=int(512e6 / row_bytes))
+losses = head_losses(
+    lambda h: h @ weight.T,
+    hidden,
+    targets,
+    dense=torch.zeros(n, dtype=torch.bool),
+    max_rows=int(512e6 / row_bytes),
+)
 losses.backward((torch.arange(n) % 4 == 0) / n)
 found = {"nll": float(losses.nll.mean()), "norm": float(hidden.grad.norm())}
 print(json.dumps(found | {"peak_mb": peak_mb()}))

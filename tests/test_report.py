@@ -26,6 +26,7 @@ from reporting import (
 )
 
 import memlaw
+from memlaw.cells import Cell, CellStore
 from memlaw.cli import run
 from memlaw.errors import ConfigError, DataError, MemlawError, OutputError
 from memlaw.plan import plan_rank
@@ -199,13 +200,27 @@ def test_snapshots_are_thinned_to_what_fits(finished, monkeypatch):
 
 
 def test_a_probe_is_read_task_by_task(tmp_path):
-    for i, cell in enumerate(probe_cells()[:12] + probe_cells("phonebook")[:12]):
-        (tmp_path / f"{i}.json").write_text(json.dumps(cell))
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "failed.json").write_text(json.dumps(probe_cells()[0] | {"status": "failed"}))
-    found = read_source(tmp_path)
-    assert sorted(p.name.split(": ")[1] for p in found) == ["noise:1.0", "phonebook"]
-    assert [len(p.cells) for p in found] == [12, 12]
+    """From its store, and from what `memlaw probe --json` prints."""
+    store = CellStore(tmp_path / "runs")
+    rows = [*probe_cells()[:12], *probe_cells("phonebook")[:12]]
+    training = {"rank", "seed"}
+    store.put(
+        [
+            Cell(
+                config={"task": row["task"], "length": row["n_tokens"]}
+                | {"training": {name: row[name] for name in training}},
+                status="success",
+                result={k: v for k, v in row.items() if k not in {"task", "status", *training}},
+                provenance={"wall_s": 1.0, "model": "embedded"},
+            )
+            for row in rows
+        ]
+    )
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, rows[0] | {"status": "failed"}]))
+    for source in (tmp_path / "runs", tmp_path / "rows.json"):
+        found = read_source(source)
+        assert sorted(p.name.split(": ")[1] for p in found) == ["noise:1.0", "phonebook"]
+        assert [len(p.cells) for p in found] == [12, 12]
 
 
 def test_the_law_is_fitted_and_shown_with_its_intervals_and_doubts():
@@ -306,7 +321,8 @@ def _parquet(columns, path):
         (lambda f: (f / "x.parquet").write_bytes(b"x") and f / "x.parquet", "can't be read"),
         (lambda f: _parquet({"a": [1]}, f / "y.parquet") or f / "y.parquet", "no token table"),
         (lambda f: (f / "x.json").write_text("{") and f / "x.json", "can't be read"),
-        (lambda f: (f / "x.json").write_text("[]") and f / "x.json", "no JSON object"),
+        (lambda f: (f / "x.json").write_text("1") and f / "x.json", "no JSON object"),
+        (lambda f: (f / "x.json").write_text("[]") and f / "x.json", "not a list of cells"),
         (lambda f: (f / "x.json").write_text("{}") and f / "x.json", "no audit"),
         (
             lambda f: write_audit({"records": []}, f / "e.json"),

@@ -167,18 +167,28 @@ class Adapter(nn.Module):
     With whiteners, A = W A′ and A′ is what is initialised and trained; `folded` gives the plain
     adapter that computes the same.
 
+    With dropout, and once `begin_step` was called, what is added is dropped elementwise (the
+    published probe does so in training). A folded adapter drops nothing.
+
     Args:
         sites: where.
         rank: R ≥ 1, at most the width of the narrowest site.
-        seed: of A's initialisation.
+        seed: of A's initialisation, and of what is dropped.
         whiteners: one a site, or none at all.
+        dropout: share of `(x A) B` that is dropped, in [0, 1).
 
     Raises:
         ConfigError: the rank is out of range.
     """
 
     def __init__(
-        self, sites: Sequence[Site], *, rank: int, seed: int, whiteners: Sequence[Whitener] = ()
+        self,
+        sites: Sequence[Site],
+        *,
+        rank: int,
+        seed: int,
+        whiteners: Sequence[Whitener] = (),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         limit = min(min(site.d_in, site.d_out) for site in sites)
@@ -187,6 +197,8 @@ class Adapter(nn.Module):
         self.sites = tuple(sites)
         self.seed = seed
         self.whiteners = tuple(whiteners)
+        self.dropout = dropout
+        self.draws: torch.Generator | None = None
         generator = torch.Generator().manual_seed(seed)
         self.a = nn.ParameterList(_kaiming(site.d_in, rank, generator) for site in sites)
         self.b = nn.ParameterList(torch.zeros(rank, site.d_out) for site in sites)
@@ -206,6 +218,11 @@ class Adapter(nn.Module):
         """Every site is a linear module, so that PEFT can load the adapter."""
         return all(site.is_linear for site in self.sites)
 
+    def begin_step(self, number: int) -> None:
+        """Draw anew what is dropped, as belongs to the step of that number."""
+        if self.dropout:
+            self.draws = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
     def attached(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Within the `with` block, `model`, which is the block's value, has the adapter."""
         return attached(model, [(self, 0)])
@@ -214,7 +231,11 @@ class Adapter(nn.Module):
         """What it adds to a module's output: `(x A) B` [..., D_out] float32; None if nothing."""
         for i, site in enumerate(self.sites):
             if site.module == module:
-                return lora_delta(x, *self.factors(i))
+                delta = lora_delta(x, *self.factors(i))
+                if self.draws is None:
+                    return delta
+                kept = torch.rand(delta.shape, generator=self.draws) >= self.dropout
+                return delta * kept.to(delta.device) / (1 - self.dropout)
         return None
 
     def factors(self, index: int) -> tuple[Tensor, Tensor]:
@@ -237,9 +258,13 @@ class Adapter(nn.Module):
 
         The added columns of A are initialised anew, the added rows of B are zero.
         """
-        bigger = Adapter(self.sites, rank=rank, seed=self.seed + rank, whiteners=self.whiteners).to(
-            self.a[0].device
-        )
+        bigger = Adapter(
+            self.sites,
+            rank=rank,
+            seed=self.seed + rank,
+            whiteners=self.whiteners,
+            dropout=self.dropout,
+        ).to(self.a[0].device)
         with torch.no_grad():
             for large, small in zip(bigger.a, self.a, strict=True):
                 large[:, : self.rank] = small

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from memlaw.check import AuditConfig
+from memlaw.probe import ProbeConfig
 from memlaw.settings import WriteConfig
 
 
@@ -43,6 +44,29 @@ class AuditArguments(AuditConfig):
     certificate: Path | None = None
     json: bool = False
     tokens: Path | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeArguments(ProbeConfig):
+    """Train an adapter for each rank and length of a grid, and measure what it remembers.
+
+    Attributes:
+        out: folder of cells; only cells that it doesn't hold yet are run.
+        launcher: local runs one group of cells after the other; ray runs them as Ray tasks.
+        ray_address: of a Ray cluster (default: the one this machine belongs to, or a new one).
+        ray_cpus: CPUs a Ray task claims.
+        ray_gpus: GPUs a Ray task claims.
+        json: print the grid's cells as JSON.
+        config: a TOML file with settings by these names; what is given here wins.
+    """
+
+    out: Annotated[Path, arg(aliases=["-o"])]
+    launcher: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_cpus: float = 2
+    ray_gpus: float = 0
+    json: bool = False
     config: Path | None = None
 
 

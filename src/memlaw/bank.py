@@ -21,7 +21,7 @@ from itertools import zip_longest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlaw.engine import Engine
+from memlaw.engine import Engine, Job
 from memlaw.learner import DivergedError, EpochStats, Learner
 
 Tensor = torch.Tensor
@@ -76,7 +76,11 @@ class AdapterBank:
     def _step(self, jobs: Sequence[tuple[_Epoch, list[int]]]) -> None:
         if not jobs:
             return
-        losses = self.engine.forward([(epoch.learner.adapter, rows) for epoch, rows in jobs])
+        for epoch, _ in jobs:
+            epoch.learner.adapter.begin_step(epoch.learner.n_steps)
+        losses = self.engine.forward(
+            [Job(epoch.learner.adapter, rows, epoch.learner.is_dense) for epoch, rows in jobs]
+        )
         counts = [epoch.n_targets(rows) for epoch, rows in jobs]
         weights = []
         for (epoch, rows), nll, correct in zip(

@@ -162,7 +162,7 @@ class CachedEngine:
             for b in adapter.b:
                 b.fill_(0.1)
             try:
-                found = torch.cat([h for h, _ in self._hidden([(adapter, rows)])])
+                found = torch.cat([h for h, _ in self._hidden([Job(adapter, rows)])])
             except Exception as error:
                 raise self._unfit("cached activations") from error
             with adapter.attached(self.model):
@@ -316,19 +316,26 @@ class CachedEngine:
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, under that job's adapter."""
         hidden, targets = zip(*self._hidden(jobs), strict=True)
+        dense = [
+            torch.full((len(self.examples[row].target_ids),), job.dense)
+            for job in jobs
+            for row in job.rows
+        ]
         return head_losses(
             lambda h: logits_of(self.model, h),
             torch.cat(hidden),
             torch.cat(targets),
+            dense=torch.cat(dense).to(self.device),
             max_rows=self.max_logit_rows,
         )
 
     def _hidden(self, jobs: Sequence[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pack by pack, final hidden states [N, D] before the targets, and the targets [N]."""
-        for trees in self._packs([rows for _, rows in jobs]):
+        for trees in self._packs([job.rows for job in jobs]):
             pack = self._pack([tree for _, tree in trees])
             parts = [
-                (jobs[job][0], length) for (job, _), length in zip(trees, pack.lengths, strict=True)
+                (jobs[job].adapter, length)
+                for (job, _), length in zip(trees, pack.lengths, strict=True)
             ]
             with self._shortened(pack, parts):
                 hidden = self._run(pack)[pack.keep]

@@ -45,6 +45,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line; returns the exit status."""
+    # Large pages for PyTorch's tensors: on long records, first touches of small ones cost a
+    # fifth of a step.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         status = _dispatch(args)
         sys.stdout.flush()
@@ -65,6 +68,9 @@ def _dispatch(args: list[str]) -> int:
         "write": _write,
         "audit": _audit,
         "ask": _ask,
+        "probe": _probe,
+        "fit": _fit,
+        "plan": _plan,
         "report": _report,
     }
     if not args or args[0] in ("-h", "--help", "help"):
@@ -206,6 +212,103 @@ def _audit(args: list[str]) -> int:
         show_audit(found)
     passed = found.passed if check is None else check.holds
     return DONE if passed else NOT_CERTIFIED
+
+
+def _probe(args: list[str]) -> int:
+    from memlaw.arguments import ProbeArguments
+
+    given = _parse(ProbeArguments, "probe", _listed(args))
+    _quiet()
+    from memlaw.console_probe import ConsoleProbeObserver, show_probe
+    from memlaw.probe import ProbeConfig, probe, run_here
+
+    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
+    launcher = run_here
+    if given.launcher == "ray":
+        from memlaw.ray_launcher import ray_launcher
+
+        launcher = ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
+    observer = ConsoleProbeObserver()
+    try:
+        result = probe(given.out, config, launcher=launcher, observer=observer)
+    except KeyboardInterrupt:
+        observer.notice("Interrupted. The same command goes on with the cells that are missing.")
+        return INTERRUPTED
+    finally:
+        observer.close()
+    if given.json:
+        print(json.dumps(result.cells, ensure_ascii=False, indent=2))
+    else:
+        show_probe(result, given.out)
+    return NOT_CERTIFIED if result.n_failed else DONE
+
+
+def _fit(args: list[str]) -> int:
+    from memlaw.law_commands import FitArguments, show_fit
+
+    given = _parse(FitArguments, "fit", args)
+    from memlaw.cells import read_cells
+    from memlaw.fits import fit_store
+
+    cells = read_cells(given.runs, _warn)
+    fits = fit_store(cells, form=given.form, covariate=given.covariate, task=given.task)
+    if given.json:
+        print(json.dumps([fit.to_json() for fit in fits], ensure_ascii=False, indent=2))
+    else:
+        show_fit(fits)
+    return DONE
+
+
+def _plan(args: list[str]) -> int:
+    from memlaw.law_commands import PlanArguments, show_plan
+
+    given = _parse(PlanArguments, "plan", args)
+    from memlaw.cells import read_cells
+    from memlaw.plan import BUILTIN, builtin_cells, plan_rank, plan_tokens
+
+    if (given.tokens is None) == (given.rank is None):
+        raise ConfigError("plan needs either --tokens (which rank?) or --rank (how many tokens?).")
+    cells = builtin_cells() if given.runs is None else read_cells(given.runs, _warn)
+    how = {
+        "recall": given.recall,
+        "confidence": given.confidence,
+        "where": {"task": given.task} if given.task else None,
+    }
+    plan: Any = (
+        plan_rank(cells, given.tokens, **how)
+        if given.tokens is not None
+        else plan_tokens(cells, given.rank, **how)
+    )
+    verified = []
+    if given.verify:
+        _quiet()
+        from memlaw.verify import verify_plan
+
+        verified = verify_plan(cells, plan.rank, plan.n_tokens, task=given.task)
+    if given.json:
+        print(json.dumps(asdict(plan) | {"verified": verified}, ensure_ascii=False, indent=2))
+    else:
+        show_plan(plan, BUILTIN if given.runs is None else str(given.runs), verified)
+    return NOT_CERTIFIED if verified and not verified[0]["certified"] else DONE
+
+
+def _warn(text: str) -> None:
+    print(f"memlaw: {text}", file=sys.stderr)
+
+
+def _listed(args: list[str]) -> list[str]:
+    """`--ranks 1,2,3` as `--ranks 1 2 3`, and likewise for the other lists of numbers."""
+    lists = ("--ranks", "--lengths", "--seeds", "--layers")
+    found: list[str] = []
+    for arg in args:
+        flag, _, values = arg.partition("=")
+        if flag in lists and values:
+            found += [flag, *values.split(",")]
+        elif found and found[-1] in lists:
+            found += arg.split(",")
+        else:
+            found.append(arg)
+    return found
 
 
 def _ask(args: list[str]) -> int:

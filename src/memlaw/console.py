@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from memlaw.check import CertificateCheck
 from memlaw.learner import EpochStats
 from memlaw.recall import Audit, decoded_text
 from memlaw.speed import Speed
+from memlaw.terminal import duration, print_rows
 from memlaw.writer import Observer, WriteResult
 
 _LINE_EVERY_S = 10.0
@@ -69,15 +69,6 @@ class ConsoleObserver(Observer):
             self.console.print(Text(line), soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """As `12 s`, `3:05` or `2:03:05`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def show_write(result: WriteResult) -> None:
     """The closing table of `memlaw write`."""
     audit, damage = result.audit, result.damage
@@ -94,7 +85,7 @@ def show_write(result: WriteResult) -> None:
         "folder": str(result.out),
     }
     console = _stdout()
-    _print_rows(console, rows)
+    print_rows(console, rows)
     _print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
     if not result.harmless:
@@ -118,7 +109,7 @@ def _speed(speed: Speed | None, dtype: str) -> str:
 def show_audit(audit: Audit) -> None:
     """The table of `memlaw audit`."""
     console = _stdout()
-    _print_rows(
+    print_rows(
         console,
         _audit_rows(audit)
         | {"NLL": f"{audit.nll_nats:.4f} nats a token", "computed in": audit.dtype},
@@ -147,7 +138,7 @@ def show_check(check: CertificateCheck) -> None:
             f"{check.damage.delta_nll_nats:+.4f} nats a token "
             f"(certificate, 95 %: {low:+.4f} to {high:+.4f})"
         )
-    _print_rows(console, {"ΔNLL on unseen text": said})
+    print_rows(console, {"ΔNLL on unseen text": said})
     for line in check.mismatches[: 4 * _SHOWN]:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * _SHOWN:
@@ -247,15 +238,6 @@ def _bars(counts: np.ndarray) -> str:
     """A bar a count, by its square root, so that single ones show; `·` for none."""
     heights = np.ceil(np.sqrt(counts / max(1, counts.max())) * len(_BARS)).astype(int)
     return "".join(_BARS[h - 1] if h else "·" for h in heights)
-
-
-def _print_rows(console: Console, rows: dict[str, str]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    console.print(table)
 
 
 def _print_failures(console: Console, audit: Audit) -> None:

@@ -166,9 +166,9 @@ def measure_damage(
     delta = after - base
     return Damage(
         delta_nll_nats=float(delta.mean()),
-        delta_nll_ci95=_interval(delta.tolist()),
+        delta_nll_ci95=mean_interval(delta.tolist()),
         kl_nats=float(divergence.mean()),
-        kl_ci95=_interval(divergence.tolist()),
+        kl_ci95=mean_interval(divergence.tolist()),
         base_nll_nats=float(base.mean()),
         n_windows=len(base),
         n_tokens=len(base) * (token_windows.shape[1] - 1),
@@ -202,7 +202,7 @@ def _compare(before: Tensor, after: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return nll_before, nll_after, kl
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval of the mean."""
     from scipy.special import stdtrit
 

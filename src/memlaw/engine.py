@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,25 @@ from memlaw.forward import collate, target_logits
 from memlaw.records import Example
 
 Tensor = torch.Tensor
-Job = tuple[Adapter, list[int]]  # an adapter, and the rows of the examples that it is run on
 
 
 class EngineError(MemlawError):
     """An engine can't run this model."""
+
+
+class Job(NamedTuple):
+    """An adapter, and what it is run on.
+
+    Attributes:
+        adapter: the adapter.
+        rows: of the examples.
+        dense: every target token will have a weight on the way back. A hint: an engine may get
+            ready for it, the numbers are the same.
+    """
+
+    adapter: Adapter
+    rows: list[int]
+    dense: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,7 @@ class Losses:
 
     Attributes:
         nll: [N] float32, nats, without a graph.
-        correct: [N] bool: the target is the argmax.
+        correct: [N] bool: no other token has a higher logit.
         backward: adds the gradient of `Σ weights · nll`, weights [N], to the adapters'.
     """
 
@@ -68,12 +82,13 @@ class PlainEngine:
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, under that job's adapter."""
         nll, correct = [], []
-        for adapter, rows in jobs:
+        for adapter, rows, _ in jobs:
             batch = collate([self.examples[row] for row in rows], self.device)
             with adapter.attached(self.model):
                 logits = target_logits(self.model, batch).float()  # [N of the job, V]
             nll.append(F.cross_entropy(logits, batch.target_ids, reduction="none"))
-            correct.append(logits.detach().argmax(dim=-1) == batch.target_ids)
+            at_target = logits.detach().gather(1, batch.target_ids[:, None])
+            correct.append(at_target[:, 0] == logits.detach().amax(dim=-1))
             self.n_tokens += batch.input_ids.numel()
         all_nll = torch.cat(nll)
         return Losses(

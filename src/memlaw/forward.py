@@ -97,7 +97,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     setattr(model, model.base_model_prefix, _KnownBody(hidden[None]))
     try:
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        return model(input_ids=ids, use_cache=False).logits[0]
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
     finally:
         setattr(model, model.base_model_prefix, body)
 

@@ -14,6 +14,9 @@ from memlaw.engine import Losses
 Tensor = torch.Tensor
 _CPU_BLOCK_ROWS = 16  # of float32 logits that fit a core's cache
 _BLOCK_ROWS = 1024
+_CPU_PIECE_ROWS = (
+    512  # of logits: enough for the matrix unit, few enough to lie in pages used before
+)
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:
@@ -28,54 +31,71 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
 
 
 def head_losses(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, max_rows: int
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    dense: Tensor,
+    max_rows: int,
 ) -> Losses:
     """The losses of `cross_entropy(head(hidden).float(), targets)`, and their gradient.
 
-    At most `max_rows` rows of logits are held at a time. Where there are more, or where few
-    tokens have a weight, the way back runs through the head again, for tokens with a weight only.
+    Logits are made a piece at a time. Where a piece holds a `dense` token, the gradient of each of
+    its losses at its hidden state is taken at once, while the logits are there; for the others
+    the head runs again on the way back, for tokens with a weight only.
 
     Args:
         head: hidden states [n, D] to logits [n, V], each row for itself.
         hidden: [N, D], with a graph.
         targets: [N] int64.
-        max_rows: at least 1.
+        dense: [N] bool: tokens that will surely have a weight. It decides what is computed when,
+            not what comes out.
+        max_rows: rows of logits that are held at a time, at most; at least 1.
     """
-    fits = len(targets) <= max_rows
-    leaf = hidden.detach().requires_grad_(fits)
-    parts = []
-    with torch.set_grad_enabled(fits):
-        for states, target in zip(leaf.split(max_rows), targets.split(max_rows), strict=True):
-            logits = head(states)
-            parts.append(_cross_entropy(logits.detach(), target, with_gradient=fits))
-    gradient = parts[0][2]  # [N, V] of each token's loss; None where it doesn't fit
+    largest = min(max_rows, _CPU_PIECE_ROWS) if hidden.device.type == "cpu" else max_rows
+    at_hidden = torch.zeros_like(hidden)  # [N, D]: of each token's own loss
+    known = torch.zeros_like(dense)
+    nll, correct = [], []
+    size = -(-len(targets) // -(-len(targets) // largest))  # pieces of nearly the same size
+    for start in range(0, len(targets), size):
+        rows = slice(start, start + size)
+        if dense[rows].any():
+            losses, right = _with_gradient(head, hidden[rows], targets[rows], at_hidden[rows])
+            known[rows] = True
+        else:
+            with torch.no_grad():
+                losses, right, _ = _cross_entropy(head(hidden[rows].detach()), targets[rows])
+        nll.append(losses)
+        correct.append(right)
 
     def backward(weights: Tensor) -> None:
-        active = weights.nonzero()[:, 0]
-        if gradient is not None and 2 * len(active) > len(targets):
-            (by_token,) = torch.autograd.grad(logits, leaf, gradient)
-            hidden.backward((weights[:, None] * by_token).to(hidden.dtype))
-            return
-        at_hidden = torch.zeros_like(hidden)
-        for chosen in active.split(max_rows):
-            part = hidden.detach()[chosen].requires_grad_()
-            again = head(part)
-            _, _, by_logit = _cross_entropy(again.detach(), targets[chosen], with_gradient=True)
-            (by_token,) = torch.autograd.grad(again, part, by_logit)
-            at_hidden[chosen] = (weights[chosen][:, None] * by_token).to(hidden.dtype)
-        hidden.backward(at_hidden)
+        missing = (~known & (weights != 0)).nonzero()[:, 0]
+        for chosen in missing.split(largest) if len(missing) else ():
+            found = torch.empty_like(at_hidden[chosen])
+            _with_gradient(head, hidden[chosen], targets[chosen], found)
+            at_hidden[chosen] = found
+        hidden.backward((weights[:, None] * at_hidden).to(hidden.dtype))
 
-    return Losses(
-        nll=torch.cat([nll for nll, _, _ in parts]),
-        correct=torch.cat([correct for _, correct, _ in parts]),
-        backward=backward,
-    )
+    return Losses(nll=torch.cat(nll), correct=torch.cat(correct), backward=backward)
+
+
+def _with_gradient(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, into: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss [n], whether the target is the argmax [n]; `into` [n, D] gets d loss / d hidden."""
+    leaf = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = head(leaf)
+    nll, correct, by_logit = _cross_entropy(logits.detach(), targets, with_gradient=True)
+    (by_hidden,) = torch.autograd.grad(logits, leaf, by_logit)
+    into.copy_(by_hidden)
+    return nll, correct
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, *, with_gradient: bool
+    logits: Tensor, targets: Tensor, *, with_gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss [N] float32, whether the target is the argmax [N], and d loss / d logits [N, V].
+    """Loss [N] float32, whether no logit is higher [N], and d loss / d logits [N, V].
 
     Computed in float32 from logits of any dtype.
     """
@@ -84,15 +104,15 @@ def _cross_entropy(
     for rows in row_blocks(logits):
         target = targets[rows, None]  # [n, 1]
         x = logits[rows].to(torch.float32, copy=True)
-        top, argmax = x.max(dim=1, keepdim=True)
-        x -= top
+        x -= x.amax(dim=1, keepdim=True)
         at_target = x.gather(1, target)
         total = x.exp_().sum(dim=1, keepdim=True)
-        nll.append((total.log() - at_target)[:, 0])
-        correct.append((argmax == target)[:, 0])
+        loss = total.log() - at_target
+        nll.append(loss[:, 0])
+        correct.append(at_target[:, 0] == 0)
         if gradient is not None:
             x /= total
-            x.scatter_add_(1, target, torch.full_like(at_target, -1.0))
+            x.scatter_(1, target, torch.expm1(-loss))  # p − 1
             gradient[rows] = x
     return torch.cat(nll), torch.cat(correct), gradient
 

@@ -28,7 +28,20 @@ from memlaw.errors import MemlawError
 Array = np.ndarray
 Cell = Mapping[str, Any]
 Covariate = Literal["rank", "parameters"]
-SETTING_COLUMNS = ("task", "model", "placement", "layers", "objective", "recipe")
+# What cells must share to be points of one law.
+SETTING_COLUMNS = (
+    "task",
+    "base_sha256",
+    "dtype",
+    "placement",
+    "layers",
+    "objective",
+    "recipe",
+    "steps",
+    "learning_rate",
+    "retention",
+    "whiten",
+)
 _SIZE_COLUMN = {"rank": "rank", "parameters": "n_parameters"}
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())

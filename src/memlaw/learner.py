@@ -40,10 +40,13 @@ class TrainConfig:
         margin: how far above it a certified token must be; threshold + margin < 1.
         learning_rate: AdamW's, at its highest.
         schedule: loss multiplies it by the root of the last epoch's mean loss in nats (0.1 to 1):
-            it falls as the end comes near, and needs to know no horizon.
+            it falls as the end comes near, and needs to know no horizon; linear takes it to 0
+            in total_steps steps.
+        total_steps: where linear ends.
         betas: AdamW's.
         batch_size: records a step, at most; auto is a tenth of the records, from 10 to 100.
         max_grad_norm: gradients are clipped to this norm.
+        dropout: share of what the adapter adds that is dropped in training, in [0, 1).
         whiten: train A in coordinates in which its inputs are nearly isotropic.
         whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
         whiten_damping: how much of the mean second moment is added in every direction.
@@ -60,10 +63,12 @@ class TrainConfig:
     threshold: float = 0.5
     margin: float = 0.05
     learning_rate: float = 1e-2
-    schedule: Literal["loss", "constant"] = "loss"
+    schedule: Literal["loss", "constant", "linear"] = "loss"
+    total_steps: int | None = None
     betas: tuple[float, float] = (0.9, 0.99)
     batch_size: int | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
+    dropout: float = 0.0
     whiten: bool = True
     whiten_mixture: float = 0.9
     whiten_damping: float = 0.01
@@ -172,6 +177,11 @@ class Learner:
         """The probability that a token needs for the certificate."""
         return self.config.threshold + self.config.margin
 
+    @property
+    def is_dense(self) -> bool:
+        """Every token has a weight in every step."""
+        return self.config.objective == "sft"
+
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             self.adapter.parameters(),
@@ -238,8 +248,11 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise self._diverged("gradient")
+        share = self.rate_share
+        if self.config.total_steps is not None:
+            share *= max(0.0, 1 - self.n_steps / self.config.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.rate_share
+            group["lr"] = self.config.learning_rate * share
         self.optimizer.step()
         self.n_steps += 1
 
@@ -350,7 +363,11 @@ class Learner:
         if values["rank"] != self.adapter.rank:
             at = self.adapter
             self.adapter = Adapter(
-                at.sites, rank=values["rank"], seed=at.seed, whiteners=at.whiteners
+                at.sites,
+                rank=values["rank"],
+                seed=at.seed,
+                whiteners=at.whiteners,
+                dropout=at.dropout,
             ).to(self.device)
         self.adapter.load_state_dict(
             {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}

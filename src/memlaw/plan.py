@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ import numpy as np
 from memlaw.law import Cell, LawError, choose_cells, number
 from memlaw.recall_law import Measure, RecallLaw, reached
 
+BUILTIN = (
+    "built-in table: SmolLM2-135M-Instruct, down_proj of layer 20, 150 steps of the default recipe"
+)
 _FLOAT32_BYTES = 4
 _MOST = 2**20  # ranks and tokens above this are no answer
 
@@ -316,3 +321,9 @@ def _extrapolates(
             "inferred from longer targets"
         )
     return tuple(found)
+
+
+def builtin_cells() -> list[dict[str, Any]]:
+    """The cells that come with this package; what they are stands in `BUILTIN`."""
+    file = importlib.resources.files("memlaw") / "builtin_cells.json"
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ from memlaw.head import sampled_score
 from memlaw.records import Example
 
 Tensor = torch.Tensor
+GeneralMoments = tuple[Tensor, Tensor]
 _MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
 _GENERAL_BATCH = 8
 
@@ -52,27 +53,37 @@ def measure_statistics(
     model: nn.Module,
     sites: Sequence[Site],
     examples: Sequence[Example],
-    general: Tensor,
-    *,
-    seed: int,
+    general: Sequence[GeneralMoments],
 ) -> list[Statistics]:
-    """Measure the second moments at every site of the bare model.
+    """Measure the records' second moments at every site of the bare model, beside general text's.
 
     Args:
         model: frozen, in eval mode, no adapter attached.
         sites: where.
         examples: the records.
-        general: [W, S] int64: windows of general text.
-        seed: of the tokens sampled for the Fisher.
+        general: of each site, as `measure_general` found it.
     """
     return [
-        Statistics(
-            records_in=r / max(len(r), 1) ** 0.5, general_in=_factor(x), general_out=_factor(g)
-        )
-        for r, (x, g) in zip(
-            _inputs(model, sites, examples), _general(model, sites, general, seed), strict=True
-        )
+        Statistics(records_in=r / max(len(r), 1) ** 0.5, general_in=x, general_out=g)
+        for r, (x, g) in zip(_inputs(model, sites, examples), general, strict=True)
     ]
+
+
+def measure_general(
+    model: nn.Module, sites: Sequence[Site], general: Tensor, *, seed: int
+) -> list[GeneralMoments]:
+    """Measure general text's second moments at every site of the bare model.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where.
+        general: [W, S] int64: windows of general text.
+        seed: of the tokens sampled for the Fisher.
+
+    Returns:
+        For each site `general_in` and `general_out`, as `Statistics` has them.
+    """
+    return [(_factor(x), _factor(g)) for x, g in _general(model, sites, general, seed)]
 
 
 def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]) -> list[Tensor]:

@@ -142,7 +142,9 @@ class RecallLaw(Estimator):
         for g, name in enumerate(names):
             rows = np.flatnonzero(labels == name)
             if np.ptp(logs[rows, 1]) > 0:
-                raise LawError(f"The cells of group {name!r} differ in n_tokens; they share data.")
+                raise LawError(
+                    f"The cells of group {str(name)!r} differ in n_tokens; they share data."
+                )
             rows = rows[np.argsort(logs[rows, 0], kind="stable")]
             hits = hit[rows]
             # gap j: the threshold is above the first j sizes, at or under the rest

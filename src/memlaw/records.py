@@ -33,6 +33,8 @@ _SUFFIXES: dict[str, DataFormat] = {
     ".txt": "text",
     ".md": "text",
 }
+# Fields of the memory probe's published data (arXiv 2605.30260), read without being named.
+_PUBLISHED = (("query", "target"), ("question", "matching"))
 _SHOWN = 5  # how many offenders an error message lists
 
 
@@ -100,7 +102,8 @@ def read_records(
             of `(prompt, completion)` pairs.
         prompt_field: name of the prompt's field. Default: `prompt`.
         completion_field: name of the completion's field. Default: `completion`. A row without
-            both but with `messages` is a chat whose last message is the completion.
+            both but with `messages` is a chat whose last message is the completion; `query` and
+            `target`, `question` and `matching` are understood.
         format: what the file is; `auto` goes by its suffix.
         recite_prompt: the prompt of a plain-text file.
         notice: called with a sentence when something was put right (duplicates merged).
@@ -252,6 +255,9 @@ def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> R
         raise DataError(f"{where}: {type(row).__name__} instead of an object with fields.")
     if fields == (None, None) and "messages" in row:
         return _from_messages(row["messages"], where)
+    published = next((pair for pair in _PUBLISHED if set(pair) <= row.keys()), None)
+    if fields == (None, None) and published and "prompt" not in row:
+        fields = published
     names = (fields[0] or "prompt", fields[1] or "completion")
     for name, flag in zip(names, ("--prompt-field", "--completion-field"), strict=True):
         if name not in row:

@@ -131,5 +131,11 @@ class WriteConfig(TrainConfig):
                 raise ConfigError("max_damage needs a retention above 0: that is what it turns up.")
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout:g}; it must be 0 to under 1.")
+        if (self.schedule == "linear") != (self.total_steps is not None):
+            raise ConfigError("schedule linear and total_steps go together: give both or neither.")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ConfigError(f"total_steps is {self.total_steps}; it must be 1 or more.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
             raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")

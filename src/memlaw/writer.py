@@ -50,7 +50,7 @@ from memlaw.folder import (
 from memlaw.learner import DivergedError, EpochStats, Learner
 from memlaw.models import BaseModel, load_model
 from memlaw.objectives import resolve_objective
-from memlaw.precondition import Statistics, Whitener, measure_statistics
+from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
 from memlaw.recall import Audit, audit_examples, decoded_text
 from memlaw.records import (
     Record,
@@ -202,7 +202,11 @@ def write(
         unseen=unseen,
         retained_sha256=sha256_of(retained),
         measure_damage=lambda adapter: measure_damage(
-            base.model, lambda: adapter.attached(base.model), unseen, text_name=text_name, text=text
+            base.model,
+            lambda: adapter.folded().attached(base.model),
+            unseen,
+            text_name=text_name,
+            text=text,
         ),
     )
     stopped_because = run.train()
@@ -273,7 +277,10 @@ class _Run:
         statistics: list[Statistics] = []
         if config.whiten or config.retention:
             statistics = measure_statistics(
-                base.model, self.sites, self.examples, general, seed=config.seed
+                base.model,
+                self.sites,
+                self.examples,
+                measure_general(base.model, self.sites, general, seed=config.seed),
             )
         adapter = Adapter(
             self.sites,
@@ -284,6 +291,7 @@ class _Run:
                 for s in statistics
                 if config.whiten
             ],
+            dropout=config.dropout,
         ).to(base.model.device)
         self.learner = Learner(adapter, self.examples, config, statistics)
         self.bank = AdapterBank(self._engine(), [self.learner])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from memlaw.cells import read_cells
 from memlaw.errors import DataError
 from memlaw.law import FORMS, SETTING_COLUMNS, LawError, MemoryLaw, cell_arrays, compare_cells
 from memlaw.recall_law import RecallLaw
@@ -199,7 +200,8 @@ def read_source(path: Path) -> RunView | list[ProbeView]:
     """Read one of the things a report is made from, whichever it is.
 
     Args:
-        path: a write folder, a token table (Parquet) or JSON of `memlaw audit`, a probe store.
+        path: a write folder, a token table (Parquet) or JSON of `memlaw audit`, a probe's folder or
+            JSON.
 
     Raises:
         DataError: it is none of these, or damaged.
@@ -207,18 +209,27 @@ def read_source(path: Path) -> RunView | list[ProbeView]:
     if path.is_dir():
         if (path / TOKENS_FILE).is_file():
             return _write_folder(path)
-        cells = probe_cells(path)
-        if not cells:
+        try:
+            cells = read_cells(path)
+        except DataError as error:
             raise DataError(
                 f"{path} holds neither a token table ({TOKENS_FILE}) nor the cells of a probe. "
                 "Name a folder that memlaw wrote."
-            )
+            ) from error
         return probes_of(cells, name=_name(path))
     if not path.is_file():
         raise DataError(f"{path} does not exist. Name a write folder, an audit or a probe store.")
     if path.suffix == ".json":
+        if _is_list(path):
+            return probes_of(read_cells(path), name=_name(path))
         return _audit_json(path)
     return RunView(name=_name(path), recall=_token_table(path, None))
+
+
+def _is_list(path: Path) -> bool:
+    """It is what `memlaw probe --json` printed, not an audit."""
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"[")
 
 
 def _name(path: Path) -> str:
@@ -372,25 +383,12 @@ def _recall(
 # ---------------------------------------------------------------- probe, law, plan
 
 
-def probe_cells(path: Path) -> list[Cell]:
-    """The cells in a probe's folder, a flat row each."""
-    cells: list[Cell] = []
-    for file in sorted(path.glob("**/*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and {"task", "rank", "n_tokens", "status"} <= set(content):
-            cells.append(content)
-    return cells
-
-
 def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
     """The cells task by task and setting by setting, with the laws that can be fitted to them."""
     done = [cell for cell in cells if cell.get("status", "success") == "success"]
     groups: dict[str, list[Cell]] = {}
     for cell in done:
-        key = [str(cell[c]) for c in SETTING_COLUMNS if c in cell and _differs(done, c)]
+        key = [str(cell[c])[:24] for c in SETTING_COLUMNS if c in cell and _differs(done, c)]
         groups.setdefault(", ".join(key) or str(cell["task"]), []).append(cell)
     return [
         ProbeView(name=f"{name}: {key}", cells=own, law=law_of(own), plan=plan_of(own))

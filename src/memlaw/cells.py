@@ -1,0 +1,241 @@
+"""The probe's store: a file a cell, named by what decides the cell's result.
+
+A cell is `cells/KEY.json`, with its token table beside it in `cells/KEY.parquet`. Cells that were
+trained together come into the store together: they are written to a folder of their own, which is
+renamed, and then emptied into `cells`. So a kill leaves all of them or none, and whoever goes on
+trains the same cells side by side, with the same rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memlaw.errors import DataError, OutputError
+from memlaw.store import file_sha256, json_sha256, write_json
+
+FORMAT = 1
+_CELLS = "cells"
+_READY = "ready-"  # complete folders of cells that are not in `cells` yet
+_WORK = ".work-"  # folders in the making
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One adapter that was trained, and what it remembers.
+
+    Attributes:
+        config: all that decides the result, JSON-able.
+        status: whether there is a result.
+        result: what was measured; None for a failure.
+        error: of a failure, the traceback.
+        curve: the training curve: an object an epoch, thinned.
+        provenance: versions, machine, seconds: what doesn't decide the result.
+        write_tokens: writes the token table to a path; None for a failure.
+    """
+
+    config: Mapping[str, Any]
+    status: Literal["success", "failed"]
+    result: Mapping[str, Any] | None = None
+    error: str | None = None
+    curve: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Any]
+    write_tokens: Callable[[Path], None] | None = None
+
+    @property
+    def key(self) -> str:
+        """The cell's name in the store."""
+        return json_sha256(self.config)
+
+
+class CellStore:
+    """The cells in a folder. Several processes, on several machines, may use it at once.
+
+    Args:
+        folder: made when the first cells are put there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def put(self, cells: Sequence[Cell]) -> None:
+        """Put cells into the store, all or none.
+
+        Raises:
+            OutputError: the folder can't be written to, or the disk is full.
+        """
+        try:
+            (self.folder / _CELLS).mkdir(parents=True, exist_ok=True)
+            owner = f"{socket.gethostname()}-{os.getpid()}-"
+            work = Path(tempfile.mkdtemp(prefix=f"{_WORK}{owner}", dir=self.folder))
+            for cell in cells:
+                self._write(cell, work)
+            ready = work.with_name(_READY + work.name.removeprefix(_WORK))
+            os.replace(work, ready)
+            self._empty(ready)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: can't be written ({error.strerror}).") from error
+
+    def _write(self, cell: Cell, folder: Path) -> None:
+        tokens = folder / f"{cell.key}.parquet"
+        if cell.write_tokens is not None:
+            cell.write_tokens(tokens)
+        content = {
+            "format": FORMAT,
+            "key": cell.key,
+            "status": cell.status,
+            "config": dict(cell.config),
+            "result": None if cell.result is None else dict(cell.result),
+            "error": cell.error,
+            "curve": [dict(epoch) for epoch in cell.curve],
+            "provenance": dict(cell.provenance),
+            "tokens_sha256": file_sha256(tokens) if cell.write_tokens is not None else None,
+        }
+        write_json(folder / f"{cell.key}.json", content | {"sha256": json_sha256(content)})
+
+    def recover(self) -> None:
+        """Finish what a killed process began to put, and clear away what it began to write."""
+        if not self.folder.is_dir():
+            return
+        for ready in sorted(self.folder.glob(_READY + "*")):
+            self._empty(ready)
+        mine = f"{_WORK}{socket.gethostname()}-"
+        for work in self.folder.glob(mine + "*"):
+            if not _is_running(int(work.name.removeprefix(mine).partition("-")[0])):
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _empty(self, ready: Path) -> None:
+        # Tables first: a cell is there when its JSON is.
+        for file in sorted(_listed(ready), key=lambda path: path.suffix == ".json"):
+            with contextlib.suppress(FileNotFoundError):  # another process did it
+                os.replace(file, self.folder / _CELLS / file.name)
+        shutil.rmtree(ready, ignore_errors=True)
+
+    def finished(self, keys: Iterable[str], notice: Callable[[str], None]) -> set[str]:
+        """Those of the keys that have a result, table and all.
+
+        Args:
+            keys: of cells.
+            notice: is told of files that can't be trusted; their cells have no result.
+        """
+        found = set()
+        for key in keys:
+            path = self.folder / _CELLS / f"{key}.json"
+            if not path.is_file():
+                continue
+            try:
+                content = _load(path)
+                if content["status"] != "success":
+                    continue
+                if file_sha256(path.with_suffix(".parquet")) != content["tokens_sha256"]:
+                    raise ValueError("its token table is not the one that was written")
+            except (OSError, ValueError) as error:
+                notice(f"{path}: not trusted ({error}). The cell is run again.")
+                continue
+            found.add(key)
+        return found
+
+    def read(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """All cells, as their files have them, and what is wrong with those that can't be read."""
+        cells, wrong = {}, []
+        for path in self._files():
+            try:
+                content = _load(path)
+                cells[content["key"]] = content
+            except FileNotFoundError:  # on its way to `cells`, which is listed last
+                continue
+            except (OSError, ValueError) as error:
+                wrong.append(f"{path}: not trusted ({error}). Run the probe again.")
+        return [cells[key] for key in sorted(cells)], wrong
+
+    def _files(self) -> Iterator[Path]:
+        for folder in (*sorted(self.folder.glob(_READY + "*")), self.folder / _CELLS):
+            yield from (path for path in _listed(folder) if path.suffix == ".json")
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files in a folder; none if it is gone."""
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A cell's file, if it is whole and what it says it is; else ValueError."""
+    try:
+        content = json.loads(path.read_bytes())
+        sha256 = content.pop("sha256")
+        is_whole = sha256 == json_sha256(content) and content["format"] == FORMAT
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError("truncated or damaged") from error
+    if not is_whole:
+        raise ValueError("changed since it was written")
+    if path.stem != content["key"] or json_sha256(content["config"]) != content["key"]:
+        raise ValueError("its name belongs to another cell")
+    return content
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_cells(
+    folder: str | Path, notice: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
+    """The cells of a probe as flat rows: `status`, settings, and what was measured.
+
+    Args:
+        folder: what `memlaw probe -o` wrote, or a JSON file of such rows (what
+            `memlaw probe --json` prints).
+        notice: is told of files that can't be trusted; they are left out.
+
+    Returns:
+        A row a cell, in the order of task, length, rank and seed. See `ProbeResult`.
+
+    Raises:
+        DataError: there are no cells, or the file isn't such a list.
+    """
+    if Path(folder).is_file():
+        return _read_table(Path(folder))
+    cells, wrong = CellStore(folder).read()
+    for text in wrong:
+        notice(text)
+    if not cells:
+        raise DataError(f"{folder} holds no cells. Name a folder that 'memlaw probe -o' wrote.")
+    rows = [
+        {"status": cell["status"], "key": cell["key"]}
+        | {k: v for k, v in cell["config"].items() if k != "training"}
+        | cell["config"]["training"]
+        | (cell["result"] or {})
+        | {name: cell["provenance"].get(name) for name in ("wall_s", "model")}
+        for cell in cells
+    ]
+    return sorted(rows, key=lambda row: [row[name] for name in ("task", "length", "rank", "seed")])
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file of cells ({error}).") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(
+            f"{path}: not a list of cells. Name a folder that 'memlaw probe -o' wrote, or what "
+            "'memlaw probe --json' printed."
+        )
+    return rows

@@ -1,0 +1,136 @@
+"""What `memlaw probe` shows: the grid as it fills, and the grid when it is full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from memlaw.probe import ProbeConfig, ProbeObserver, ProbeResult, Spec
+from memlaw.terminal import duration
+
+_LINE_EVERY_S = 10.0
+Row = dict[str, Any]
+
+
+class ConsoleProbeObserver(ProbeObserver):
+    """Progress: the grid as it fills on a terminal, a line a cell elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self.started = self.shown_at = time.monotonic()
+        self.ranks: tuple[int, ...] = ()
+        self.lengths: tuple[int, ...] = ()
+        self.n_done = self.n_to_do = 0
+        self.rows: list[Row] = []
+        if self.console.is_terminal:
+            self.live.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def notice(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    def grid(self, config: ProbeConfig, n_finished: int, n_cells: int) -> None:
+        self.ranks, self.lengths = config.ranks, config.lengths
+        self.n_to_do = n_cells - n_finished
+        if n_finished:
+            self.notice(f"{n_finished} of {n_cells} cells are there already.")
+
+    def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
+        now = time.monotonic()
+        lengths = ", ".join(str(n) for n in dict.fromkeys(spec.length for spec in specs))
+        line = (
+            f"cells {self.n_done}/{self.n_to_do}  training {len(specs)} of length {lengths}: "
+            f"epoch {epoch}/{epochs}  loss {nll_nats:.3f}  {duration(now - self.started)}"
+        )
+        if self.console.is_terminal:
+            grid = Table.grid()
+            if self.rows:
+                grid.add_row(_grid(self.rows, self.ranks, self.lengths, _delta_nll))
+            grid.add_row(Text(line))
+            self.live.update(grid)
+        elif now - self.shown_at >= _LINE_EVERY_S:
+            self.shown_at = now
+            self.console.print(Text(line), soft_wrap=True)
+
+    def cell(self, spec: Spec, status: str, result: Row) -> None:
+        self.n_done += 1
+        self.rows.append({**spec._asdict(), "status": status, **result})
+        if status != "success":
+            last = result["error"].strip().splitlines()[-1]
+            self.notice(
+                f"length {spec.length}, rank {spec.rank}, seed {spec.seed}: failed ({last})"
+            )
+
+
+def show_probe(result: ProbeResult, out: Path) -> None:
+    """The tables of `memlaw probe`."""
+    console = Console(highlight=False)
+    done = [row for row in result.cells if row["status"] == "success"]
+    ranks = sorted({row["rank"] for row in result.cells})
+    lengths = sorted({row["length"] for row in result.cells})
+    if done:
+        n_seeds = len({row["seed"] for row in done})
+        console.print(f"loss fell by, nats a token (mean of {n_seeds} seed(s); * saturated)")
+        console.print(_grid(done, ranks, lengths, _delta_nll))
+        console.print("tokens at p 0.55 or more; ✓ all of every seed")
+        console.print(_grid(done, ranks, lengths, _share_over))
+        worst = max(done, key=lambda row: row["damage_nll"])
+        console.print(
+            f"ΔNLL on unseen text: at most {worst['damage_nll']:+.3f} nats a token (length "
+            f"{worst['length']}, rank {worst['rank']}, seed {worst['seed']})"
+        )
+    console.print(
+        f"{len(done)} of {len(result.cells)} cells, {result.n_run} of them run now, in "
+        f"{duration(result.wall_s)}: {out}"
+    )
+    if result.n_failed:
+        console.print(
+            f"{result.n_failed} FAILED; their files in {out}/cells say why. The same command "
+            "tries them again."
+        )
+
+
+def _grid(
+    rows: Sequence[Row],
+    ranks: Sequence[int],
+    lengths: Sequence[int],
+    show: Callable[[list[Row]], str],
+) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("rank \\ length", justify="right", style="dim")
+    for length in lengths:
+        table.add_column(str(length), justify="right")
+    for rank in ranks:
+        cells = [
+            [row for row in rows if (row["rank"], row["length"]) == (rank, length)]
+            for length in lengths
+        ]
+        table.add_row(str(rank), *(show(cell) if cell else "·" for cell in cells))
+    return table
+
+
+def _delta_nll(cell: list[Row]) -> str:
+    if any(row["status"] != "success" for row in cell):
+        return "failed"
+    mean = sum(row["delta_nll"] for row in cell) / len(cell)
+    return f"{mean:.2f}{'*' if any(row['saturated'] for row in cell) else ''}"
+
+
+def _share_over(cell: list[Row]) -> str:
+    if all(row["certified"] for row in cell):
+        return "✓"
+    # Never rounded up to a whole: 100 % would be a claim.
+    share = 1 - sum(row["share_under"] for row in cell) / len(cell)
+    return f"{int(share * 1000) / 10:.1f}%"

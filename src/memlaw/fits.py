@@ -1,0 +1,161 @@
+"""All the laws of a store: cells sorted by setting, each setting fitted and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from memlaw.law import (
+    FORMS,
+    SETTING_COLUMNS,
+    Cell,
+    Covariate,
+    FormResult,
+    LawError,
+    MemoryLaw,
+    compare_cells,
+)
+from memlaw.recall_law import RecallLaw, ShareLaw
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFit:
+    """The laws of the cells of one setting.
+
+    Attributes:
+        setting: what the cells have in common.
+        n_cells, n_saturated, n_certified: how many there are, are near zero loss, and recite all.
+        law: of ΔL, in the form asked for; None where it can't be fitted.
+        comparison: the forms side by side, best first.
+        recall: of P(certified); None where no cell is certified, or all are.
+        share: of the tokens under the line; None where it can't be fitted.
+        problems: why something is None, in words.
+    """
+
+    setting: Mapping[str, Any]
+    n_cells: int
+    n_saturated: int
+    n_certified: int
+    law: MemoryLaw | None
+    comparison: Sequence[FormResult]
+    recall: RecallLaw | None
+    share: ShareLaw | None
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able values; an end of an interval that nothing bounds is None."""
+        found: dict[str, Any] = {
+            "setting": dict(self.setting),
+            "n_cells": self.n_cells,
+            "n_saturated": self.n_saturated,
+            "n_certified": self.n_certified,
+            "problems": list(self.problems),
+            "comparison": [asdict(result) for result in self.comparison],
+        }
+        if self.law is not None:
+            found["law"] = {
+                "form": self.law.form,
+                "covariate": self.law.covariate,
+                "confidence": self.law.confidence,
+                **_estimates(self.law),
+                "sigma": self.law.sigma_,
+                "tau": self.law.tau_,
+                "r2": self.law.r2_,
+                "aicc": self.law.aicc_,
+                "n_effective": self.law.n_effective_,
+                "identifiability": list(self.law.identifiability_.statements),
+            }
+        if self.recall is not None:
+            found["recall"] = {
+                **_estimates(self.recall),
+                "centre_tokens": self.recall.centre_tokens_,
+                "n_contradictions": self.recall.n_contradictions_,
+            }
+        if self.share is not None:
+            found["share_under"] = {**_estimates(self.share), "r2": self.share.r2_}
+        return json.loads(
+            json.dumps(found).replace("-Infinity", "null").replace("Infinity", "null")
+        )
+
+
+def _estimates(law: MemoryLaw | RecallLaw | ShareLaw) -> dict[str, Any]:
+    return {
+        "params": law.params_,
+        "intervals": {name: list(ends) for name, ends in law.intervals_.items()},
+    }
+
+
+def fit_store(
+    cells: Sequence[Cell],
+    *,
+    form: str = "paper",
+    covariate: Covariate = "rank",
+    task: str | None = None,
+) -> list[StoreFit]:
+    """Fit the laws of each setting that a store holds.
+
+    Args:
+        cells: flat dicts, as `read_cells` gives them. Failed ones are left out.
+        form: of the memory law; a name in `memlaw.law.FORMS`.
+        covariate: what the size of an adapter is: rank, or trainable parameters.
+        task: look at this task only.
+
+    Returns:
+        A fit a setting, in the order of their tasks.
+
+    Raises:
+        LawError: no such form; no finished cell, or none of that task.
+    """
+    if form not in FORMS:
+        raise LawError(f"There is no form {form!r}; there are {', '.join(FORMS)}.")
+    finished = [cell for cell in cells if cell.get("status", "success") == "success"]
+    chosen = [cell for cell in finished if task in (None, cell.get("task"))]
+    if not chosen:
+        tasks = sorted({str(cell.get("task")) for cell in finished})
+        raise LawError(
+            f"No finished cell{f' of task {task}' if task else ''} among {len(cells)}"
+            + (f"; there are {', '.join(tasks)}." if tasks else ". Run the probe first.")
+        )
+    settings: dict[str, list[Cell]] = {}
+    for cell in chosen:
+        key = json.dumps([cell.get(name) for name in SETTING_COLUMNS], default=str)
+        settings.setdefault(key, []).append(cell)
+    return [_fit(settings[key], form, covariate) for key in sorted(settings)]
+
+
+def _fit(cells: Sequence[Cell], form: str, covariate: Covariate) -> StoreFit:
+    problems = []
+    law, comparison, recall, share = None, [], None, None
+    try:
+        law = MemoryLaw(form, covariate).fit_cells(cells)
+        comparison = compare_cells(cells, covariate)
+    except LawError as error:
+        problems.append(f"memory law: {error}")
+    n_certified = sum(bool(cell.get("certified")) for cell in cells)
+    if 0 < n_certified < len(cells):
+        try:
+            recall = RecallLaw(covariate).fit_cells(cells)
+        except LawError as error:
+            problems.append(f"recall law: {error}")
+    else:
+        problems.append(
+            f"recall law: {'every' if n_certified else 'no'} cell is certified. Probe "
+            f"{'smaller ranks or longer' if n_certified else 'larger ranks or shorter'} targets."
+        )
+    try:
+        share = ShareLaw(covariate).fit_cells(cells)
+    except LawError as error:
+        problems.append(f"share of tokens under the line: {error}")
+    return StoreFit(
+        setting={name: cells[0].get(name) for name in SETTING_COLUMNS},
+        n_cells=len(cells),
+        n_saturated=sum(bool(cell.get("saturated")) for cell in cells),
+        n_certified=n_certified,
+        law=law,
+        comparison=comparison,
+        recall=recall,
+        share=share,
+        problems=tuple(problems),
+    )

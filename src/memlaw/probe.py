@@ -1,0 +1,680 @@
+"""The memory probe: a grid of adapters over rank and length, and what each of them remembers.
+
+The cells of a grid that share a length are trained side by side, in one `AdapterBank` and from one
+activation cache; they come into the store together.
+
+Source of the probe: arXiv 2605.30260.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from memlaw.adapters import Adapter, Layers, resolve_sites
+from memlaw.bank import AdapterBank
+from memlaw.cached import CachedEngine
+from memlaw.cells import Cell, CellStore, read_cells
+from memlaw.damage import mean_interval, retained_text, sha256_of, unseen_text, windows
+from memlaw.engine import Engine, EngineError, Job, PlainEngine
+from memlaw.errors import ConfigError
+from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig
+from memlaw.models import EMBEDDED, BaseModel, DType, load_model
+from memlaw.objectives import Objective, OnEmpty, resolve_objective
+from memlaw.precondition import Whitener, measure_general, measure_statistics
+from memlaw.recall import Audit, audit_examples
+from memlaw.records import Example, PromptFormat, Record, resolve_prompt_format
+from memlaw.store import json_sha256
+from memlaw.tasks import Task, parse_task, task_examples
+
+NUMERICS = 1  # raised when the same settings come to mean other results
+_GROUP_TOKENS = 1600  # of a step, above which seeds are trained one after the other
+_CURVE_POINTS = 100
+_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5)
+_SATURATED = 0.05  # of the base model's loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What to probe.
+
+    Attributes:
+        task: phonebook; noise, or noise:RATIO with a share of random tokens from 0 to 1; text:FILE;
+            or records:FILE.
+        ranks: of the adapters.
+        lengths: target tokens to remember, ends of targets included; records are taken while they
+            fit.
+        seeds: of the data, the initialisation and the order, a cell each.
+        recipe: default trains as `memlaw write` does; paper is the published probe: in parallel
+            with the MLP block, AdamW without whitening or retention, linear decay, dropout 0.1.
+        steps: optimiser steps (default: 150; with the paper's recipe 2,000, or 200 epochs of
+            phonebook or records).
+        objective: which tokens the steps are spent on.
+        on_empty: what memft_threshold does with a batch that has nothing left to learn.
+        learning_rate: AdamW's, if not the recipe's.
+        batch_size: records a step, if not the recipe's.
+        retention: see write, if not the recipe's.
+        whiten: see write, if not the recipe's.
+        placement: where the adapters sit, if not where the recipe puts them; see write.
+        layers: decoder layers from 0; auto is two thirds of the way up; all.
+        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
+        dtype: what the model computes in; auto is what plain from_pretrained uses.
+        device: auto takes CUDA, then MPS, then the CPU.
+        prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
+            where there is a template.
+        natural_text: file that noise replaces tokens of (default: prose from Python's library).
+        retain: text whose predictions training holds on to (default: as in write).
+        damage_text: unseen text to measure damage on (default: as in write).
+        decode: also run greedy decoding, not only the first witness. Slow.
+        cache_mb: if activations need more megabytes than this, they lie in a temporary file.
+        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
+        trust_remote_code: run code that the model's authors ship with it.
+    """
+
+    task: str = "noise"
+    ranks: tuple[int, ...] = (1, 2, 3, 4, 6)
+    lengths: tuple[int, ...] = (32, 64, 128, 192, 256)
+    seeds: tuple[int, ...] = (0,)
+    recipe: Literal["default", "paper"] = "default"
+    steps: int | None = None
+    objective: Objective = "sft"
+    on_empty: OnEmpty = "skip"
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    retention: float | None = None
+    whiten: bool | None = None
+    placement: str | None = None
+    layers: Layers = "auto"
+    model: str = EMBEDDED
+    dtype: DType = "auto"
+    device: str = "auto"
+    prompt_format: PromptFormat = "auto"
+    natural_text: str | None = None
+    retain: str | None = None
+    damage_text: str | None = None
+    decode: bool = False
+    cache_mb: float = 4096
+    logits_mb: float = 512
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        parse_task(self.task)
+        resolve_objective(self.objective)
+        for name, least in (("ranks", 1), ("lengths", 2), ("seeds", 0)):
+            values = getattr(self, name)
+            if not values or min(values) < least:
+                raise ConfigError(
+                    f"{name} {', '.join(map(str, values)) or '(none)'}: give at least one, each "
+                    f"{least} or more."
+                )
+        for name in ("steps", "learning_rate", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value:g}; it must be above 0.")
+        if self.retention is not None and not 0 <= self.retention <= 1e6:
+            raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
+
+    @property
+    def placement_or_recipes(self) -> str:
+        """The placement that is meant."""
+        return self.placement or ("mlp" if self.recipe == "paper" else "down_proj")
+
+    def training(self, seed: int, n_records: int, n_tokens: int) -> TrainConfig:
+        """How the cells of a seed are trained, all spelt out.
+
+        Args:
+            seed: the seed.
+            n_records, n_tokens: how much there is to remember.
+        """
+        long = parse_task(self.task).kind in ("noise", "text")
+        config = TrainConfig(seed=seed, objective=resolve_objective(self.objective))
+        if self.recipe == "paper":
+            config = dataclasses.replace(
+                config,
+                schedule="linear",
+                betas=(0.9, 0.999),
+                batch_size=1
+                if long
+                else 4
+                if n_tokens <= 4000
+                else 8
+                if n_tokens <= 24_000
+                else 16,
+                dropout=0.1,
+                whiten=False,
+                retention=0.0,
+            )
+        given = {
+            name: getattr(self, name)
+            for name in ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
+            if getattr(self, name) is not None
+        }
+        config = dataclasses.replace(config, **given)
+        if config.schedule == "linear":
+            size = config.batch_size if config.batch_size != "auto" else n_records
+            n_batches = -(-n_records // size)
+            epochs = 2000 if long else 200
+            wanted = self.steps or epochs * n_batches
+            config = dataclasses.replace(config, total_steps=-(-wanted // n_batches) * n_batches)
+        return config
+
+    @property
+    def steps_or_default(self) -> int:
+        """Steps where training doesn't say them itself."""
+        return self.steps or 150
+
+
+class Spec(NamedTuple):
+    """Which cell of a grid."""
+
+    length: int
+    rank: int
+    seed: int
+
+
+class ProbeObserver:
+    """Is told how a probe goes. Does nothing; override what you want to know."""
+
+    def notice(self, text: str) -> None:
+        """A sentence for the user."""
+
+    def grid(self, config: ProbeConfig, n_finished: int, n_cells: int) -> None:
+        """So many cells of the grid have a result, before anything is run."""
+
+    def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
+        """Cells that are trained together have seen their data once more."""
+
+    def cell(self, spec: Spec, status: str, result: dict[str, Any]) -> None:
+        """A cell is in the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What `probe` found.
+
+    Attributes:
+        cells: a flat row for each cell of the grid, see `memlaw.cells.read_cells`. Of a success:
+
+            n_records, n_tokens: what was to be remembered; n_tokens counts target tokens.
+            n_parameters: trained numbers. bits_stored, bits_per_parameter: by how many bits fewer
+            the targets take to tell.
+            base_nll, nll, delta_nll: nats a target token, of the bare and the adapted model, and
+            by how much it fell. saturated: nll is under a twentieth of base_nll.
+            token_accuracy: share of target tokens that are the argmax. share_under: share with
+            p < 0.55. min_p, p_01, p_05, p_25, p_50: quantiles of p.
+            recall: share of records recited. verbatim_prefix: mean share of a target before its
+            first wrong token. certified: no token is under p 0.55, and where greedy decoding was
+            run, it agrees.
+            n_steps: optimiser steps. steps_to_certificate: after how many training first saw no
+            token under the line; None if never.
+            damage_nll, damage_low, damage_high: rise of the loss on unseen text, in nats a token,
+            with its 95 % interval.
+        n_run: how many of them were run now.
+        n_failed: how many of them failed.
+        wall_s: seconds it took, loading included.
+    """
+
+    cells: list[dict[str, Any]]
+    n_run: int
+    n_failed: int
+    wall_s: float
+
+
+def probe(
+    out: str | Path,
+    config: ProbeConfig | None = None,
+    *,
+    launcher: Callable[..., Iterator[list[tuple[Spec, str, dict[str, Any]]]]] | None = None,
+    observer: ProbeObserver | None = None,
+) -> ProbeResult:
+    """Train an adapter for each cell of a grid that has no result yet, and measure it.
+
+    Args:
+        out: the store; any number of grids may share one.
+        config: what to probe.
+        launcher: runs groups of cells: a function of (prober, config, groups, out), that yields
+            for each group what became of its cells; default: `run_here`, one after the other.
+            `memlaw.ray_launcher` has another.
+        observer: is told of progress.
+
+    Returns:
+        The cells of the grid.
+
+    Raises:
+        MemlawError: a child that says what was wrong with settings, model, task or folder.
+    """
+    config = config or ProbeConfig()
+    observer = observer or ProbeObserver()
+    started = time.perf_counter()
+    store = CellStore(out)
+    store.recover()
+    prober = Prober(config, observer)
+    keys = {spec: json_sha256(prober.identity(spec)) for spec in prober.specs()}
+    finished = store.finished(keys.values(), observer.notice)
+    observer.grid(config, len(finished), len(keys))
+    missing = [spec for spec, key in keys.items() if key not in finished]
+    groups = prober.groups(missing)
+    for group in (launcher or run_here)(prober, groups, Path(out)):
+        for spec, status, result in group:
+            observer.cell(spec, status, result)
+    rows = [row for row in read_cells(out, observer.notice) if row["key"] in set(keys.values())]
+    return ProbeResult(
+        cells=rows,
+        n_run=len(missing),
+        n_failed=sum(row["status"] != "success" for row in rows),
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def run_here(
+    prober: Prober, groups: Sequence[Sequence[Spec]], out: Path
+) -> Iterator[list[tuple[Spec, str, dict[str, Any]]]]:
+    """Run groups one after the other in this process."""
+    store = CellStore(out)
+    for group in groups:
+        keys = {spec: json_sha256(prober.identity(spec)) for spec in group}
+        done = store.finished(keys.values(), lambda text: None)  # by another process, meanwhile
+        if len(done) < len(group):
+            yield run_group(prober, group, out)
+
+
+def run_group(
+    prober: Prober, group: Sequence[Spec], out: Path
+) -> list[tuple[Spec, str, dict[str, Any]]]:
+    """Train and measure the cells of a group, and put them into the store."""
+    started = time.perf_counter()
+    try:
+        cells = prober.run(group)
+    except Exception:
+        error = traceback.format_exc()
+        return failed_cells(prober, group, out, error, wall_s=time.perf_counter() - started)
+    CellStore(out).put(cells)
+    return [
+        (spec, cell.status, dict(cell.result or {"error": cell.error}))
+        for spec, cell in zip(group, cells, strict=True)
+    ]
+
+
+def failed_cells(
+    prober: Prober, group: Sequence[Spec], out: Path, error: str, *, wall_s: float
+) -> list[tuple[Spec, str, dict[str, Any]]]:
+    """Put into the store that a group came to nothing."""
+    provenance = prober.provenance(group, wall_s)
+    CellStore(out).put(
+        [
+            Cell(config=prober.identity(spec), status="failed", error=error, provenance=provenance)
+            for spec in group
+        ]
+    )
+    return [(spec, "failed", {"error": error}) for spec in group]
+
+
+class Prober:
+    """Runs cells of one grid in this process; loads and measures what they share.
+
+    Args:
+        config: what to probe.
+        observer: is told of progress.
+    """
+
+    def __init__(self, config: ProbeConfig, observer: ProbeObserver | None = None) -> None:
+        self.config = config
+        self.observer = observer or ProbeObserver()
+        self.task: Task = parse_task(config.task)
+        self.base: BaseModel = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            notice=self.observer.notice,
+        )
+        self.format = resolve_prompt_format(self.base.tokenizer, config.prompt_format)
+        self.sites = resolve_sites(self.base.model, config.placement_or_recipes, config.layers)
+        limit = min(min(site.d_in, site.d_out) for site in self.sites)
+        if max(config.ranks) > limit:
+            raise ConfigError(
+                f"rank {max(config.ranks)} is out of range: 1 to {limit} for this placement."
+            )
+        self.retained = retained_text(config.retain)
+        self.unseen, _ = unseen_text(config.damage_text)
+        self.examples = functools.cache(self._examples)
+        self.moments = functools.cache(self._moments)
+        self.unseen_engine = functools.cache(self._unseen_engine)
+
+    # ------------------------------------------------------------ what there is to run
+
+    def specs(self) -> list[Spec]:
+        """The cells of the grid."""
+        config = self.config
+        return [
+            Spec(length, rank, seed)
+            for length in dict.fromkeys(config.lengths)
+            for seed in dict.fromkeys(config.seeds)
+            for rank in dict.fromkeys(config.ranks)
+        ]
+
+    def groups(self, specs: Sequence[Spec]) -> list[list[Spec]]:
+        """Cells to be trained together: of one length, and of several seeds where it is short."""
+        groups: list[list[Spec]] = []
+        for length in dict.fromkeys(spec.length for spec in specs):
+            room = 0
+            for seed in dict.fromkeys(spec.seed for spec in specs if spec.length == length):
+                cells = [spec for spec in specs if spec[::2] == (length, seed)]
+                n_tokens = length * len(cells)
+                if n_tokens > room:
+                    groups.append([])
+                    room = _GROUP_TOKENS
+                groups[-1] += cells
+                room -= n_tokens
+        return groups
+
+    def identity(self, spec: Spec) -> dict[str, Any]:
+        """All that decides a cell's result, but for rounding."""
+        config = self.config
+        examples = self.examples(spec.length, spec.seed)
+        training = self._training(spec)
+        return json.loads(
+            json.dumps(
+                {
+                    "numerics": NUMERICS,
+                    "task": self.task.name,
+                    "length": spec.length,
+                    "rank": spec.rank,
+                    "seed": spec.seed,
+                    "recipe": config.recipe,
+                    "steps": training.total_steps or config.steps_or_default,
+                    "placement": config.placement_or_recipes,
+                    "layers": sorted({site.layer for site in self.sites}),
+                    "sites": [site.module for site in self.sites],
+                    "prompt_format": self.format,
+                    "decode": config.decode,
+                    "data_sha256": json_sha256([[e.prompt_ids, e.target_ids] for e in examples]),
+                    "base_sha256": self.base.sha256,
+                    "tokenizer_sha256": self.base.tokenizer_sha256,
+                    "dtype": self.base.dtype,
+                    "device": self.base.model.device.type,
+                    "retained_sha256": sha256_of(self.retained),
+                    "unseen_sha256": sha256_of(self.unseen),
+                    "training": asdict(training),
+                }
+            )
+        )
+
+    def _training(self, spec: Spec) -> TrainConfig:
+        examples = self.examples(spec.length, spec.seed)
+        return self.config.training(
+            spec.seed, len(examples), sum(len(e.target_ids) for e in examples)
+        )
+
+    def _examples(self, length: int, seed: int) -> tuple[Example, ...]:
+        return tuple(
+            task_examples(
+                self.task,
+                self.base.tokenizer,
+                length,
+                seed,
+                format=self.format,
+                natural_text=self.config.natural_text,
+                max_tokens=self.base.context_length,
+            )
+        )
+
+    def _moments(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        text = windows(
+            self.base.tokenizer,
+            self.retained,
+            context=self.base.context_length,
+            name="the text to retain",
+        )
+        return measure_general(self.base.model, self.sites, text, seed=0)
+
+    # ------------------------------------------------------------ running a group
+
+    def run(self, group: Sequence[Spec]) -> list[Cell]:
+        """Train the cells side by side, and measure each."""
+        started = time.perf_counter()
+        examples: list[Example] = []
+        rows: dict[tuple[int, int], list[int]] = {}
+        for spec in group:
+            own = spec.length, spec.seed
+            if own not in rows:
+                found = self.examples(*own)
+                rows[own] = list(range(len(examples), len(examples) + len(found)))
+                examples += found
+        learners = self._learners(group, examples, rows)
+        curves, errors, certified_at = self._train(group, self._engine(examples), learners)
+        trained_s = time.perf_counter() - started
+        base = {
+            own: self._audit([examples[row] for row in of_seed], None)
+            for own, of_seed in rows.items()
+        }
+        measured: list[tuple[dict[str, Any], Audit] | None] = []
+        for spec, learner in zip(group, learners, strict=True):
+            if spec in errors:
+                measured.append(None)
+                continue
+            adapter = learner.adapter.folded()
+            before = base[spec.length, spec.seed]
+            audit = self._audit(before.examples, adapter)
+            result = _measures(before, audit, adapter.n_parameters, learner.n_steps)
+            result["steps_to_certificate"] = certified_at.get(spec)
+            measured.append((result | self._damage(adapter), audit))
+        provenance = self.provenance(group, time.perf_counter() - started) | {
+            "train_s": trained_s / len(group)
+        }
+        return [
+            Cell(
+                config=self.identity(spec),
+                status="success",
+                result=found[0],
+                curve=_thinned(curves[spec]),
+                provenance=provenance,
+                write_tokens=found[1].write_tokens,
+            )
+            if found is not None
+            else Cell(
+                config=self.identity(spec),
+                status="failed",
+                error=errors[spec],
+                curve=_thinned(curves[spec]),
+                provenance=provenance,
+            )
+            for spec, found in zip(group, measured, strict=True)
+        ]
+
+    def _learners(
+        self,
+        group: Sequence[Spec],
+        examples: Sequence[Example],
+        rows: dict[tuple[int, int], list[int]],
+    ) -> list[Learner]:
+        @functools.cache
+        def prepared(own: tuple[int, int], whiten: bool, mixture: float, damping: float) -> Any:
+            statistics = measure_statistics(
+                self.base.model, self.sites, [examples[row] for row in rows[own]], self.moments()
+            )
+            whiteners = [Whitener(s, mixture=mixture, damping=damping) for s in statistics]
+            return statistics, whiteners if whiten else []
+
+        learners = []
+        for spec in group:
+            config, own = self._training(spec), (spec.length, spec.seed)
+            statistics, whiteners = (
+                prepared(own, config.whiten, config.whiten_mixture, config.whiten_damping)
+                if config.whiten or config.retention
+                else ([], [])
+            )
+            adapter = Adapter(
+                self.sites,
+                rank=spec.rank,
+                seed=spec.seed,
+                whiteners=whiteners,
+                dropout=config.dropout,
+            ).to(self.base.model.device)
+            learners.append(Learner(adapter, examples, config, statistics, rows[own]))
+        return learners
+
+    def _engine(self, examples: Sequence[Example]) -> Engine:
+        try:
+            return CachedEngine(
+                self.base.model,
+                self.sites,
+                examples,
+                cache_mb=self.config.cache_mb,
+                logits_mb=self.config.logits_mb,
+            )
+        except EngineError as error:
+            self.observer.notice(f"Training on the plain engine, which is slower: {error}")
+            return PlainEngine(self.base.model, examples)
+
+    def _train(
+        self, group: Sequence[Spec], engine: Engine, learners: Sequence[Learner]
+    ) -> tuple[dict[Spec, list[EpochStats]], dict[Spec, str], dict[Spec, int]]:
+        """Curves; errors of those that diverged; when each was first seen without a token under."""
+        curves: dict[Spec, list[EpochStats]] = {spec: [] for spec in group}
+        errors: dict[Spec, str] = {}
+        certified_at: dict[Spec, int] = {}
+        epochs = {
+            spec: -(-self.identity(spec)["steps"] // len(learner.batches()))
+            for spec, learner in zip(group, learners, strict=True)
+        }
+        running = dict(zip(group, learners, strict=True))
+        bank = AdapterBank(engine, learners)
+        while running:
+            for spec, stats in zip(list(running), bank.run_epoch(), strict=True):
+                learner = running[spec]
+                if isinstance(stats, DivergedError):
+                    errors[spec] = str(stats)
+                else:
+                    curves[spec].append(stats)
+                    if stats.n_under == 0:
+                        certified_at.setdefault(spec, stats.n_steps)
+                if spec in errors or learner.epoch >= epochs[spec]:
+                    bank.leave(learner)
+                    del running[spec]
+            last = [curve[-1] for curve in curves.values() if curve]
+            if last:
+                mean = sum(stats.nll_nats for stats in last) / len(last)
+                self.observer.epoch(group, last[0].epoch, max(epochs.values()), mean)
+        return curves, errors, certified_at
+
+    def _audit(self, examples: Sequence[Example], adapter: Adapter | None) -> Audit:
+        def measure() -> Audit:
+            return audit_examples(
+                self.base.model,
+                self.base.tokenizer,
+                examples,
+                decode="all" if self.config.decode and adapter is not None else "none",
+            )
+
+        if adapter is None:
+            return measure()
+        with adapter.attached(self.base.model):
+            return measure()
+
+    # ------------------------------------------------------------ damage
+
+    def _unseen_engine(self) -> tuple[Engine, torch.Tensor, int]:
+        """What runs unseen text, the bare model's loss on each window [W], and tokens a window."""
+        ids = windows(self.base.tokenizer, self.unseen, context=self.base.context_length)
+        examples = [
+            Example(
+                record=Record(prompt="unseen", completion="text", id=f"window {n}"),
+                prompt_ids=(row[0],),
+                target_ids=tuple(row[1:]),
+            )
+            for n, row in enumerate(ids.tolist())
+        ]
+        engine = self._engine(examples)
+        bare = Adapter(self.sites, rank=1, seed=0).to(self.base.model.device)  # B is zero
+        return engine, _window_nll(engine, bare), ids.shape[1] - 1
+
+    def _damage(self, adapter: Adapter) -> dict[str, float]:
+        engine, before, _ = self.unseen_engine()
+        delta = (_window_nll(engine, adapter) - before).tolist()
+        low, high = mean_interval(delta)
+        return {
+            "damage_nll": sum(delta) / len(delta),
+            "damage_low": low,
+            "damage_high": high,
+        }
+
+    def provenance(self, group: Sequence[Spec], wall_s: float) -> dict[str, Any]:
+        """Where and how long a group was run."""
+        from memlaw.writer import versions
+
+        return {
+            "wall_s": wall_s / len(group),
+            "trained_together": [list(spec) for spec in group],
+            "model": self.base.spec,
+            "versions": versions(),
+            "machine": {
+                "platform": platform.platform(),
+                "n_cpus": os.cpu_count(),
+                "n_threads": torch.get_num_threads(),
+            },
+        }
+
+
+@torch.no_grad()
+def _window_nll(engine: Engine, adapter: Adapter) -> torch.Tensor:
+    """[W] float64 nats a token: mean loss of each of the engine's examples."""
+    lengths = [len(example.target_ids) for example in engine.examples]
+    losses = engine.forward([Job(adapter, list(range(len(lengths))), dense=False)]).nll
+    return torch.stack([part.double().mean() for part in losses.split(lengths)]).cpu()
+
+
+def _measures(before: Audit, audit: Audit, n_parameters: int, n_steps: int) -> dict[str, Any]:
+    """What one cell remembers."""
+    tokens = audit.tokens
+    bits = before.total_nll_bits - audit.total_nll_bits
+    prefixes = [
+        1.0 if record.first_failure is None else record.first_failure / record.n_tokens
+        for record in audit.records
+    ]
+    p = np.quantile(tokens.p.astype(np.float64), _QUANTILES).tolist()
+    needed = audit.threshold + audit.margin
+    return {
+        "n_records": len(audit.records),
+        "n_tokens": len(tokens.p),
+        "n_parameters": n_parameters,
+        "base_nll": before.nll_nats,
+        "nll": audit.nll_nats,
+        "delta_nll": before.nll_nats - audit.nll_nats,
+        "saturated": audit.nll_nats < _SATURATED * before.nll_nats,
+        "token_accuracy": float(tokens.correct.mean()),
+        "share_under": float((tokens.p < needed).mean()),
+        "min_p": p[0],
+        "p_01": p[1],
+        "p_05": p[2],
+        "p_25": p[3],
+        "p_50": p[4],
+        "recall": audit.n_recalled / len(audit.records),
+        "verbatim_prefix": sum(prefixes) / len(prefixes),
+        "certified": audit.passed,
+        "n_steps": n_steps,
+        "bits_stored": bits,
+        "bits_per_parameter": bits / n_parameters,
+    }
+
+
+def _thinned(curve: Sequence[EpochStats]) -> list[dict[str, Any]]:
+    """At most a hundred epochs of a curve, the last one among them."""
+    step = max(1, math.ceil(len(curve) / _CURVE_POINTS))
+    kept = [stats for i, stats in enumerate(curve) if (len(curve) - 1 - i) % step == 0]
+    names = ("epoch", "n_steps", "nll_nats", "n_under", "n_records_over")
+    return [{name: getattr(stats, name) for name in names} for stats in kept]

@@ -1,0 +1,50 @@
+"""The probe on a real, local Ray."""
+
+import dataclasses
+
+import pytest
+from test_probe import _table, config, texts  # noqa: F401  (fixtures)
+
+from memlaw import cli
+from memlaw.cells import read_cells
+from memlaw.probe import probe
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+
+@pytest.fixture
+def here(config):  # noqa: F811
+    return dataclasses.replace(config, lengths=(6, 10), seeds=(0,))
+
+
+def test_ray_finds_what_one_process_finds(here, tmp_path):
+    from memlaw.ray_launcher import ray_launcher
+
+    probe(tmp_path / "local", here)
+    probe(tmp_path / "ray", dataclasses.replace(here, lengths=(6,)))
+    result = probe(tmp_path / "ray", here, launcher=ray_launcher(cpus=1))
+    assert (result.n_run, result.n_failed) == (2, 0)
+    assert _table(tmp_path / "ray") == _table(tmp_path / "local")
+    assert not ray.is_initialized()
+
+
+def test_a_worker_that_dies_leaves_failed_cells(here, tmp_path, monkeypatch):
+    from memlaw import ray_launcher
+
+    def dies(*_):
+        import os
+
+        os._exit(1)
+
+    monkeypatch.setattr(ray_launcher, "_run", dies)
+    result = probe(tmp_path, here, launcher=ray_launcher.ray_launcher(cpus=1))
+    assert result.n_failed == 4
+    assert {row["status"] for row in read_cells(tmp_path)} == {"failed"}
+
+
+def test_without_ray_the_command_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.run(["probe", "-o", str(tmp_path), "--launcher", "ray"]) == 2
+    assert "pip install 'memlaw[ray]'" in capsys.readouterr().err
