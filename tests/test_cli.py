@@ -85,7 +85,8 @@ def test_an_unknown_command_is_named(run):
     status, out, err = run("wirte", "x")
     assert (status, out) == (2, "")
     assert err == (
-        "memlaw: no command 'wirte'. There are write, audit, ask; see 'memlaw --help'.\n"
+        "memlaw: no command 'wirte'. There are write, audit, ask, probe, fit, plan, report; see "
+        "'memlaw --help'.\n"
     )
 
 
@@ -138,6 +139,7 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
         "adapter_model.safetensors",
         "certificate.json",
         "run.json",
+        "snapshots.npz",
         "tokens.parquet",
     }
     report = json.loads((out / "run.json").read_text(encoding="utf-8"))

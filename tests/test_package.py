@@ -11,7 +11,10 @@ import pytest
 
 import memlaw
 
-MODULES = sorted(module.name for module in pkgutil.iter_modules(memlaw.__path__))
+MODULES = sorted(
+    module.name.removeprefix("memlaw.")
+    for module in pkgutil.walk_packages(memlaw.__path__, "memlaw.")
+)
 SOURCES = sorted(Path(memlaw.__path__[0]).rglob("*.py"))
 HEAVY = ("torch", "transformers", "numpy", "peft", "pyarrow", "scipy", "datasets", "rich", "tyro")
 
@@ -51,6 +54,20 @@ def test_help_costs_no_heavy_import(script):
     loaded = _imported_by(script)
     assert "memlaw" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_a_report_is_made_without_torch():
+    script = "import memlaw.report.make, memlaw.report.page, memlaw.report.arguments"
+    loaded = _imported_by(script)
+    assert "altair" in loaded
+    assert not loaded & {"torch", "transformers", "peft", "tokenizers"}
+
+
+def test_the_reports_template_is_in_the_package():
+    from importlib import resources
+
+    for name in ("page.html.j2", "page.css", "page.js"):
+        assert (resources.files("memlaw.report") / name).is_file()
 
 
 def test_records_are_read_without_torch():

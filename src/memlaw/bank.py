@@ -116,6 +116,7 @@ class _Epoch:
             return torch.zeros_like(nll)
         under = torch.exp(-nll) < self.learner.line_p  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
+        self.learner.see(rows, nll)
         self.nll_sum += float(nll.sum())
         self.n_tokens += len(nll)
         self.n_under += int(under.sum())

@@ -16,9 +16,9 @@ from typing import Any
 from memlaw.damage import Damage
 from memlaw.errors import CertificateError
 from memlaw.recall import Audit
+from memlaw.store import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.store import json_sha256
 
-CERTIFICATE_FILE = "certificate.json"
 FORMAT = 1
 DAMAGE_TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
 _ALLOWED = {
@@ -127,7 +127,7 @@ def make_certificate(
         adapter_sha256=adapter_sha256,
         records_sha256=records_sha256([r.sha256 for r in audit.records]),
         n_parameters=n_parameters,
-        damage=asdict(damage),
+        damage=damage.to_json(),
         records=tuple(
             CertifiedRecord(
                 id=r.id,

@@ -27,6 +27,7 @@ commands:
   audit DATA --certificate OUT/certificate.json
                          measure again what a certificate says
   ask OUT PROMPT         let an adapter recite
+  report OUT -o FILE     show it all on one page, or as figures and tables
 
 DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
 messages), or a plain text file, which is one long record.
@@ -70,6 +71,7 @@ def _dispatch(args: list[str]) -> int:
         "probe": _probe,
         "fit": _fit,
         "plan": _plan,
+        "report": _report,
     }
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -124,7 +126,7 @@ def _with_config_file(kind: type, args: list[str]) -> list[str]:
         raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not TOML ({error}).") from error
-    known = {f.name for f in fields(kind)} - {"data", "config"}
+    known = {f.name for f in fields(kind)} - {"data", "paths", "config"}
     settings: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -326,3 +328,15 @@ def _ask(args: list[str]) -> int:
             "memlaw: cut off before the model ended its turn; raise --max-tokens.", file=sys.stderr
         )
     return DONE if answer.finished else NOT_CERTIFIED
+
+
+def _report(args: list[str]) -> int:
+    from memlaw.report.arguments import ReportArguments
+
+    given = _parse(ReportArguments, "report", args)
+    from memlaw.report import make_report
+
+    out = given.out or Path("report.html" if given.format == "html" else "report")
+    for path in make_report(given.paths, out, format=given.format):
+        print(path)
+    return DONE

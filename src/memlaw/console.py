@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -19,6 +20,8 @@ from memlaw.writer import Observer, WriteResult
 _LINE_EVERY_S = 10.0
 _SHOWN = 5
 _CONTEXT_TOKENS = 8
+_COLUMNS = 20
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class ConsoleObserver(Observer):
@@ -154,42 +157,10 @@ def show_check(check: CertificateCheck) -> None:
 
 def audit_json(audit: Audit) -> dict[str, Any]:
     """For `memlaw audit --json`: totals, a record each, and its tokens."""
-    tokens = audit.tokens
-    records = []
-    for i, verdict in enumerate(audit.records):
-        rows = audit.token_rows(i)
-        decoded = verdict.decoded_ids
-        records.append(
-            {
-                "id": verdict.id,
-                "sha256": verdict.sha256,
-                "certified": verdict.certified,
-                "recalled": verdict.recalled,
-                "argmax_recalled": verdict.argmax_recalled,
-                "decoded_recalled": verdict.decoded_recalled,
-                "first_failure": verdict.first_failure,
-                "cascade_tokens": verdict.cascade_tokens,
-                "min_p": verdict.min_p,
-                "n_under": verdict.n_under,
-                "decoded": None if decoded is None else decoded_text(audit.tokenizer, decoded),
-                "tokens": _tokens_json(audit, rows),
-            }
-        )
-    return {
-        "n_records": len(audit.records),
-        "n_certified": audit.n_certified,
-        "n_recalled": audit.n_recalled,
-        "n_decoded": audit.n_decoded,
-        "n_disagreements": len(audit.disagreements),
-        "n_tokens": len(tokens.token_id),
-        "n_tokens_under": sum(r.n_under for r in audit.records),
-        "nll_nats": audit.nll_nats,
-        "threshold": audit.threshold,
-        "margin": audit.margin,
-        "dtype": audit.dtype,
-        "batch_size": audit.batch_size,
-        "records": records,
-    }
+    content = audit.summary()
+    for i, record in enumerate(content["records"]):
+        record["tokens"] = _tokens_json(audit, audit.token_rows(i))
+    return content
 
 
 def _tokens_json(audit: Audit, rows: slice) -> list[dict[str, Any]]:
@@ -241,7 +212,32 @@ def _audit_rows(audit: Audit) -> dict[str, str]:
     rows[f"tokens under p {audit.threshold + audit.margin:g}"] = (
         f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
+    if under or audit.n_recalled < n:
+        rows |= _where_it_breaks(audit)
     return rows
+
+
+def _where_it_breaks(audit: Audit) -> dict[str, str]:
+    """Two small plots: of the tokens' p, and of where in their records the first failures are."""
+    line = round(_COLUMNS * (audit.threshold + audit.margin))
+    counts = np.histogram(audit.tokens.p, bins=_COLUMNS, range=(0, 1))[0]
+    bars = _bars(counts)
+    rows = {"p of the tokens": f"0 {bars[:line]}│{bars[line:]} 1"}
+    places = [
+        r.first_failure / max(1, r.n_tokens - 1)
+        for r in audit.records
+        if r.first_failure is not None
+    ]
+    if places:
+        counts = np.histogram(places, bins=_COLUMNS, range=(0, 1))[0]
+        rows["first failures at"] = f"start {_bars(counts)} end"
+    return rows
+
+
+def _bars(counts: np.ndarray) -> str:
+    """A bar a count, by its square root, so that single ones show; `·` for none."""
+    heights = np.ceil(np.sqrt(counts / max(1, counts.max())) * len(_BARS)).astype(int)
+    return "".join(_BARS[h - 1] if h else "·" for h in heights)
 
 
 def _print_failures(console: Console, audit: Audit) -> None:

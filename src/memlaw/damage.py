@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Damage:
         n_windows, n_tokens: how much text.
         text: where it comes from.
         text_sha256: hash of it.
+        by_window: for each window the rise of the negative log-likelihood, and the KL divergence.
     """
 
     delta_nll_nats: float
@@ -47,6 +48,13 @@ class Damage:
     n_tokens: int
     text: str
     text_sha256: str
+    by_window: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the single windows."""
+        content = asdict(self)
+        del content["by_window"]
+        return content
 
 
 def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
@@ -166,6 +174,7 @@ def measure_damage(
         n_tokens=len(base) * (token_windows.shape[1] - 1),
         text=text_name,
         text_sha256=sha256_of(text),
+        by_window=tuple(zip(delta.tolist(), divergence.tolist(), strict=True)),
     )
 
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from memlaw.adapters import PEFT_CONFIG, PEFT_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS
 from memlaw.certificate import CERTIFICATE_FILE
 from memlaw.errors import ConfigError, OutputError
-from memlaw.store import write_tensors
+from memlaw.snapshots import SNAPSHOTS_FILE
+from memlaw.store import RUN_FILE, TOKENS_FILE, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-RUN_FILE = "run.json"
-TOKENS_FILE = "tokens.parquet"
 CARD_FILE = "README.md"
 _FILES = (
     CHECKPOINT_FILE,
     RUN_FILE,
     TOKENS_FILE,
+    SNAPSHOTS_FILE,
     CARD_FILE,
     CERTIFICATE_FILE,
     PEFT_CONFIG,

@@ -125,6 +125,10 @@ class Learner:
         config: how to train.
         statistics: of the adapter's sites; needed where `config.retention` is above 0.
         rows: which of the examples it learns; default: all.
+
+    Attributes:
+        seen_p: [target tokens of all examples] float16, record after record: the probability that
+            the current or last epoch found for each; 0 where it hasn't looked.
     """
 
     def __init__(
@@ -143,7 +147,10 @@ class Learner:
         if config.retention and not statistics:
             raise ConfigError("retention needs the statistics of the adapter's sites.")
         self.retention = config.retention
-        n_tokens = sum(len(examples[row].target_ids) for row in self.rows.tolist())
+        lengths = [len(e.target_ids) for e in examples]
+        self._token_ends = torch.tensor(lengths).cumsum(0)
+        self.seen_p = torch.zeros(sum(lengths), dtype=torch.float16)
+        n_tokens = sum(lengths[row] for row in self.rows.tolist())
         self.n_retained_against = max(n_tokens, _LEAST_TOKENS)
         tenth = -(-len(self.rows) // 10)
         self.batch_size = (
@@ -221,6 +228,14 @@ class Learner:
         )
         flat = weights[mask]
         return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
+
+    def see(self, rows: Sequence[int], nll: Tensor) -> None:
+        """Note what an epoch found: `seen_p` of the records `rows`, from their [N] nll."""
+        ends = self._token_ends[list(rows)].tolist()
+        found = torch.exp(-nll.detach()).to("cpu", torch.float16)
+        parts = found.split([len(self.examples[row].target_ids) for row in rows])
+        for end, part in zip(ends, parts, strict=True):
+            self.seen_p[end - len(part) : end] = part
 
     def step(self) -> None:
         """Move the weights along the gradients that are there, and the retention penalty's.

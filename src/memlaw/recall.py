@@ -7,6 +7,7 @@ decoding from the prompt alone, which settles what rounding does. Neither overru
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,7 +172,10 @@ class Audit:
         return float(self.tokens.nll_nats.astype(np.float64).sum()) / math.log(2)
 
     def write_tokens(self, path: Path) -> None:
-        """Write the token table, with record ids and token texts, as Parquet, atomically."""
+        """Write the token table, with record ids and token texts, as Parquet, atomically.
+
+        The file's metadata holds, under `memlaw`, what was asked for and a verdict a record.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -191,8 +195,45 @@ class Audit:
                 "margin_nats": tokens.margin_nats,
             }
         )
+        summary = json.dumps(self.summary(), ensure_ascii=False)
         with atomic_path(path) as work:
-            pq.write_table(table, work)
+            pq.write_table(table.replace_schema_metadata({"memlaw": summary}), work)
+
+    def summary(self) -> dict[str, Any]:
+        """Totals, and a verdict a record with its prompt and what was decoded; JSON-able."""
+        return {
+            "n_records": len(self.records),
+            "n_certified": self.n_certified,
+            "n_recalled": self.n_recalled,
+            "n_decoded": self.n_decoded,
+            "n_disagreements": len(self.disagreements),
+            "n_tokens": len(self.tokens.token_id),
+            "n_tokens_under": sum(r.n_under for r in self.records),
+            "nll_nats": self.nll_nats,
+            "threshold": self.threshold,
+            "margin": self.margin,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "records": [
+                {
+                    "id": verdict.id,
+                    "sha256": verdict.sha256,
+                    "title": example.record.title,
+                    "certified": verdict.certified,
+                    "recalled": verdict.recalled,
+                    "argmax_recalled": verdict.argmax_recalled,
+                    "decoded_recalled": verdict.decoded_recalled,
+                    "first_failure": verdict.first_failure,
+                    "cascade_tokens": verdict.cascade_tokens,
+                    "min_p": verdict.min_p,
+                    "n_under": verdict.n_under,
+                    "decoded": None
+                    if verdict.decoded_ids is None
+                    else decoded_text(self.tokenizer, verdict.decoded_ids),
+                }
+                for verdict, example in zip(self.records, self.examples, strict=True)
+            ],
+        }
 
 
 def audit_examples(

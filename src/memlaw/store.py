@@ -16,6 +16,11 @@ from memlaw.errors import OutputError
 if TYPE_CHECKING:
     import torch
 
+# What lies in a finished folder; named here, where nothing heavy is imported.
+CERTIFICATE_FILE = "certificate.json"
+RUN_FILE = "run.json"
+TOKENS_FILE = "tokens.parquet"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

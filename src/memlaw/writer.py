@@ -51,7 +51,7 @@ from memlaw.learner import DivergedError, EpochStats, Learner
 from memlaw.models import BaseModel, load_model
 from memlaw.objectives import resolve_objective
 from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
-from memlaw.recall import Audit, audit_examples
+from memlaw.recall import Audit, audit_examples, decoded_text
 from memlaw.records import (
     Record,
     encode,
@@ -59,6 +59,7 @@ from memlaw.records import (
     resolve_prompt_format,
 )
 from memlaw.settings import FREE_TO_CHANGE, WriteConfig
+from memlaw.snapshots import SNAPSHOTS_FILE, Snapshots
 from memlaw.speed import Speed, measure_speed
 from memlaw.store import json_sha256, write_json, write_text
 
@@ -198,6 +199,7 @@ def write(
         base=base,
         observer=observer,
         general=general,
+        unseen=unseen,
         retained_sha256=sha256_of(retained),
         measure_damage=lambda adapter: measure_damage(
             base.model,
@@ -256,10 +258,12 @@ class _Run:
         base: BaseModel,
         observer: Observer,
         general: torch.Tensor,
+        unseen: torch.Tensor,
         retained_sha256: str,
         measure_damage: Callable[[Adapter], Damage],
     ) -> None:
         self.measure_damage, self.retained_sha256 = measure_damage, retained_sha256
+        self.unseen = unseen
         self.out, self.config, self.base, self.observer = out, config, base, observer
         self.prompt_format = resolve_prompt_format(base.tokenizer, config.prompt_format)
         self.examples = encode(
@@ -292,6 +296,7 @@ class _Run:
         self.learner = Learner(adapter, self.examples, config, statistics)
         self.bank = AdapterBank(self._engine(), [self.learner])
         self.curve: list[dict[str, Any]] = []
+        self.snapshots = Snapshots(len(self.learner.seen_p))
         self.audit: Audit | None = None  # of the weights as they are now
         self.damage: Damage | None = None  # likewise
         self.best: _Certified | None = None
@@ -300,6 +305,10 @@ class _Run:
             tensors, content = checkpoint
             self.learner.restore(tensors, content["engine"])
             self.curve = content["curve"]
+            if "seen.p" in tensors:
+                self.snapshots = Snapshots.from_arrays(
+                    tensors["seen.epochs"].numpy(), tensors["seen.p"].numpy()
+                )
             observer.notice(f"Going on from epoch {self.learner.epoch}.")
 
     def _engine(self) -> Engine:
@@ -356,6 +365,7 @@ class _Run:
                     raise stats
                 confirmed = good
                 self.curve.append(asdict(stats))
+                self.snapshots.add(stats.epoch, learner.seen_p.numpy())
                 self.audit = self.damage = None
                 self.observer.epoch(stats, len(self.examples), config.max_epochs)
                 if stats.n_under == 0 and learner.penalty().item() <= self.look_at_penalty:
@@ -486,6 +496,8 @@ class _Run:
         tensors, values = state
         curve = self.curve[: values["epoch"]]  # an interrupted epoch may be in it already
         content = {"identity": self._identity(), "engine": values, "curve": curve}
+        seen = self.snapshots.until(values["epoch"]).arrays()
+        tensors = tensors | {f"seen.{name}": torch.from_numpy(a) for name, a in seen.items()}
         write_checkpoint(self.out, tensors, content)
 
     def finish(
@@ -523,6 +535,7 @@ class _Run:
         if not result.certified or not result.harmless:  # more epochs may still do it
             self._write_checkpoint(self.learner.state())
         audit.write_tokens(self.out / TOKENS_FILE)
+        self.snapshots.until(self.learner.epoch).write(self.out / SNAPSHOTS_FILE)
         write_json(self.out / RUN_FILE, self._run_json(result))
         write_text(
             self.out / CARD_FILE,
@@ -537,6 +550,16 @@ class _Run:
         if result.certified and result.harmless:
             (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)
         return result
+
+    def _damage_by_window(self, damage: Damage) -> list[dict[str, Any]]:
+        return [
+            {
+                "text": decoded_text(self.base.tokenizer, ids),
+                "delta_nll_nats": delta,
+                "kl_nats": kl,
+            }
+            for ids, (delta, kl) in zip(self.unseen.tolist(), damage.by_window, strict=True)
+        ]
 
     def _run_json(self, result: WriteResult) -> dict[str, Any]:
         certificate = result.certificate
@@ -569,7 +592,8 @@ class _Run:
                 "nll_nats": result.audit.nll_nats,
                 "bits_stored": result.bits_stored,
                 "bits_per_parameter": result.bits_per_parameter,
-                "damage": asdict(result.damage),
+                "damage": result.damage.to_json(),
+                "damage_by_window": self._damage_by_window(result.damage),
             },
             "timings": {
                 "wall_s": result.wall_s,

@@ -1,0 +1,248 @@
+"""Tables: what a figure can't say, in rows of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memlaw.report.sources import ProbeView, RunView
+
+_WORST = 8
+_EXCERPT = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A small table.
+
+    Attributes:
+        name: of its file, without a suffix.
+        title: what it shows.
+        head: names of the columns.
+        rows: what stands in them, as text.
+    """
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def to_markdown(self) -> str:
+        """As a Markdown table; text that would end a cell is escaped."""
+        lines = [_line(self.head), _line(["---"] * len(self.head)), *map(_line, self.rows)]
+        return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    said = (" ".join(c.split()).replace("\\", "\\\\").replace("|", "\\|") for c in cells)
+    return f"| {' | '.join(c.replace('<', '&lt;') for c in said)} |"
+
+
+def run_tables(view: RunView) -> list[Table]:
+    """Those of a write folder or an audit."""
+    found = [summary(view), weakest(view)]
+    if damage := damage_table(view):
+        found.append(damage)
+    if worst := suffered(view):
+        found.append(worst)
+    return found
+
+
+def probe_tables(view: ProbeView) -> list[Table]:
+    """Those of a probe."""
+    found = [cells_table(view)]
+    if law := view.law:
+        found.append(
+            Table(
+                name="law",
+                title="Parameters",
+                head=("parameter", "value", "95 % from", "to"),
+                rows=[
+                    (p.name, number(p.value), number(p.low), number(p.high)) for p in law.parameters
+                ],
+            )
+        )
+        if law.comparison:
+            head = tuple(law.comparison[0])
+            rows = [tuple(number(row.get(key)) for key in head) for row in law.comparison]
+            found.append(Table(name="forms", title="Forms compared", head=head, rows=rows))
+    return found
+
+
+def laws_table(views: Sequence[ProbeView]) -> Table | None:
+    """The laws of several probes side by side; None where there are fewer than two."""
+    laws = [(view.name, view.law) for view in views if view.law is not None]
+    if len(laws) < 2:
+        return None
+    names = [parameter.name for parameter in laws[0][1].parameters]
+    return Table(
+        name="laws",
+        title="Laws side by side",
+        head=("cells", *names, "R²"),
+        rows=[
+            (
+                name,
+                *(
+                    f"{number(p.value)} ({number(p.low)} to {number(p.high)})"
+                    for p in law.parameters
+                ),
+                number(law.r2),
+            )
+            for name, law in laws
+        ],
+    )
+
+
+def number(value: Any) -> str:
+    """A number in few digits, text as it is, and a dash for what isn't there."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    return str(value)
+
+
+def signed(value: float) -> str:
+    """As `+0.004`."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def counts(view: RunView) -> dict[str, int]:
+    """`records`, `tokens`, `under` the line, `recited`, `decoded`, `certified`."""
+    recall = view.recall
+    return {
+        "records": len(recall.records),
+        "tokens": len(recall.token),
+        "under": int((recall.p < recall.line).sum()),
+        "decoded": sum(r.decoded_recalled is not None for r in recall.records),
+        "recited": sum(
+            r.argmax_recalled if r.decoded_recalled is None else r.decoded_recalled
+            for r in recall.records
+        ),
+        "certified": sum(bool(r.certified) for r in recall.records),
+    }
+
+
+def summary(view: RunView) -> Table:
+    """The figures that matter."""
+    found, recall = counts(view), view.recall
+    n = found["records"]
+    rows = [("records", f"{n:,} ({found['tokens']:,} target tokens)")]
+    if found["decoded"] == n:
+        rows.append(("certified", f"{found['certified']:,} of {n:,}"))
+    rows += [
+        ("recited word for word", f"{found['recited']:,} of {n:,}"),
+        (f"tokens under p {recall.line:g}", f"{found['under']:,}"),
+        ("lowest p", f"{recall.p.min():.3f}"),
+    ]
+    if recall.dtype:
+        rows.append(("computed in", recall.dtype))
+    if run := view.run:
+        results = run["results"]
+        rows += [
+            (
+                "adapter",
+                f"rank {run['adapter']['rank']}, {run['adapter']['n_parameters']:,} parameters",
+            ),
+            (
+                "bits stored",
+                f"{results['bits_stored']:,.0f} ({results['bits_per_parameter']:.3f} a parameter)",
+            ),
+            ("epochs", f"{run['epochs']:,} ({run['stopped_because']})"),
+            ("time", f"{run['timings']['wall_s']:,.0f} s"),
+        ]
+    return Table(name="summary", title="At a glance", head=("", ""), rows=rows)
+
+
+def weakest(view: RunView) -> Table:
+    """The records with the least probable tokens."""
+    recall, starts = view.recall, view.recall.starts
+    low = np.minimum.reduceat(recall.p, starts[:-1])
+    rows = []
+    for i in np.argsort(low, kind="stable")[:_WORST].tolist():
+        record = recall.records[i]
+        at = int(starts[i] + recall.p[starts[i] : starts[i + 1]].argmin())
+        rows.append(
+            (
+                record.id,
+                record.title[:60],
+                f"{low[i]:.3f}",
+                repr(recall.token[at]),
+                repr(recall.argmax[at]) if recall.wrong[at] else "itself",
+            )
+        )
+    return Table(
+        name="weakest",
+        title="Weakest records",
+        head=("record", "prompt", "lowest p", "of", "the model says"),
+        rows=rows,
+    )
+
+
+def damage_of(view: RunView) -> Mapping[str, Any] | None:
+    """What the certificate or the run says of damage."""
+    found = (view.run or {}).get("results", {}).get("damage") or (view.certificate or {}).get(
+        "damage"
+    )
+    return found or None
+
+
+def damage_table(view: RunView) -> Table | None:
+    """ΔNLL and KL with their intervals."""
+    damage = damage_of(view)
+    if damage is None:
+        return None
+    return Table(
+        name="damage",
+        title="Change on unseen text",
+        head=("nats a token", "mean", "95 % from", "to"),
+        rows=[
+            ("ΔNLL", *map(signed, (damage["delta_nll_nats"], *damage["delta_nll_ci95"]))),
+            ("KL", *map(signed, (damage["kl_nats"], *damage["kl_ci95"]))),
+        ],
+    )
+
+
+def suffered(view: RunView) -> Table | None:
+    """The unseen texts whose probability fell most."""
+    windows = (view.run or {}).get("results", {}).get("damage_by_window")
+    if not windows:
+        return None
+    worst = sorted(windows, key=lambda w: -w["delta_nll_nats"])[:_WORST]
+    return Table(
+        name="suffered",
+        title="Texts that suffered most",
+        head=("ΔNLL", "KL", "text"),
+        rows=[
+            (signed(w["delta_nll_nats"]), signed(w["kl_nats"]), _shortened(w["text"]))
+            for w in worst
+        ],
+    )
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} …"
+
+
+def cells_table(view: ProbeView) -> Table:
+    """Every cell of a probe."""
+    head = ("rank", "n_tokens", "seed", "nll", "delta_nll", "recall", "certified", "saturated")
+    said = ("rank", "tokens", "seed", "loss", "ΔL", "recall", "certified", "censored")
+    order = sorted(view.cells, key=lambda c: (c["rank"], c["n_tokens"], c.get("seed", 0)))
+    return Table(
+        name="cells",
+        title="Cells",
+        head=said,
+        rows=[tuple(number(cell.get(key)) for key in head) for cell in order],
+    )
