@@ -52,6 +52,7 @@ SCENARIOS = {
     "paper-grouped": Scenario("paper", PAPER, 0.08, 0.08),
     "paper-strongly-grouped": Scenario("paper", PAPER, 0.05, 0.12),
     "power-grouped": Scenario("power", {"C": 80.0, "alpha": 0.5, "beta": 0.7}, 0.08, 0.08),
+    "power-strongly-grouped": Scenario("power", {"C": 80.0, "alpha": 0.5, "beta": 0.7}, 0.05, 0.12),
     "saturating-grouped": Scenario(
         "saturating", {"C": 200.0, "alpha": 0.6, "beta": 0.6}, 0.08, 0.08
     ),
@@ -82,9 +83,10 @@ def synthetic_grid(
 
 
 Fit = Callable[[MemoryLaw, np.ndarray, np.ndarray, np.ndarray, np.ndarray], MemoryLaw]
+INDEPENDENT = "errors taken for independent"
 AS_IT_IS: dict[str, Fit] = {"memlaw": lambda law, X, y, cut, g: law.fit(X, y, cut, g)}
 WITHOUT: dict[str, Fit] = {
-    "errors taken for independent": lambda law, X, y, cut, g: law.fit(X, y, cut),
+    INDEPENDENT: lambda law, X, y, cut, g: law.fit(X, y, cut),
     "saturated cells dropped": lambda law, X, y, cut, g: law.fit(X[~cut], y[~cut], None, g[~cut]),
     "saturated cells at face value": lambda law, X, y, cut, g: law.fit(X, y, None, g),
 }
@@ -258,8 +260,9 @@ def main() -> int:
         name: partial(law_coverage, scenario, N_GRIDS, AS_IT_IS)
         for name, scenario in SCENARIOS.items()
     }
-    for way in WITHOUT:
-        jobs[way] = partial(law_coverage, SCENARIOS["paper-grouped"], N_GRIDS, {way: WITHOUT[way]})
+    for way, fit in WITHOUT.items():
+        name = "power-strongly-grouped" if way == INDEPENDENT else "paper-grouped"
+        jobs[way] = partial(law_coverage, SCENARIOS[name], N_GRIDS, {way: fit})
     jobs["plan"] = partial(plan_coverage, N_STORES)
     jobs["share"] = partial(share_coverage, N_GRIDS)
     names = sys.argv[1:] or list(jobs)

@@ -47,6 +47,7 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 _WALL = 1e4  # steepness of the walls around the search range
 _PULL = 20.0  # of a profiled parameter towards its goal, in units of the curvature
+_FAR = 1e50
 _HIGH_CORRELATION = 0.99
 
 
@@ -306,7 +307,9 @@ class _Likelihood:
         # The gradient with e known, averaged over e.
         pull = np.empty((len(z), len(_NODES)))  # σ · d log p / d mean
         pull[free] = z[free, None] - omega * e[group[free]]
-        pull[cut] = np.exp(-0.5 * arg**2 - log_p) / math.sqrt(2 * math.pi)
+        near = np.maximum(arg, -1e4)  # φ/Φ; further out it is −arg, and log Φ loses its digits
+        ratio = np.exp(-0.5 * near**2 - log_ndtr(near)) / math.sqrt(2 * math.pi)
+        pull[cut] = ratio + (near - arg)
         mean_pull = (pull * weights[group]).sum(axis=1)
         to_mean = mean_pull / sigma
         steps = to_mean * slope
@@ -381,7 +384,7 @@ class _Likelihood:
                 by_theta[1], by_theta[2] = -self.centre[0], self.centre[1]
             found = self._log_c(theta)
             if self.bent:
-                found = -math.exp(min(-found, 700.0))
+                found = -math.exp(min(-found, 100.0))
                 by_theta *= -found
         if name == "b":
             found = 1 / (2 * self.scale - found)
@@ -426,13 +429,23 @@ def _descend(f: Callable[[Array], tuple[float, Array]], start: Array, steps: Arr
     """Minimise f from `start`; the columns of `steps` ([P, d]) are moves of about unit size."""
 
     def scaled(w: Array) -> tuple[float, Array]:
-        value, gradient = f(start + steps @ w)
-        return value, steps.T @ gradient
+        at = start + steps @ w
+        if np.abs(at).max() < _FAR:
+            with np.errstate(over="ignore", invalid="ignore"):
+                value, gradient = f(at)
+                gradient = steps.T @ gradient
+            if abs(value) < _FAR and np.abs(gradient).max() < _FAR:
+                return value, gradient
+        return _FAR, np.zeros(len(w))  # a line search has looked too far out: no way there
 
     if steps.shape[1] == 0:
         return _Optimum(start, f(start)[0])
     done = minimize(
-        scaled, np.zeros(steps.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-4}
+        scaled,
+        np.zeros(steps.shape[1]),
+        jac=True,
+        method="BFGS",
+        options={"gtol": 1e-4, "maxiter": 200},
     )
     return _Optimum(start + steps @ done.x, float(done.fun))
 
@@ -836,7 +849,8 @@ def _polish(likelihood: _Likelihood, theta: Array, steps: Array) -> tuple[_Optim
         theta = best.theta
         inside = np.clip(theta, likelihood.low + 2 * small, likelihood.high - 2 * small)
         steps = _root_of_inverse(_hessian(likelihood, inside, small), widest)
-    return best, steps
+    inside = np.clip(theta, likelihood.low, likelihood.high)
+    return _Optimum(inside, likelihood(inside)[0]), steps
 
 
 def _interval_end(
@@ -872,6 +886,7 @@ def _interval_end(
             return value + _PULL / 2 * gap**2, gradient + _PULL * gap * gauge_slope / deviation
 
         at = _descend(sprung, best.theta + goal * ahead + drift, steps).theta
+        at = np.clip(at, likelihood.low, likelihood.high)
         value = likelihood(at)[0]
         if value < best.value - 5e-4:
             return math.nan, False, _Optimum(at, value)

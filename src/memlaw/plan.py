@@ -248,7 +248,7 @@ def _whole_from(size: float) -> list[int]:
 
 def _most_tokens(law: RecallLaw, rank: int, probability: float) -> int:
     """The largest length before the probability first falls under what is asked; 0: none."""
-    lengths = np.unique(np.geomspace(1, _MOST, 400).round())
+    lengths = np.unique(np.geomspace(1, _MOST, 120).round())
     p = law.probability(np.column_stack([np.full(len(lengths), float(rank)), lengths]))
     # A bent law may turn round far from the grid; the centre is where the search starts.
     start = int(np.searchsorted(lengths, law.centre_tokens_))

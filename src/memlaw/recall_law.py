@@ -39,7 +39,7 @@ GAMMA_PRIOR = (1.0, 0.5)  # mean and sd; capacity says 1: twice the tokens, twic
 BEND_PRIOR = (0.0, 0.2)  # κ: at the shortest and longest length m is off the line by so much
 SPREAD_PRIOR = (math.log(0.1), 0.8)  # of ln ω: thresholds differ by 10 % between data sets
 SLIP = 0.02  # chance that a cell comes out on the wrong side of its data set's threshold
-_POINTS = (33, 15, 7, 9)  # of the grid over ln s0, γ, κ, ln ω
+_POINTS = (31, 15, 9, 11)  # of the grid over ln s0, γ, κ, ln ω
 _ROUNDS = 3
 
 
@@ -57,7 +57,7 @@ class RecallLaw(Estimator):
         confidence: of the intervals, in (0, 1).
 
     Attributes:
-        params_: posterior means: size_at_centre (s0; the median), gamma, bend, spread (ω).
+        params_: posterior medians: size_at_centre (s0), gamma (γ), bend (κ), spread (ω).
         intervals_: (low, high) by name: central posterior intervals.
         centre_tokens_: ℓ0.
         n_groups_: data sets.
@@ -183,7 +183,11 @@ class RecallLaw(Estimator):
                 inside = np.flatnonzero(marginal > 1e-4 * marginal.max())
                 low[i] = axis[max(inside[0] - 1, 0)]
                 high[i] = axis[min(inside[-1] + 1, len(axis) - 1)]
-        kept = mass > 1e-7 * mass.max()
+        self._marginals = [
+            (axis, cube.sum(axis=tuple(j for j in range(4) if j != i)))
+            for i, axis in enumerate(axes)
+        ]
+        kept = mass > 1e-6 * mass.max()
         return points[kept], mass[kept] / mass[kept].sum()
 
     def _middle(self, points: Array, log_tokens: Array) -> Array:
@@ -200,10 +204,13 @@ class RecallLaw(Estimator):
         tails = ((1 - self.confidence) / 2, 0.5, (1 + self.confidence) / 2)
         self.params_, self.intervals_ = {}, {}
         for i, name in enumerate(("size_at_centre", "gamma", "bend", "spread")):
-            values = np.exp(self._points[:, i]) if i in (0, 3) else self._points[:, i]
-            low, middle, high = _quantiles(values, self._mass, tails)
-            self.params_[name] = middle if i == 0 else float(values @ self._mass)
-            self.intervals_[name] = (low, high)
+            axis, mass = self._marginals[i]
+            edges = np.concatenate([axis[:1], (axis[1:] + axis[:-1]) / 2, axis[-1:]])
+            ends = np.interp(tails, np.concatenate([[0.0], np.cumsum(mass)]), edges)
+            if i in (0, 3):
+                ends = np.exp(ends)
+            self.params_[name] = float(ends[1])
+            self.intervals_[name] = (float(ends[0]), float(ends[2]))
 
     def probability(self, X: ArrayLike) -> Array:
         """P(certified) for data not seen yet: [n] in [0, 1], the posterior mean of Φ.
