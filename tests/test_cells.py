@@ -62,6 +62,7 @@ def _damaged(path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "edited":
+        assert '"nll": 0.5' in path.read_text()
         path.write_text(path.read_text().replace('"nll": 0.5', '"nll": 0.4'))
     elif how == "not an object":
         path.write_text("[1, 2]")

@@ -9,6 +9,7 @@ trains the same cells side by side, with the same rounding.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.errors import DataError, OutputError
-from memlaw.store import file_sha256, json_sha256, write_json
+from memlaw.store import file_sha256, json_sha256, write_text
 
-FORMAT = 1
+FORMAT = 2
 _CELLS = "cells"
 _READY = "ready-"  # complete folders of cells that are not in `cells` yet
 _WORK = ".work-"  # folders in the making
@@ -99,7 +100,7 @@ class CellStore:
             "provenance": dict(cell.provenance),
             "tokens_sha256": file_sha256(tokens) if cell.write_tokens is not None else None,
         }
-        write_json(folder / f"{cell.key}.json", content | {"sha256": json_sha256(content)})
+        write_text(folder / f"{cell.key}.json", _sealed(content))
 
     def recover(self) -> None:
         """Finish what a killed process began to put, and clear away what it began to write."""
@@ -161,6 +162,26 @@ class CellStore:
             yield from (path for path in _listed(folder) if path.suffix == ".json")
 
 
+def _sealed(content: Mapping[str, Any]) -> str:
+    """JSON whose last entry is a hash of the text before it: whole, or it doesn't fit."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    body = text.removesuffix("\n}")
+    return body + _seal(body.encode()).decode()
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+_SEAL_BYTES = len(_seal(b""))
+
+
+def _apart(data: bytes) -> tuple[bytes, bytes]:
+    """A file's text, and what stands where the seal belongs; nothing if that is no seal."""
+    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return (body, seal) if seal.startswith(b',\n "sha256": "') else (data, b"")
+
+
 def _listed(folder: Path) -> list[Path]:
     """The files in a folder; none if it is gone."""
     try:
@@ -171,14 +192,14 @@ def _listed(folder: Path) -> list[Path]:
 
 def _load(path: Path) -> dict[str, Any]:
     """A cell's file, if it is whole and what it says it is; else ValueError."""
-    try:
-        content = json.loads(path.read_bytes())
-        sha256 = content.pop("sha256")
-        is_whole = sha256 == json_sha256(content) and content["format"] == FORMAT
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError("truncated or damaged") from error
-    if not is_whole:
+    body, seal = _apart(path.read_bytes())
+    if not seal:
+        raise ValueError("truncated or damaged")
+    if seal != _seal(body):
         raise ValueError("changed since it was written")
+    content = json.loads(body + b"\n}")
+    if content["format"] != FORMAT:
+        raise ValueError(f"written in format {content['format']}, this version reads {FORMAT}")
     if path.stem != content["key"] or json_sha256(content["config"]) != content["key"]:
         raise ValueError("its name belongs to another cell")
     return content
