@@ -55,6 +55,7 @@ def main() -> None:
                 'memlaw ask demo "Ada Jansen:"',
             ),
             "help": console(folder, "memlaw --help"),
+            "plan": console(folder, "memlaw plan --task phonebook --tokens 165"),
             "python": "```text\n" + printed([sys.executable, "-c", code[1]], folder) + "\n```",
         }
     for name, block in (blocks | {"bench": bench_table()}).items():

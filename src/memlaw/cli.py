@@ -28,12 +28,15 @@ commands:
                          measure again what a certificate says
   ask OUT PROMPT         let an adapter recite
   report OUT -o FILE     show it all on one page, or as figures and tables
+  probe -o RUNS          train a grid of ranks and lengths, and measure what each remembers
+  fit RUNS               fit the laws of memory to a probe, with intervals
+  plan [RUNS] --tokens N which rank for N tokens? (--rank R: how many tokens?)
 
 DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
 messages), or a plain text file, which is one long record.
 
-exit status: 0 certified, 1 not certified or more damage than allowed, 2 bad request,
-130 interrupted
+exit status: 0 certified, or done; 1 not certified, more damage than allowed, or a cell
+failed; 2 bad request; 130 interrupted
 'memlaw COMMAND --help' explains a command; 'memlaw --version' prints the version.
 """
 
