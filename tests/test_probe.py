@@ -125,6 +125,10 @@ def test_only_what_is_missing_is_run(config, tmp_path):
         {"layers": (1,)},
         {"learning_rate": 1e-3},
         {"whiten": False},
+        {"retention": 1.0},
+        {"batch_size": 1},
+        {"on_empty": "sft"},
+        {"decode": True},
         {"recipe": "paper"},
         {"prompt_format": "plain"},
         {"dtype": "bfloat16"},
@@ -240,6 +244,7 @@ def test_the_papers_recipe_is_the_published_probe(config, tmp_path):
     )
     book = dataclasses.replace(paper, task="phonebook")
     sizes = [(4000, 400, 4), (24_000, 2400, 8), (32_000, 3200, 16)]
+    assert (training.on_empty, training.margin) == ("sft", 0.0)
     for n_tokens, n_records, batch_size in sizes:
         training = book.training(seed=0, n_records=n_records, n_tokens=n_tokens)
         assert training.batch_size == batch_size

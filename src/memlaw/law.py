@@ -28,20 +28,8 @@ from memlaw.errors import MemlawError
 Array = np.ndarray
 Cell = Mapping[str, Any]
 Covariate = Literal["rank", "parameters"]
-# What cells must share to be points of one law.
-SETTING_COLUMNS = (
-    "task",
-    "base_sha256",
-    "dtype",
-    "placement",
-    "layers",
-    "objective",
-    "recipe",
-    "steps",
-    "learning_rate",
-    "retention",
-    "whiten",
-)
+# What cells must share to be points of one law; the last is a hash of all of it.
+SETTING_COLUMNS = ("task", "recipe", "placement", "layers", "objective", "steps", "setting")
 _SIZE_COLUMN = {"rank": "rank", "parameters": "n_parameters"}
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
@@ -1008,7 +996,8 @@ def cell_arrays(
 
 def data_key(cell: Cell) -> str:
     """A label of the data that a cell was trained on."""
-    return f"{cell.get('task')}|{cell.get('n_tokens')}|{cell.get('seed')}"
+    known = cell.get("data_sha256")
+    return str(known or f"{cell.get('task')}|{cell.get('n_tokens')}|{cell.get('seed')}")
 
 
 def number(cell: Cell, column: str) -> float:

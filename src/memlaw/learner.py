@@ -152,15 +152,11 @@ class Learner:
         self.seen_p = torch.zeros(sum(lengths), dtype=torch.float16)
         n_tokens = sum(lengths[row] for row in self.rows.tolist())
         self.n_retained_against = max(n_tokens, _LEAST_TOKENS)
-        tenth = -(-len(self.rows) // 10)
-        self.batch_size = (
-            config.batch_size
-            if config.batch_size != "auto"
-            else min(_MOST_RECORDS, max(_LEAST_RECORDS, tenth))
-        )
+        self.batch_size = step_size(config.batch_size, len(self.rows))
         self.device = adapter.a[0].device
         self.epoch = 0
         self.n_steps = 0
+        self.n_looks = 0  # batches seen, skipped steps among them
         self.rate_share = 1.0  # of the learning rate, in the current epoch
         self.objective_state: objectives.State = {}
         # MemFT aims one margin beyond what the certificate asks: rounding differs between
@@ -220,6 +216,7 @@ class Learner:
         Raises:
             DivergedError: a loss isn't finite.
         """
+        self.n_looks += 1
         if not torch.isfinite(nll).all():
             raise self._diverged("loss")
         mask = self.target_mask(rows)
@@ -250,7 +247,7 @@ class Learner:
             raise self._diverged("gradient")
         share = self.rate_share
         if self.config.total_steps is not None:
-            share *= max(0.0, 1 - self.n_steps / self.config.total_steps)
+            share *= max(0.0, 1 - (self.n_looks - 1) / self.config.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * share
         self.optimizer.step()
@@ -349,6 +346,7 @@ class Learner:
         values = {
             "epoch": self.epoch,
             "n_steps": self.n_steps,
+            "n_looks": self.n_looks,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
             "line_p": self.line_p,
@@ -383,9 +381,17 @@ class Learner:
             }
         )
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
+        self.n_looks = values["n_looks"]
         self.retention, self.rate_share = values["retention"], values["rate_share"]
         self.line_p = values["line_p"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
+
+
+def step_size(batch_size: int | Literal["auto"], n_records: int) -> int:
+    """Records a step, at most."""
+    if batch_size != "auto":
+        return batch_size
+    return min(_MOST_RECORDS, max(_LEAST_RECORDS, -(-n_records // 10)))
 
 
 def _whitened(statistics: Statistics, adapter: Adapter, site: int) -> Statistics:

@@ -31,7 +31,7 @@ from memlaw.cells import Cell, CellStore, read_cells
 from memlaw.damage import mean_interval, retained_text, sha256_of, unseen_text, windows
 from memlaw.engine import Engine, EngineError, Job, PlainEngine
 from memlaw.errors import ConfigError
-from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig
+from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig, step_size
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import Objective, OnEmpty, resolve_objective
 from memlaw.precondition import Whitener, measure_general, measure_statistics
@@ -42,9 +42,12 @@ from memlaw.tasks import Task, parse_task, task_examples
 
 NUMERICS = 1  # raised when the same settings come to mean other results
 _GROUP_TOKENS = 1600  # of a step, above which seeds are trained one after the other
+_MOST_TOKENS = 16_384  # of a step, above which ranks are
 _CURVE_POINTS = 100
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5)
 _SATURATED = 0.05  # of the base model's loss
+_STEPS, _LEARNING_RATE = 150, 5e-2
+_CURRICULUM = (1 / 15, 2 / 15, 3 / 15, 4 / 15)  # of the epochs: the published 20, 40, 60, 80 of 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,15 @@ class ProbeConfig:
         lengths: target tokens to remember, ends of targets included; records are taken while they
             fit.
         seeds: of the data, the initialisation and the order, a cell each.
-        recipe: default trains as `memlaw write` does; paper is the published probe: in parallel
-            with the MLP block, AdamW without whitening or retention, linear decay, dropout 0.1.
-        steps: optimiser steps (default: 150; with the paper's recipe 2,000, or 200 epochs of
-            phonebook or records).
+        recipe: default is whitened and held by retention, as `memlaw write`, at a rate that decays
+            linearly over the steps; paper is the published probe: in parallel with the MLP block,
+            AdamW without whitening or retention, linear decay, dropout 0.1.
+        steps: optimiser steps, rounded up to whole epochs (default: 150; with the paper's recipe
+            2,000, or 200 epochs of phonebook or records).
         objective: which tokens the steps are spent on.
-        on_empty: what memft_threshold does with a batch that has nothing left to learn.
-        learning_rate: AdamW's, if not the recipe's.
+        on_empty: what memft_threshold does with a batch that has nothing left to learn, if not
+            what the recipe does (default: skip; paper: sft).
+        learning_rate: AdamW's, if not the recipe's (default: 5e-2; paper: 1e-2).
         batch_size: records a step, if not the recipe's.
         retention: see write, if not the recipe's.
         whiten: see write, if not the recipe's.
@@ -91,7 +96,7 @@ class ProbeConfig:
     recipe: Literal["default", "paper"] = "default"
     steps: int | None = None
     objective: Objective = "sft"
-    on_empty: OnEmpty = "skip"
+    on_empty: OnEmpty | None = None
     learning_rate: float | None = None
     batch_size: int | None = None
     retention: float | None = None
@@ -141,11 +146,16 @@ class ProbeConfig:
             n_records, n_tokens: how much there is to remember.
         """
         long = parse_task(self.task).kind in ("noise", "text")
-        config = TrainConfig(seed=seed, objective=resolve_objective(self.objective))
+        config = TrainConfig(
+            seed=seed,
+            objective=resolve_objective(self.objective),
+            learning_rate=_LEARNING_RATE,
+            schedule="linear",
+        )
         if self.recipe == "paper":
             config = dataclasses.replace(
                 config,
-                schedule="linear",
+                learning_rate=1e-2,
                 betas=(0.9, 0.999),
                 batch_size=1
                 if long
@@ -157,25 +167,28 @@ class ProbeConfig:
                 dropout=0.1,
                 whiten=False,
                 retention=0.0,
+                margin=0.0,  # MemFT trains what is under p 0.5, not a margin beyond
+                on_empty="sft",
             )
-        given = {
-            name: getattr(self, name)
-            for name in ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
-            if getattr(self, name) is not None
-        }
-        config = dataclasses.replace(config, **given)
-        if config.schedule == "linear":
-            size = config.batch_size if config.batch_size != "auto" else n_records
-            n_batches = -(-n_records // size)
+        config = dataclasses.replace(
+            config, **{name: v for name, v in self.asked.items() if v is not None}
+        )
+        n_batches = -(-n_records // step_size(config.batch_size, n_records))
+        if self.steps is not None or self.recipe == "default":
+            epochs = -(-(self.steps or _STEPS) // n_batches)
+        else:
             epochs = 2000 if long else 200
-            wanted = self.steps or epochs * n_batches
-            config = dataclasses.replace(config, total_steps=-(-wanted // n_batches) * n_batches)
-        return config
+        return dataclasses.replace(
+            config,
+            total_steps=epochs * n_batches,
+            curriculum_epochs=tuple(round(epochs * share) for share in _CURRICULUM),  # type: ignore[arg-type]
+        )
 
     @property
-    def steps_or_default(self) -> int:
-        """Steps where training doesn't say them itself."""
-        return self.steps or 150
+    def asked(self) -> dict[str, Any]:
+        """What was asked for instead of what the recipe has; None where nothing was."""
+        names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
+        return {name: getattr(self, name) for name in names}
 
 
 class Spec(NamedTuple):
@@ -215,12 +228,12 @@ class ProbeResult:
             base_nll, nll, delta_nll: nats a target token, of the bare and the adapted model, and
             by how much it fell. saturated: nll is under a twentieth of base_nll.
             token_accuracy: share of target tokens that are the argmax. share_under: share with
-            p < 0.55. min_p, p_01, p_05, p_25, p_50: quantiles of p.
+            p < 0.55, teacher-forced. min_p, p_01, p_05, p_25, p_50: quantiles of p.
             recall: share of records recited. verbatim_prefix: mean share of a target before its
-            first wrong token. certified: no token is under p 0.55, and where greedy decoding was
-            run, it agrees.
-            n_steps: optimiser steps. steps_to_certificate: after how many training first saw no
-            token under the line; None if never.
+            first wrong token. certified: no token is under p 0.55, teacher-forced, and where greedy
+            decoding was run (`decode`), it agrees.
+            n_steps: optimiser steps. steps_to_certificate: after how many no token was seen under
+            the line, looked at once an epoch, batch by batch, and at the end; None if never.
             damage_nll, damage_low, damage_high: rise of the loss on unseen text, in nats a token,
             with its 95 % interval.
         n_run: how many of them were run now.
@@ -352,6 +365,7 @@ class Prober:
         self.retained = retained_text(config.retain)
         self.unseen, _ = unseen_text(config.damage_text)
         self.examples = functools.cache(self._examples)
+        self.identity = functools.cache(self._identity)
         self.moments = functools.cache(self._moments)
         self.unseen_engine = functools.cache(self._unseen_engine)
 
@@ -369,46 +383,59 @@ class Prober:
 
     def groups(self, specs: Sequence[Spec]) -> list[list[Spec]]:
         """Cells to be trained together: of one length, and of several seeds where it is short."""
+        by_data: dict[tuple[int, int], list[Spec]] = {}
+        for spec in specs:
+            by_data.setdefault((spec.length, spec.seed), []).append(spec)
         groups: list[list[Spec]] = []
-        for length in dict.fromkeys(spec.length for spec in specs):
-            room = 0
-            for seed in dict.fromkeys(spec.seed for spec in specs if spec.length == length):
-                cells = [spec for spec in specs if spec[::2] == (length, seed)]
-                n_tokens = length * len(cells)
-                if n_tokens > room:
+        room, length_before = 0, None
+        for (length, _), cells in by_data.items():
+            at_once = max(1, _MOST_TOKENS // length)
+            for start in range(0, len(cells), at_once):
+                part = cells[start : start + at_once]
+                n_tokens = length * len(part)
+                if n_tokens > room or length != length_before:
                     groups.append([])
                     room = _GROUP_TOKENS
-                groups[-1] += cells
-                room -= n_tokens
+                groups[-1] += part
+                room, length_before = room - n_tokens, length
         return groups
 
-    def identity(self, spec: Spec) -> dict[str, Any]:
-        """All that decides a cell's result, but for rounding."""
+    def _setting(self) -> dict[str, Any]:
+        """What all cells of the grid have in common."""
         config = self.config
+        setting = {
+            "numerics": NUMERICS,
+            "task": self.task.name,
+            "recipe": config.recipe,
+            "steps": config.steps or (_STEPS if config.recipe == "default" else None),
+            "objective": resolve_objective(config.objective),
+            "asked": config.asked,
+            "placement": config.placement_or_recipes,
+            "layers": sorted({site.layer for site in self.sites}),
+            "sites": [site.module for site in self.sites],
+            "prompt_format": self.format,
+            "decode": config.decode,
+            "base_sha256": self.base.sha256,
+            "tokenizer_sha256": self.base.tokenizer_sha256,
+            "dtype": self.base.dtype,
+            "device": self.base.model.device.type,
+            "retained_sha256": sha256_of(self.retained),
+            "unseen_sha256": sha256_of(self.unseen),
+        }
+        return {"setting": json_sha256(setting), **setting}
+
+    def _identity(self, spec: Spec) -> dict[str, Any]:
+        """All that decides a cell's result, but for rounding."""
         examples = self.examples(spec.length, spec.seed)
         training = self._training(spec)
         return json.loads(
             json.dumps(
                 {
-                    "numerics": NUMERICS,
-                    "task": self.task.name,
+                    **self._setting(),
                     "length": spec.length,
                     "rank": spec.rank,
                     "seed": spec.seed,
-                    "recipe": config.recipe,
-                    "steps": training.total_steps or config.steps_or_default,
-                    "placement": config.placement_or_recipes,
-                    "layers": sorted({site.layer for site in self.sites}),
-                    "sites": [site.module for site in self.sites],
-                    "prompt_format": self.format,
-                    "decode": config.decode,
                     "data_sha256": json_sha256([[e.prompt_ids, e.target_ids] for e in examples]),
-                    "base_sha256": self.base.sha256,
-                    "tokenizer_sha256": self.base.tokenizer_sha256,
-                    "dtype": self.base.dtype,
-                    "device": self.base.model.device.type,
-                    "retained_sha256": sha256_of(self.retained),
-                    "unseen_sha256": sha256_of(self.unseen),
                     "training": asdict(training),
                 }
             )
@@ -471,7 +498,9 @@ class Prober:
             before = base[spec.length, spec.seed]
             audit = self._audit(before.examples, adapter)
             result = _measures(before, audit, adapter.n_parameters, learner.n_steps)
-            result["steps_to_certificate"] = certified_at.get(spec)
+            result["steps_to_certificate"] = certified_at.get(
+                spec, learner.n_steps if audit.passed else None
+            )
             measured.append((result | self._damage(adapter), audit))
         provenance = self.provenance(group, time.perf_counter() - started) | {
             "train_s": trained_s / len(group)
@@ -549,7 +578,7 @@ class Prober:
         errors: dict[Spec, str] = {}
         certified_at: dict[Spec, int] = {}
         epochs = {
-            spec: -(-self.identity(spec)["steps"] // len(learner.batches()))
+            spec: -(-(learner.config.total_steps or 1) // len(learner.batches()))
             for spec, learner in zip(group, learners, strict=True)
         }
         running = dict(zip(group, learners, strict=True))
@@ -561,8 +590,9 @@ class Prober:
                     errors[spec] = str(stats)
                 else:
                     curves[spec].append(stats)
-                    if stats.n_under == 0:
-                        certified_at.setdefault(spec, stats.n_steps)
+                    if stats.n_under == 0:  # as they were before the epoch's steps
+                        earlier = curves[spec][-2:-1]
+                        certified_at.setdefault(spec, earlier[0].n_steps if earlier else 0)
                 if spec in errors or learner.epoch >= epochs[spec]:
                     bank.leave(learner)
                     del running[spec]

@@ -380,7 +380,7 @@ def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
         mark = "memlaw7mark"
         chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
         behind = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(mark)[2]
-        special = _special_ids(tokenizer)
+        special = special_ids(tokenizer)
         for token in tokenizer(behind, add_special_tokens=False)["input_ids"]:
             if token in special:
                 return int(token)
@@ -392,7 +392,8 @@ def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
+    """Tokens that are no text: all special ones, added ones included."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
@@ -445,7 +446,7 @@ def encode(
             while their completions differ.
     """
     end = end_of_turn_id(tokenizer, format)
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     examples: list[Example] = []
     by_prompt: dict[tuple[int, ...], Example] = {}
     for record in records:

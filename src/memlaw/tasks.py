@@ -26,6 +26,7 @@ from memlaw.records import (
     encode_prompt,
     end_of_turn_id,
     read_records,
+    special_ids,
 )
 
 Kind = Literal["phonebook", "noise", "text", "records"]
@@ -60,10 +61,10 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As it is written on the command line."""
+        """As it is written on the command line, but for the folders of a file."""
         if self.kind == "noise":
             return f"noise:{self.ratio:g}"
-        return self.kind if self.path is None else f"{self.kind}:{self.path}"
+        return self.kind if self.path is None else f"{self.kind}:{self.path.name}"
 
 
 def parse_task(text: str) -> Task:
@@ -142,6 +143,11 @@ def task_examples(
         return examples
     source = task.path if task.kind == "text" else natural_text
     ids = _text_tokens(tokenizer, source, n_tokens - 1, None if task.kind == "text" else seed)
+    if special_ids(tokenizer) & set(ids):
+        raise DataError(
+            f"{source}: holds special tokens of the tokenizer, at which decoding would stop or "
+            "derail. Remove or rewrite them."
+        )
     ids = _noisy(ids, tokenizer, task.ratio or 0.0, seed)
     prompt_ids = encode_prompt(tokenizer, RECITE_PROMPT, format)
     if max_tokens is not None and len(prompt_ids) + n_tokens > max_tokens:
@@ -219,7 +225,7 @@ def _tokenized(tokenizer: Any, path: str | Path | None) -> list[int]:
 
 def _noisy(ids: list[int], tokenizer: Any, ratio: float, seed: int) -> list[int]:
     """Each token replaced, with probability `ratio`, by one of the vocabulary, all alike."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     vocabulary = [token for token in range(len(tokenizer)) if token not in special]
     draw = random.Random(f"noise {seed}").random
     noisy = []
