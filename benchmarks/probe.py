@@ -37,7 +37,7 @@ GRIDS = [
 ]
 N_PLANS = 12
 PLANNED = {"noise:1": range(40, 257), "phonebook": range(77, 265, 11)}
-_NOT_MEASURED = ("key", "curriculum_epochs", "retained_sha256", "unseen_sha256", "tokenizer_sha256")
+_LEFT_OUT = ("key", "error", "curriculum_epochs", "sites", "retained_sha256", "unseen_sha256")
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def verify(store: Path) -> None:
     checked = []
     for task, n_tokens, seed in requests(cells):
         plan = plan_rank(cells, n_tokens, where={"task": task})
-        at_rank, at_half = verify_plan(cells, plan.rank, n_tokens, task=task, seed=seed)
+        at_rank, at_half = verify_plan(cells, plan.rank, n_tokens, where={"task": task}, seed=seed)
         checked.append(
             {
                 "task": task,
@@ -133,7 +133,7 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in row.items()
-        if name not in _NOT_MEASURED
+        if name not in _LEFT_OUT
     }
 
 

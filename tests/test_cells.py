@@ -22,7 +22,7 @@ def _cell(rank=1, status="success", **changes):
         result={"nll": 0.5 / rank} if done else None,
         error=None if done else "Traceback: it broke",
         provenance={"wall_s": 1.5},
-        write_tokens=(lambda path: path.write_bytes(b"tokens")) if done else None,
+        write_tokens=(lambda path: path.write_bytes(b"%d" % os.getpid())) if done else None,
     )
 
 
@@ -127,7 +127,8 @@ def test_killed_at_any_step_of_putting_leaves_all_or_nothing(tmp_path):
         after = [row["rank"] for row in read_cells(folder)] if _any_cells(store) else []
         assert before == after
         assert after in ([], [1, 2, 3])
-        assert [p.name for p in folder.iterdir()] == ["cells"]
+        kept = [p.name for p in folder.iterdir() if not p.name.startswith(".work-")]
+        assert kept == ["cells"]
         outcomes.add((code, len(after)))
         if code == 0:
             break
@@ -153,13 +154,23 @@ def _any_cells(store):
 
 
 def test_the_work_of_a_running_process_is_left_alone(tmp_path):
-    mine = tmp_path / f"{cells_module._WORK}{cells_module.socket.gethostname()}-{os.getpid()}-x"
-    other = tmp_path / f"{cells_module._WORK}elsewhere-1-x"
-    mine.mkdir()
-    other.mkdir()
+    host = cells_module.socket.gethostname()
+    gone = 2**22 + 1  # no process has such a number
+    names = {
+        "mine": f"{host}-{os.getpid()}-x",
+        "another host's": f"elsewhere-{gone}-x",
+        "of a host whose name begins alike": f"{host}-1-{gone}-x",
+        "young": f"{host}-{gone}-x",
+        "left behind": f"{host}-{gone}-y",
+    }
+    for name, path in names.items():
+        folder = tmp_path / f"{cells_module._WORK}{path}"
+        folder.mkdir()
+        if name != "young":
+            os.utime(folder, (0, 0))
     CellStore(tmp_path).recover()
-    assert mine.is_dir()
-    assert other.is_dir()
+    left = {name for name, path in names.items() if (tmp_path / f".work-{path}").is_dir()}
+    assert left == set(names) - {"left behind"}
 
 
 def test_two_processes_that_put_the_same_cells_don_t_harm_each_other(tmp_path):
@@ -177,6 +188,13 @@ def test_two_processes_that_put_the_same_cells_don_t_harm_each_other(tmp_path):
     rows = read_cells(tmp_path, pytest.fail)
     assert [(r["rank"], r["seed"]) for r in rows] == [(n, s) for n in range(1, 40) for s in (0, 1)]
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_a_failure_doesn_t_undo_what_another_process_found(tmp_path):
+    _store(tmp_path, _cell(1))
+    CellStore(tmp_path).put([_cell(1, "failed"), _cell(2)])
+    assert [row["status"] for row in read_cells(tmp_path, pytest.fail)] == ["success", "success"]
+    assert CellStore(tmp_path).finished([_cell(1).key], pytest.fail) == {_cell(1).key}
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_the_tables_of_fit(store, capsys):
 def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
     path = tmp_path / "few.json"
     path.write_text(json.dumps(_cells()[:3]))
-    assert cli.run(["fit", str(path)]) == 0
+    assert cli.run(["fit", str(path)]) == 1
     assert "memory law:" in capsys.readouterr().out
 
 
@@ -99,7 +99,10 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["fit", "nowhere"], "holds no cells"),
-        (["fit", "STORE", "--task", "poem"], "No finished cell of task poem"),
+        (["fit", "STORE", "--task", "poem"], "no task 'poem'. There are phonebook"),
+        (["fit", "STORE", "--task", "noise:0.3"], "No finished cell of task noise:0.3"),
+        (["plan", "STORE", "--where", "task", "--tokens", "5"], "write COLUMN=VALUE"),
+        (["plan", "STORE", "--where", "task=x", "--tokens", "5"], "No cell has task 'x'"),
         (["plan", "STORE", "--tokens", "50"], "mix several values of task"),
         (["plan", "STORE"], "either --tokens (which rank?) or --rank"),
         (["plan", "STORE", "--tokens", "5", "--rank", "5"], "either --tokens"),
@@ -165,7 +168,7 @@ def test_a_plan_is_verified_on_data_not_seen(llama, tmp_path):
     assert (largest["rank"], half["rank"]) == (8, 4)
     assert largest["seed"] == half["seed"] == 2
     assert largest["n_tokens"] == 6
-    same = ("steps", "placement", "layers", "base_sha256", "learning_rate", "retention", "whiten")
+    same = ("setting", "steps", "placement", "layers", "base_sha256", "learning_rate", "retention")
     assert all(largest[name] == rows[0][name] for name in same)
     # the same data and settings give the same adapter
     seen = dataclasses.replace(config, ranks=(8, 4), lengths=(6,), seeds=(0,))

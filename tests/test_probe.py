@@ -17,7 +17,7 @@ from memlaw import cli
 from memlaw import probe as probe_module
 from memlaw.bank import AdapterBank
 from memlaw.cells import read_cells
-from memlaw.errors import ConfigError
+from memlaw.errors import ConfigError, DataError, OutputError
 from memlaw.learner import DivergedError
 from memlaw.objectives import ALIASES
 from memlaw.probe import ProbeConfig, ProbeObserver, Prober, Spec, probe
@@ -185,6 +185,40 @@ def test_an_error_is_kept_with_its_traceback(config, tmp_path, monkeypatch):
     assert "Traceback" in json.loads(file.read_text())["error"]
 
 
+def test_a_figure_that_is_not_finite_fails_its_cell_alone(config, tmp_path, monkeypatch):
+    usual = Prober._damage
+
+    def damage(self, adapter):
+        found = usual(self, adapter)
+        return found | {"damage_nll": math.nan} if adapter.rank == 3 else found
+
+    monkeypatch.setattr(Prober, "_damage", damage)
+    result = probe(tmp_path, config)
+    assert result.n_failed == 4
+    (row, *_) = [row for row in result.cells if row["status"] == "failed"]
+    assert row["error"] == "not finite after the last step: damage_nll"
+
+
+def test_bad_requests_are_refused_before_anything_is_trained(config, tmp_path, texts):
+    with pytest.raises(ConfigError, match="is the text to measure damage on"):
+        probe(tmp_path, dataclasses.replace(config, damage_text=texts["retain"]))
+    short = tmp_path / "short.txt"
+    short.write_text("Short.")
+    with pytest.raises(DataError, match="too short"):
+        probe(tmp_path, dataclasses.replace(config, damage_text=str(short)))
+    with pytest.raises(OutputError, match="can't be written"):
+        probe(short / "runs", config)
+
+
+def test_many_ranks_of_a_long_text_are_trained_in_parts(config, monkeypatch):
+    monkeypatch.setattr(probe_module, "_MOST_TOKENS", 20)
+    monkeypatch.setattr(probe_module, "_GROUP_TOKENS", 20)
+    prober = Prober(dataclasses.replace(config, ranks=(1, 2, 3), seeds=(0,)))
+    groups = prober.groups(prober.specs())
+    ranks = [[spec.rank for spec in group] for group in groups]
+    assert ranks == [[1, 2, 3], [1, 2], [3]]
+
+
 def test_killed_at_random_moments_it_ends_in_the_same_table(config, tmp_path):
     """Twenty kills -9 and more, then one run in peace."""
     config = dataclasses.replace(config, lengths=tuple(range(4, 44)), seeds=(0,), steps=6)
@@ -214,7 +248,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_table(config, tmp_path):
     _sweep(prober, tmp_path / "undisturbed")
     assert _table(folder) == _table(tmp_path / "undisturbed")
     assert len(_table(folder)) == 80
-    assert [path.name for path in folder.iterdir()] == ["cells"]
+    kept = [path.name for path in folder.iterdir() if not path.name.startswith(".work-")]
+    assert kept == ["cells"]
 
 
 def _sweep(prober, folder):

@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ FORMAT = 2
 _CELLS = "cells"
 _READY = "ready-"  # complete folders of cells that are not in `cells` yet
 _WORK = ".work-"  # folders in the making
+_STALE_S = 3600.0  # after which the folder of a process that is gone is cleared away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,17 @@ class CellStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+
+    def check_writable(self) -> None:
+        """Raise OutputError where nothing could be put: better before than after training."""
+        try:
+            (self.folder / _CELLS).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: can't be written ({error.strerror}). Name another folder with -o."
+            ) from error
 
     def put(self, cells: Sequence[Cell]) -> None:
         """Put cells into the store, all or none.
@@ -108,16 +121,23 @@ class CellStore:
             return
         for ready in sorted(self.folder.glob(_READY + "*")):
             self._empty(ready)
-        mine = f"{_WORK}{socket.gethostname()}-"
-        for work in self.folder.glob(mine + "*"):
-            if not _is_running(int(work.name.removeprefix(mine).partition("-")[0])):
+        for work in self.folder.glob(f"{_WORK}*"):
+            host, _, process = work.name.removeprefix(_WORK).rpartition("-")[0].rpartition("-")
+            is_old = time.time() - work.stat().st_mtime > _STALE_S
+            if host == socket.gethostname() and is_old and not _is_running(int(process)):
                 shutil.rmtree(work, ignore_errors=True)
 
     def _empty(self, ready: Path) -> None:
-        # Tables first: a cell is there when its JSON is.
-        for file in sorted(_listed(ready), key=lambda path: path.suffix == ".json"):
-            with contextlib.suppress(FileNotFoundError):  # another process did it
-                os.replace(file, self.folder / _CELLS / file.name)
+        """Move a folder's cells to the others. A result that is there stays: the first one wins."""
+        for file in _listed(ready):
+            if file.suffix != ".json":
+                continue
+            if self.finished([file.stem], lambda text: None):
+                continue
+            # The table first: a cell is there when its JSON is.
+            for path in (file.with_suffix(".parquet"), file):
+                with contextlib.suppress(FileNotFoundError):  # another process did it, or no table
+                    os.replace(path, self.folder / _CELLS / path.name)
         shutil.rmtree(ready, ignore_errors=True)
 
     def finished(self, keys: Iterable[str], notice: Callable[[str], None]) -> set[str]:
@@ -239,11 +259,11 @@ def read_cells(
     if not cells:
         raise DataError(f"{folder} holds no cells. Name a folder that 'memlaw probe -o' wrote.")
     rows = [
-        {"status": cell["status"], "key": cell["key"]}
+        {"status": cell["status"], "key": cell["key"], "error": cell["error"]}
         | {k: v for k, v in cell["config"].items() if k != "training"}
         | cell["config"]["training"]
         | (cell["result"] or {})
-        | {name: cell["provenance"].get(name) for name in ("wall_s", "model")}
+        | {name: cell["provenance"].get(name) for name in ("wall_s", "model", "texts")}
         for cell in cells
     ]
     return sorted(rows, key=lambda row: [row[name] for name in ("task", "length", "rank", "seed")])

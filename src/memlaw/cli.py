@@ -252,14 +252,16 @@ def _fit(args: list[str]) -> int:
     given = _parse(FitArguments, "fit", args)
     from memlaw.cells import read_cells
     from memlaw.fits import fit_store
+    from memlaw.tasks import parse_task
 
     cells = read_cells(given.runs, _warn)
-    fits = fit_store(cells, form=given.form, covariate=given.covariate, task=given.task)
+    task = parse_task(given.task).name if given.task else None
+    fits = fit_store(cells, form=given.form, covariate=given.covariate, task=task)
     if given.json:
         print(json.dumps([fit.to_json() for fit in fits], ensure_ascii=False, indent=2))
     else:
         show_fit(fits)
-    return DONE
+    return DONE if any(fit.law is not None for fit in fits) else NOT_CERTIFIED
 
 
 def _plan(args: list[str]) -> int:
@@ -268,14 +270,17 @@ def _plan(args: list[str]) -> int:
     given = _parse(PlanArguments, "plan", args)
     from memlaw.cells import read_cells
     from memlaw.plan import BUILTIN, builtin_cells, plan_rank, plan_tokens
+    from memlaw.recall_law import reached
+    from memlaw.tasks import parse_task
 
     if (given.tokens is None) == (given.rank is None):
         raise ConfigError("plan needs either --tokens (which rank?) or --rank (how many tokens?).")
     cells = builtin_cells() if given.runs is None else read_cells(given.runs, _warn)
-    how = {
+    where = _where(given.where) | ({"task": parse_task(given.task).name} if given.task else {})
+    how: dict[str, Any] = {
         "recall": given.recall,
         "confidence": given.confidence,
-        "where": {"task": given.task} if given.task else None,
+        "where": where,
     }
     plan: Any = (
         plan_rank(cells, given.tokens, **how)
@@ -285,14 +290,36 @@ def _plan(args: list[str]) -> int:
     verified = []
     if given.verify:
         _quiet()
+        from memlaw.console_probe import ConsoleProbeObserver
         from memlaw.verify import verify_plan
 
-        verified = verify_plan(cells, plan.rank, plan.n_tokens, task=given.task)
+        observer = ConsoleProbeObserver()
+        try:
+            trained = verify_plan(cells, plan.rank, plan.n_tokens, where=where, observer=observer)
+        finally:
+            observer.close()
+        succeeded = reached(trained, given.recall).tolist()
+        verified = list(zip(trained, succeeded, strict=True))
     if given.json:
-        print(json.dumps(asdict(plan) | {"verified": verified}, ensure_ascii=False, indent=2))
+        rows = [row | {"succeeded": succeeded} for row, succeeded in verified]
+        print(json.dumps(asdict(plan) | {"verified": rows}, ensure_ascii=False, indent=2))
     else:
         show_plan(plan, BUILTIN if given.runs is None else str(given.runs), verified)
-    return NOT_CERTIFIED if verified and not verified[0]["certified"] else DONE
+    return NOT_CERTIFIED if verified and not verified[0][1] else DONE
+
+
+def _where(conditions: Sequence[str]) -> dict[str, Any]:
+    """`COLUMN=VALUE` as a column and what JSON, or else the text itself, says it is."""
+    found = {}
+    for condition in conditions:
+        column, sign, value = condition.partition("=")
+        if not sign:
+            raise ConfigError(f"--where {condition}: write COLUMN=VALUE, as recipe=paper.")
+        try:
+            found[column] = json.loads(value)
+        except ValueError:
+            found[column] = value
+    return found
 
 
 def _warn(text: str) -> None:

@@ -41,11 +41,12 @@ class ConsoleProbeObserver(ProbeObserver):
     def notice(self, text: str) -> None:
         self.console.print(Text(text))
 
-    def grid(self, config: ProbeConfig, n_finished: int, n_cells: int) -> None:
+    def grid(self, config: ProbeConfig, finished: Sequence[Row], n_cells: int) -> None:
         self.ranks, self.lengths = config.ranks, config.lengths
-        self.n_to_do = n_cells - n_finished
-        if n_finished:
-            self.notice(f"{n_finished} of {n_cells} cells are there already.")
+        self.rows = list(finished)
+        self.n_to_do = n_cells - len(finished)
+        if finished:
+            self.notice(f"{len(finished)} of {n_cells} cells are there already.")
 
     def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
         now = time.monotonic()
@@ -55,11 +56,7 @@ class ConsoleProbeObserver(ProbeObserver):
             f"epoch {epoch}/{epochs}  loss {nll_nats:.3f}  {duration(now - self.started)}"
         )
         if self.console.is_terminal:
-            grid = Table.grid()
-            if self.rows:
-                grid.add_row(_grid(self.rows, self.ranks, self.lengths, _delta_nll))
-            grid.add_row(Text(line))
-            self.live.update(grid)
+            self._draw(line)
         elif now - self.shown_at >= _LINE_EVERY_S:
             self.shown_at = now
             self.console.print(Text(line), soft_wrap=True)
@@ -67,11 +64,21 @@ class ConsoleProbeObserver(ProbeObserver):
     def cell(self, spec: Spec, status: str, result: Row) -> None:
         self.n_done += 1
         self.rows.append({**spec._asdict(), "status": status, **result})
+        line = f"length {spec.length}, rank {spec.rank}, seed {spec.seed}: "
         if status != "success":
-            last = result["error"].strip().splitlines()[-1]
-            self.notice(
-                f"length {spec.length}, rank {spec.rank}, seed {spec.seed}: failed ({last})"
-            )
+            self.notice(f"{line}failed ({result['error'].strip().splitlines()[-1]})")
+        elif self.console.is_terminal:
+            self._draw(f"cells {self.n_done}/{self.n_to_do}")
+        else:
+            under = result["share_under"]
+            self.notice(f"{line}loss fell by {result['delta_nll']:.2f}, {under:.1%} under p 0.55")
+
+    def _draw(self, line: str) -> None:
+        grid = Table.grid()
+        if self.rows:
+            grid.add_row(_grid(self.rows, self.ranks, self.lengths, _delta_nll))
+        grid.add_row(Text(line))
+        self.live.update(grid)
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:
@@ -84,7 +91,7 @@ def show_probe(result: ProbeResult, out: Path) -> None:
         n_seeds = len({row["seed"] for row in done})
         console.print(f"loss fell by, nats a token (mean of {n_seeds} seed(s); * saturated)")
         console.print(_grid(done, ranks, lengths, _delta_nll))
-        console.print("tokens at p 0.55 or more; ✓ all of every seed")
+        console.print("tokens at p 0.55 or more, teacher-forced; ✓ all of every seed")
         console.print(_grid(done, ranks, lengths, _share_over))
         worst = max(done, key=lambda row: row["damage_nll"])
         console.print(

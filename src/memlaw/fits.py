@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,9 +76,16 @@ class StoreFit:
             }
         if self.share is not None:
             found["share_under"] = {**_estimates(self.share), "r2": self.share.r2_}
-        return json.loads(
-            json.dumps(found).replace("-Infinity", "null").replace("Infinity", "null")
-        )
+        return _finite(found)
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for numbers that JSON doesn't have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _estimates(law: MemoryLaw | RecallLaw | ShareLaw) -> dict[str, Any]:
@@ -130,9 +138,12 @@ def _fit(cells: Sequence[Cell], form: str, covariate: Covariate) -> StoreFit:
     law, comparison, recall, share = None, [], None, None
     try:
         law = MemoryLaw(form, covariate).fit_cells(cells)
-        comparison = compare_cells(cells, covariate)
     except LawError as error:
         problems.append(f"memory law: {error}")
+    try:
+        comparison = compare_cells(cells, covariate)
+    except LawError as error:
+        problems.append(f"comparison of forms: {error}")
     n_certified = sum(bool(cell.get("certified")) for cell in cells)
     if 0 < n_certified < len(cells):
         try:

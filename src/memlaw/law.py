@@ -962,7 +962,7 @@ def choose_cells(cells: Sequence[Cell], where: Mapping[str, Any] | None = None) 
         if len({_key(cell.get(column)) for cell in chosen}) > 1:
             raise LawError(
                 f"The cells mix several values of {column}: {_listed(chosen, column)}. Choose "
-                f"one, as where={{{column!r}: ...}}."
+                f"one: --where {column}=..., or where={{{column!r}: ...}} in Python."
             )
     return chosen
 

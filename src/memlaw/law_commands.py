@@ -52,6 +52,7 @@ class PlanArguments:
         recall: 1 is certified; less is that share of the records recited.
         confidence: probability of success that is asked for, under 1.
         task: where the cells are of several tasks: the one to go by.
+        where: where they are of several settings: COLUMN=VALUE, as recipe=paper.
         verify: train at the answer, and at half of it, on data not seen yet.
         json: print JSON.
     """
@@ -62,6 +63,7 @@ class PlanArguments:
     recall: float = 1.0
     confidence: float = 0.9
     task: str | None = None
+    where: tuple[str, ...] = ()
     verify: bool = False
     json: bool = False
 
@@ -141,13 +143,15 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def show_plan(plan: RankPlan | TokensPlan, source: str, verified: Sequence[Row] = ()) -> None:
+def show_plan(
+    plan: RankPlan | TokensPlan, source: str, verified: Sequence[tuple[Row, bool]] = ()
+) -> None:
     """The answer of `memlaw plan`.
 
     Args:
         plan: the answer.
         source: what it was read off, in words.
-        verified: cells that were trained to see whether it holds.
+        verified: cells that were trained to see whether it holds, and whether each succeeded.
     """
     console = Console(highlight=False)
     rows = {"success": plan.goal}
@@ -164,14 +168,19 @@ def show_plan(plan: RankPlan | TokensPlan, source: str, verified: Sequence[Row] 
         rows["at half the rank"] = f"{plan.probability_at_half:.2f}"
     rows["parameters"] = f"{plan.n_parameters:,} ({plan.adapter_mb:.2g} MB)"
     if plan.train_s is not None:
-        rows["training"] = f"about {duration(plan.train_s)} (on the machine of the probe)"
+        said = f"about {duration(plan.train_s)} a cell, trained and measured beside others"
+        rows["training"] = f"{said}, on the probe's machine"
     rows["source"] = source
     print_rows(console, rows)
     for warning in plan.extrapolates:
         console.print(Text(f"EXTRAPOLATES: {warning}"), soft_wrap=True)
-    for row in verified:
-        said = "certified" if row["certified"] else f"{row['share_under']:.1%} of tokens under"
+    for row, succeeded in verified:
         console.print(
-            f"trained at rank {row['rank']} on {row['n_tokens']} tokens, {row['n_steps']} steps: "
-            f"{said}"
+            f"trained at rank {row['rank']} on {row['n_tokens']} tokens not seen before, "
+            f"{row['n_steps']} steps: {row['share_under']:.1%} of tokens under the line: "
+            f"{'succeeds' if succeeded else 'fails'}",
+            soft_wrap=True,
         )
+    if verified:
+        hit = verified[0][1]
+        console.print(Text("HIT" if hit else "MISS", style="bold"))

@@ -128,8 +128,8 @@ class ProbeConfig:
                 )
         for name in ("steps", "learning_rate", "batch_size"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value:g}; it must be above 0.")
+            if value is not None and not 0 < value < 3.4e37:
+                raise ConfigError(f"{name} is {value:g}; it must be above 0, and finite.")
         if self.retention is not None and not 0 <= self.retention <= 1e6:
             raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
 
@@ -205,8 +205,8 @@ class ProbeObserver:
     def notice(self, text: str) -> None:
         """A sentence for the user."""
 
-    def grid(self, config: ProbeConfig, n_finished: int, n_cells: int) -> None:
-        """So many cells of the grid have a result, before anything is run."""
+    def grid(self, config: ProbeConfig, finished: Sequence[dict[str, Any]], n_cells: int) -> None:
+        """These of so many cells have a result, before anything is run; rows as `read_cells`'."""
 
     def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
         """Cells that are trained together have seen their data once more."""
@@ -275,20 +275,25 @@ def probe(
     started = time.perf_counter()
     store = CellStore(out)
     store.recover()
+    store.check_writable()
     prober = Prober(config, observer)
-    keys = {spec: json_sha256(prober.identity(spec)) for spec in prober.specs()}
-    finished = store.finished(keys.values(), observer.notice)
-    observer.grid(config, len(finished), len(keys))
-    missing = [spec for spec, key in keys.items() if key not in finished]
-    groups = prober.groups(missing)
-    for group in (launcher or run_here)(prober, groups, Path(out)):
+    keys = {prober.key(spec): spec for spec in prober.specs()}
+    finished = store.finished(keys, observer.notice)
+    there = (
+        [row for row in read_cells(out, observer.notice) if row["key"] in finished]
+        if finished
+        else []
+    )
+    observer.grid(config, there, len(keys))
+    missing = [spec for key, spec in keys.items() if key not in finished]
+    for group in (launcher or run_here)(prober, prober.groups(missing), Path(out)):
         for spec, status, result in group:
             observer.cell(spec, status, result)
-    rows = [row for row in read_cells(out, observer.notice) if row["key"] in set(keys.values())]
+    rows = [row for row in read_cells(out, observer.notice) if row["key"] in keys]
     return ProbeResult(
         cells=rows,
         n_run=len(missing),
-        n_failed=sum(row["status"] != "success" for row in rows),
+        n_failed=len(keys) - sum(row["status"] == "success" for row in rows),
         wall_s=time.perf_counter() - started,
     )
 
@@ -299,9 +304,8 @@ def run_here(
     """Run groups one after the other in this process."""
     store = CellStore(out)
     for group in groups:
-        keys = {spec: json_sha256(prober.identity(spec)) for spec in group}
-        done = store.finished(keys.values(), lambda text: None)  # by another process, meanwhile
-        if len(done) < len(group):
+        keys = [prober.key(spec) for spec in group]
+        if len(store.finished(keys, lambda text: None)) < len(group):  # not by another, meanwhile
             yield run_group(prober, group, out)
 
 
@@ -312,6 +316,8 @@ def run_group(
     started = time.perf_counter()
     try:
         cells = prober.run(group)
+    except ConfigError:  # no room for activations, say: the next group would fare alike
+        raise
     except Exception:
         error = traceback.format_exc()
         return failed_cells(prober, group, out, error, wall_s=time.perf_counter() - started)
@@ -364,6 +370,16 @@ class Prober:
             )
         self.retained = retained_text(config.retain)
         self.unseen, _ = unseen_text(config.damage_text)
+        if self.retained == self.unseen:
+            raise ConfigError(
+                "the text to retain is the text to measure damage on: it must be text that "
+                "training doesn't see."
+            )
+        context = self.base.context_length
+        self.unseen_windows = windows(self.base.tokenizer, self.unseen, context=context)
+        self.retained_windows = windows(
+            self.base.tokenizer, self.retained, context=context, name="the text to retain"
+        )
         self.examples = functools.cache(self._examples)
         self.identity = functools.cache(self._identity)
         self.moments = functools.cache(self._moments)
@@ -399,6 +415,10 @@ class Prober:
                 groups[-1] += part
                 room, length_before = room - n_tokens, length
         return groups
+
+    def key(self, spec: Spec) -> str:
+        """A cell's name in the store."""
+        return json_sha256(self.identity(spec))
 
     def _setting(self) -> dict[str, Any]:
         """What all cells of the grid have in common."""
@@ -461,13 +481,7 @@ class Prober:
         )
 
     def _moments(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        text = windows(
-            self.base.tokenizer,
-            self.retained,
-            context=self.base.context_length,
-            name="the text to retain",
-        )
-        return measure_general(self.base.model, self.sites, text, seed=0)
+        return measure_general(self.base.model, self.sites, self.retained_windows, seed=0)
 
     # ------------------------------------------------------------ running a group
 
@@ -501,7 +515,12 @@ class Prober:
             result["steps_to_certificate"] = certified_at.get(
                 spec, learner.n_steps if audit.passed else None
             )
-            measured.append((result | self._damage(adapter), audit))
+            result |= self._damage(adapter)
+            if wrong := [n for n, v in result.items() if v is not None and not math.isfinite(v)]:
+                errors[spec] = f"not finite after the last step: {', '.join(wrong)}"
+                measured.append(None)
+                continue
+            measured.append((result, audit))
         provenance = self.provenance(group, time.perf_counter() - started) | {
             "train_s": trained_s / len(group)
         }
@@ -618,23 +637,22 @@ class Prober:
 
     # ------------------------------------------------------------ damage
 
-    def _unseen_engine(self) -> tuple[Engine, torch.Tensor, int]:
-        """What runs unseen text, the bare model's loss on each window [W], and tokens a window."""
-        ids = windows(self.base.tokenizer, self.unseen, context=self.base.context_length)
+    def _unseen_engine(self) -> tuple[Engine, torch.Tensor]:
+        """What runs unseen text, and the bare model's loss on each window [W]."""
         examples = [
             Example(
                 record=Record(prompt="unseen", completion="text", id=f"window {n}"),
                 prompt_ids=(row[0],),
                 target_ids=tuple(row[1:]),
             )
-            for n, row in enumerate(ids.tolist())
+            for n, row in enumerate(self.unseen_windows.tolist())
         ]
         engine = self._engine(examples)
         bare = Adapter(self.sites, rank=1, seed=0).to(self.base.model.device)  # B is zero
-        return engine, _window_nll(engine, bare), ids.shape[1] - 1
+        return engine, _window_nll(engine, bare)
 
     def _damage(self, adapter: Adapter) -> dict[str, float]:
-        engine, before, _ = self.unseen_engine()
+        engine, before = self.unseen_engine()
         delta = (_window_nll(engine, adapter) - before).tolist()
         low, high = mean_interval(delta)
         return {
@@ -651,6 +669,10 @@ class Prober:
             "wall_s": wall_s / len(group),
             "trained_together": [list(spec) for spec in group],
             "model": self.base.spec,
+            "texts": {
+                name: getattr(self.config, name)
+                for name in ("natural_text", "retain", "damage_text")
+            },
             "versions": versions(),
             "machine": {
                 "platform": platform.platform(),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from memlaw.errors import ConfigError
 from memlaw.probe import ProbeConfig, Prober, Spec, failed_cells, run_group
+
+_IN_FLIGHT = 1000  # tasks that Ray knows of at a time
 
 
 def ray_launcher(
@@ -41,17 +45,31 @@ def ray_launcher(
             return
         started_here = not ray.is_initialized()
         if started_here:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False)
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_run)
-        threads = max(1, int(cpus))
+            on_terminate = signal.getsignal(signal.SIGTERM)
+            try:
+                ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"no Ray cluster answers at {address}. Check --ray-address, or leave it out "
+                    "for one on this machine."
+                ) from error
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's would exit without a word
         try:
-            pending = {
-                task.remote(prober.config, list(group), str(out.absolute()), threads): group
-                for group in groups
-            }
-            while pending:
-                (ready,), _ = ray.wait(list(pending), num_returns=1)
-                group = pending.pop(ready)
+            _check_resources(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus})
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_run)
+            config = _with_whole_paths(prober.config)
+            waiting = list(reversed(groups))
+            running: dict[Any, Sequence[Spec]] = {}
+            while waiting or running:
+                while waiting and len(running) < _IN_FLIGHT:
+                    group = waiting.pop()
+                    keys = [prober.key(spec) for spec in group]
+                    threads = max(1, int(cpus))
+                    running[
+                        task.remote(config, list(group), keys, str(out.absolute()), threads)
+                    ] = group
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                group = running.pop(ready)
                 try:
                     yield ray.get(ready)
                 except ray.exceptions.RayError as error:  # the process died, or never began
@@ -63,13 +81,44 @@ def ray_launcher(
     return launch
 
 
+def _check_resources(there: dict[str, float], wanted: dict[str, float]) -> None:
+    for name, n in wanted.items():
+        if n > there.get(name, 0.0):
+            raise ConfigError(
+                f"a task claims {n:g} {name}s, and the Ray cluster has {there.get(name, 0.0):g}. "
+                f"Lower --ray-{name.lower()}s."
+            )
+
+
+def _with_whole_paths(config: ProbeConfig) -> ProbeConfig:
+    """The same settings for a process that works in another folder."""
+    texts: dict[str, Any] = {
+        name: str(Path(value).absolute())
+        for name in ("natural_text", "retain", "damage_text")
+        if (value := getattr(config, name)) is not None
+    }
+    kind, _, path = config.task.partition(":")
+    if kind in ("text", "records"):
+        texts["task"] = f"{kind}:{Path(path).absolute()}"
+    if Path(config.model).exists():
+        texts["model"] = str(Path(config.model).absolute())
+    return dataclasses.replace(config, **texts)
+
+
 def _run(
-    config: ProbeConfig, group: Sequence[Spec], out: str, threads: int
+    config: ProbeConfig, group: Sequence[Spec], keys: Sequence[str], out: str, threads: int
 ) -> list[tuple[Spec, str, dict[str, Any]]]:
     import torch
 
     torch.set_num_threads(threads)
-    return run_group(_prober(config), group, Path(out))
+    prober = _prober(config)
+    if keys != [prober.key(spec) for spec in group]:
+        raise ConfigError(
+            "this worker would train other cells than were asked for: its device, files, model or "
+            "Python differ from the driver's. Say --device, and give all nodes the same "
+            "environment."
+        )
+    return run_group(prober, group, Path(out))
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.law import Cell, choose_cells
+from memlaw.law import Cell, LawError, choose_cells
 from memlaw.probe import ProbeConfig, ProbeObserver, probe
 
 
@@ -16,7 +16,7 @@ def verify_plan(
     rank: int,
     n_tokens: int,
     *,
-    task: str | None = None,
+    where: Mapping[str, Any] | None = None,
     seed: int | None = None,
     observer: ProbeObserver | None = None,
 ) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def verify_plan(
         cells: flat dicts that a plan was read off; of one setting, but for the task.
         rank: the plan's.
         n_tokens: target tokens.
-        task: where the cells are of several tasks: the one to go by.
+        where: where the cells are of several settings: column to value, as {"task": "phonebook"}.
         seed: of data, initialisation and order; default: one that no cell has.
         observer: is told of progress.
 
@@ -35,10 +35,21 @@ def verify_plan(
         or more.
 
     Raises:
-        MemlawError: a child that says what was wrong with the cells, or with training.
+        LawError: the cells don't say how they were trained, or training fails or differs.
+        MemlawError: another child that says what was wrong.
     """
-    chosen = choose_cells(cells, {"task": task} if task else None)
+    chosen = choose_cells(cells, where)
     like = chosen[0]
+    if missing := [name for name in ("model", "asked", "setting") if like.get(name) is None]:
+        raise LawError(
+            f"the cells don't say how they were trained ({', '.join(missing)}): they are no "
+            "probe's. Give what 'memlaw probe' wrote."
+        )
+    if str(like["task"]).startswith(("text:", "records:")):
+        raise LawError(
+            f"a plan for {like['task']} can't be verified: there is no data of its kind that the "
+            "plan hasn't seen. Write your data instead."
+        )
     config = ProbeConfig(
         task=like["task"],
         ranks=tuple(r for r in (rank, rank // 2) if r),
@@ -47,17 +58,24 @@ def verify_plan(
         recipe=like["recipe"],
         steps=like["steps"],
         objective=like["objective"],
-        on_empty=like["on_empty"],
-        learning_rate=like["learning_rate"],
-        batch_size=None if like["batch_size"] == "auto" else like["batch_size"],
-        retention=like["retention"],
-        whiten=like["whiten"],
+        **like["asked"],
+        **(like.get("texts") or {}),
         placement=like["placement"],
         layers=tuple(like["layers"]),
         model=like["model"],
         dtype=like["dtype"],
+        device=like["device"],
+        decode=like["decode"],
         prompt_format=like["prompt_format"],
     )
     with tempfile.TemporaryDirectory(prefix="memlaw-verify-") as folder:
         rows = probe(Path(folder), config, observer=observer).cells
+    for row in rows:
+        if row["status"] != "success":
+            raise LawError(f"training at rank {row['rank']} failed: {row['error']}")
+        if row["setting"] != like["setting"]:
+            raise LawError(
+                "cells can't be trained here as the plan's were: model, texts or versions of "
+                "Python differ. Probe anew on this machine."
+            )
     return sorted(rows, key=lambda row: -row["rank"])
