@@ -37,7 +37,7 @@ GRIDS = [
 ]
 N_PLANS = 12
 PLANNED = {"noise:1": range(40, 257), "phonebook": range(77, 265, 11)}
-_LEFT_OUT = ("key", "error", "curriculum_epochs", "sites", "retained_sha256", "unseen_sha256")
+_LEFT_OUT = ("key", "error", "curriculum_epochs", "retained_sha256", "unseen_sha256")
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from memlaw.recall_law import Measure, RecallLaw, reached
 BUILTIN = (
     "built-in table: SmolLM2-135M-Instruct, down_proj of layer 20, 150 steps of the default recipe"
 )
+_ALIKE = math.log(1.3)  # ratio of losses up to which data count as alike
 _FLOAT32_BYTES = 4
 _MOST = 2**20  # ranks and tokens above this are no answer
 
@@ -327,3 +328,42 @@ def builtin_cells() -> list[dict[str, Any]]:
     """The cells that come with this package; what they are stands in `BUILTIN`."""
     file = importlib.resources.files("memlaw") / "builtin_cells.json"
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def plan_by_builtin(
+    base_sha256: str, sites: Sequence[str], n_tokens: int, base_nll: float
+) -> RankPlan | None:
+    """`plan_rank` by the built-in table, where that has cells like what is asked.
+
+    Args:
+        base_sha256: hash of the base model's weights.
+        sites: names of the adapted modules.
+        n_tokens: target tokens to store.
+        base_nll: the base model's mean loss on them, nats a token: the table's task that is
+            nearest in it is gone by.
+
+    Returns:
+        The plan; None where model, sites or loss are none of the table's, or where it would
+        extrapolate.
+    """
+    cells = [
+        cell
+        for cell in builtin_cells()
+        if cell["base_sha256"] == base_sha256 and cell["sites"] == list(sites)
+    ]
+    if not base_nll > 0:
+        return None
+    losses: dict[str, list[float]] = {}
+    for cell in cells:
+        losses.setdefault(cell["task"], []).append(cell["base_nll"])
+    apart = {
+        task: abs(math.log(base_nll * len(found) / sum(found))) for task, found in losses.items()
+    }
+    task = min(apart, key=lambda task: apart[task], default=None)
+    if task is None or apart[task] > _ALIKE:
+        return None
+    try:
+        plan = plan_rank(cells, n_tokens, where={"task": task})
+    except LawError:
+        return None
+    return None if plan.extrapolates else plan

@@ -50,6 +50,7 @@ from memlaw.folder import (
 from memlaw.learner import DivergedError, EpochStats, Learner
 from memlaw.models import BaseModel, load_model
 from memlaw.objectives import resolve_objective
+from memlaw.plan import plan_by_builtin
 from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
 from memlaw.recall import Audit, audit_examples, decoded_text
 from memlaw.records import (
@@ -273,7 +274,7 @@ class _Run:
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = read_checkpoint(out, self._identity()) if config.resume else None
         self.base_audit = self._measure_base()
-        rank = config.rank if config.rank != "auto" else self._first_rank()
+        rank = self._first_rank()
         statistics: list[Statistics] = []
         if config.whiten or config.retention:
             statistics = measure_statistics(
@@ -341,12 +342,29 @@ class _Run:
         )
 
     def _first_rank(self) -> int:
-        """A power of two with room to spare: about a twentieth of a bit for each parameter."""
+        """The rank asked for; else a power of two with room to spare, no less than a plan's.
+
+        Room to spare, about a twentieth of a bit for each parameter, is what training is quick in.
+        """
+        plan = plan_by_builtin(
+            self.base.sha256,
+            [site.module for site in self.sites],
+            len(self.base_audit.tokens.token_id),
+            self.base_audit.nll_nats,
+        )
+        if self.config.rank != "auto":
+            if plan is not None and self.config.rank < plan.rank:
+                self.observer.notice(
+                    f"Rank {self.config.rank} is small for this: {plan.rank} is expected to hold "
+                    f"it after 150 steps (95 %: {plan.rank_interval[0]} to "
+                    f"{plan.rank_interval[1]}; memlaw plan). It may take long, or fail."
+                )
+            return self.config.rank
         width = sum(s.d_in + s.d_out for s in self.sites)
         rank = 1
         while rank * width * _START_BITS_PER_PARAMETER < self.base_audit.total_nll_bits:
             rank *= 2
-        return min(rank, self.max_rank)
+        return min(max(rank, plan.rank if plan else 1), self.max_rank)
 
     # ------------------------------------------------------------ training
 
