@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from memlaw.law import (
     FORMS,
     SETTING_COLUMNS,
@@ -17,8 +19,28 @@ from memlaw.law import (
     LawError,
     MemoryLaw,
     compare_cells,
+    number,
 )
 from memlaw.recall_law import RecallLaw, ShareLaw
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """The cells of one rank and length.
+
+    Attributes:
+        rank, length: which.
+        base_nll, delta_nll: means over seeds, nats a token.
+        fitted: what the law says; None where there is none.
+        saturated: one of them is.
+    """
+
+    rank: int
+    length: int
+    base_nll: float
+    delta_nll: float
+    fitted: float | None
+    saturated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +55,7 @@ class StoreFit:
         recall: of P(certified); None where no cell is certified, or all are.
         share: of the tokens under the line; None where it can't be fitted.
         problems: why something is None, in words.
+        grid: what was measured and what the law says, in the order of rank and length.
     """
 
     setting: Mapping[str, Any]
@@ -44,6 +67,7 @@ class StoreFit:
     recall: RecallLaw | None
     share: ShareLaw | None
     problems: tuple[str, ...]
+    grid: tuple[GridPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values; an end of an interval that nothing bounds is None."""
@@ -54,6 +78,7 @@ class StoreFit:
             "n_certified": self.n_certified,
             "problems": list(self.problems),
             "comparison": [asdict(result) for result in self.comparison],
+            "grid": [asdict(point) for point in self.grid],
         }
         if self.law is not None:
             found["law"] = {
@@ -169,4 +194,28 @@ def _fit(cells: Sequence[Cell], form: str, covariate: Covariate) -> StoreFit:
         recall=recall,
         share=share,
         problems=tuple(problems),
+        grid=_grid(cells, law, covariate),
     )
+
+
+def _grid(
+    cells: Sequence[Cell], law: MemoryLaw | None, covariate: Covariate
+) -> tuple[GridPoint, ...]:
+    together: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        together.setdefault((int(cell["rank"]), int(cell["length"])), []).append(cell)
+    points = []
+    for (rank, length), found in sorted(together.items()):
+        size = "rank" if covariate == "rank" else "n_parameters"
+        X = np.array([[number(c, name) for name in (size, "n_tokens", "base_nll")] for c in found])
+        points.append(
+            GridPoint(
+                rank=rank,
+                length=length,
+                base_nll=float(X[:, 2].mean()),
+                delta_nll=sum(number(c, "delta_nll") for c in found) / len(found),
+                fitted=None if law is None else float(law.predict(X).mean()),
+                saturated=any(c["saturated"] for c in found),
+            )
+        )
+    return tuple(points)

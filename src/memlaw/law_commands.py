@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from memlaw.fits import StoreFit
+from memlaw.fits import GridPoint, StoreFit
 from memlaw.law import FORMS, MemoryLaw
 from memlaw.plan import RankPlan, TokensPlan
 from memlaw.terminal import duration, plain_table, print_rows
 
 Row = dict[str, Any]
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +79,23 @@ def show_fit(fits: Sequence[StoreFit]) -> None:
         assert law is not None
         console.print(f"{FORMS[law.form].equation}   (s: {law.covariate}; ℓ: target tokens)")
         names = list(law.params_)
-        table = plain_table("", *names, "R²", "noise", "cells")
+        table = plain_table("", *names, "R²", "noise", "cells", "saturated")
         for fit in laws:
             assert fit.law is not None
-            cells = f"{fit.n_cells} ({fit.n_saturated} saturated)"
             table.add_row(
                 str(fit.setting["task"]),
                 *(_estimate(fit.law, name) for name in names),
                 f"{fit.law.r2_:.3f}",
                 f"{fit.law.sigma_:.2f}",
-                cells,
+                str(fit.n_cells),
+                str(fit.n_saturated),
             )
         console.print(table)
     for fit in fits:
         console.print()
         console.print(Text(_setting_text(fit), style="bold"))
+        console.print("ΔL measured, as a share of what there was, and fitted (* saturated)")
+        console.print(_grid(fit))
         if fit.comparison:
             table = plain_table("form", "ΔAICc", "R²", "held-out length", "held-out size")
             for result in fit.comparison:
@@ -116,6 +120,22 @@ def show_fit(fits: Sequence[StoreFit]) -> None:
             )
         for problem in fit.problems:
             console.print(Text(problem), soft_wrap=True)
+
+
+def _grid(fit: StoreFit) -> Table:
+    lengths = sorted({point.length for point in fit.grid})
+    table = plain_table("rank", *(f"{length} tokens" for length in lengths))
+    for rank in sorted({point.rank for point in fit.grid}):
+        row = {point.length: point for point in fit.grid if point.rank == rank}
+        table.add_row(str(rank), *(_point(row[n]) if n in row else "·" for n in lengths))
+    return table
+
+
+def _point(point: GridPoint) -> str:
+    share = min(1.0, max(0.0, point.delta_nll / point.base_nll))
+    bar = _BARS[round(share * (len(_BARS) - 1))]
+    fitted = "" if point.fitted is None else f" {point.fitted:.1f}"
+    return f"{point.delta_nll:.1f}{'*' if point.saturated else ''} {bar}{fitted}"
 
 
 def _setting_text(fit: StoreFit) -> str:
