@@ -38,6 +38,11 @@ def bench_table() -> str:
     return printed([sys.executable, "benchmarks/against_trl.py", "table"], ROOT)
 
 
+def laws_table() -> str:
+    """The published probe's laws as Markdown."""
+    return printed([sys.executable, "benchmarks/probe.py", "table"], ROOT)
+
+
 def main() -> None:
     """Run everything the README shows, and rewrite its blocks."""
     readme = ROOT / "README.md"
@@ -58,7 +63,7 @@ def main() -> None:
             "plan": console(folder, "memlaw plan --task phonebook --tokens 165"),
             "python": "```text\n" + printed([sys.executable, "-c", code[1]], folder) + "\n```",
         }
-    for name, block in (blocks | {"bench": bench_table()}).items():
+    for name, block in (blocks | {"bench": bench_table(), "laws": laws_table()}).items():
         text = re.sub(
             rf"(<!-- output: {name} -->\n).*?(<!-- end -->)",
             lambda found, block=block: found[1] + block + "\n" + found[2],

@@ -79,7 +79,13 @@ def test_the_tables_of_fit(store, capsys):
     assert "ΔL = C s^α ℓ^−β + b" in said
     assert "noise:1: down_proj of layer 20, default recipe, sft, 150 steps" in said
     assert "phonebook: down_proj" in said
-    assert max(map(len, said.splitlines())) <= 200
+    assert "256 tokens" in said
+    fit = fit_store(read_cells(store), form="knee")[0]
+    first = fit.grid[0]
+    assert (first.rank, first.length) == (1, 32)
+    assert f"{first.delta_nll:.1f}" in said
+    for point in fit.grid:
+        assert point.fitted == pytest.approx(point.delta_nll, abs=0.6)
     assert cli.run(["fit", str(store), "--task", "phonebook", "--form", "knee", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["law"]["form"] == "knee"

@@ -69,6 +69,18 @@ class StoreFit:
     problems: tuple[str, ...]
     grid: tuple[GridPoint, ...]
 
+    @property
+    def r2_of_means(self) -> float | None:
+        """R² on means over seeds, saturated points left out; None where there is no law."""
+        free = [point for point in self.grid if not point.saturated]
+        if self.law is None or len(free) < 2:
+            return None
+        measured = np.array([point.delta_nll for point in free])
+        fitted = np.array([point.fitted for point in free], dtype=float)
+        return float(
+            1 - ((measured - fitted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values; an end of an interval that nothing bounds is None."""
         found: dict[str, Any] = {
@@ -81,6 +93,7 @@ class StoreFit:
             "grid": [asdict(point) for point in self.grid],
         }
         if self.law is not None:
+            found["r2_of_means"] = self.r2_of_means
             found["law"] = {
                 "form": self.law.form,
                 "covariate": self.law.covariate,
