@@ -70,8 +70,9 @@ def _damaged(path, how):
         path.rename(path.with_name("0" * 64 + ".json"))
     elif how == "another cell's content":
         content = json.loads(data)
+        del content["sha256"]
         content["config"]["rank"] = 7
-        path.write_text(json.dumps(content))
+        path.write_text(cells_module._sealed(content))
 
 
 @pytest.mark.parametrize(

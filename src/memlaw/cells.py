@@ -123,9 +123,11 @@ class CellStore:
             self._empty(ready)
         for work in self.folder.glob(f"{_WORK}*"):
             host, _, process = work.name.removeprefix(_WORK).rpartition("-")[0].rpartition("-")
-            is_old = time.time() - work.stat().st_mtime > _STALE_S
-            if host == socket.gethostname() and is_old and not _is_running(int(process)):
-                shutil.rmtree(work, ignore_errors=True)
+            if host != socket.gethostname() or _is_running(int(process)):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+                if time.time() - work.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(work, ignore_errors=True)
 
     def _empty(self, ready: Path) -> None:
         """Move a folder's cells to the others. A result that is there stays: the first one wins."""

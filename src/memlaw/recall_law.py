@@ -40,6 +40,7 @@ BEND_PRIOR = (0.0, 0.2)  # κ: at the shortest and longest length m is off the l
 SPREAD_PRIOR = (math.log(0.1), 0.8)  # of ln ω: thresholds differ by 10 % between data sets
 SLIP = 0.02  # chance that a cell comes out on the wrong side of its data set's threshold
 _POINTS = (31, 15, 9, 11)  # of the grid over ln s0, γ, κ, ln ω
+_HUGE_LOG = 300.0
 _ROUNDS = 3
 
 
@@ -256,7 +257,8 @@ class RecallLaw(Estimator):
             probability: in (0, 1).
 
         Returns:
-            s with P(certified | s, n_tokens) = probability.
+            s with P(certified | s, n_tokens) = probability; a number too large for any adapter
+            where a length far from the grid asks for more.
         """
         middle = self._middle(self._points, np.log([n_tokens]))[:, 0]
         spread = np.exp(self._points[:, 3])
@@ -267,7 +269,7 @@ class RecallLaw(Estimator):
                 low = at
             else:
                 high = at
-        return math.exp(high)
+        return math.exp(min(high, _HUGE_LOG))
 
 
 class ShareLaw(Estimator):

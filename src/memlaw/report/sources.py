@@ -386,9 +386,14 @@ def _recall(
 def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
     """The cells task by task and setting by setting, with the laws that can be fitted to them."""
     done = [cell for cell in cells if cell.get("status", "success") == "success"]
+    told = [column for column in SETTING_COLUMNS[:-1] if _differs(done, column)]
+    # The last is a hash of all of a setting: named only where nothing else tells two apart.
+    seen = {tuple(str(cell.get(c)) for c in told) for cell in done}
+    if len({(cell.get(SETTING_COLUMNS[-1]), cell.get("task")) for cell in done}) > len(seen):
+        told.append(SETTING_COLUMNS[-1])
     groups: dict[str, list[Cell]] = {}
     for cell in done:
-        key = [str(cell[c])[:24] for c in SETTING_COLUMNS if c in cell and _differs(done, c)]
+        key = [str(cell[column])[:24] for column in told if column in cell]
         groups.setdefault(", ".join(key) or str(cell["task"]), []).append(cell)
     return [
         ProbeView(name=f"{name}: {key}", cells=own, law=law_of(own), plan=plan_of(own))
