@@ -37,7 +37,8 @@ GRIDS = [
     ("noise:0.4", "1,2,4", "64,128,256", "0"),
     ("noise:0.8", "1,2,4", "64,128,256", "0"),
 ]
-SHOWN = "paper"
+SHOWN = "power"
+PICTURED = ("noise-1", "phonebook", "noise-0.6")
 N_PLANS = 12
 PLANNED = {"noise:1": range(40, 257), "phonebook": range(77, 265, 11)}
 _LEFT_OUT = ("key", "error", "curriculum_epochs", "retained_sha256", "unseen_sha256")
@@ -132,7 +133,11 @@ def publish(store: Path) -> None:
     (RESULTS / "laws.json").write_text(json.dumps(laws, indent=1) + "\n", encoding="utf-8")
     from memlaw.report import make_report
 
-    make_report([RESULTS / "cells.json"], RESULTS / "figures", format="png")
+    figures = RESULTS / "figures"
+    make_report([RESULTS / "cells.json"], figures, format="png")
+    for file in figures.iterdir():  # every cell is in cells.json; of the pictures, the full grids'
+        if file.suffix == ".md" or not any(f"-{task}-" in file.name for task in PICTURED):
+            file.unlink()
 
 
 def table() -> None:
@@ -145,25 +150,27 @@ def table() -> None:
     }
     print(f"`{FORMS[SHOWN].equation}`, s the rank, ℓ target tokens; 95 % intervals:")
     print()
-    print("| task | seeds | C | α | β | b | R² | of means | held-out length | rank for 128 |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| task | seeds | C | α | β | R² | of means | held-out length | rank for 128 |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for fit in laws:
         law, recall = fit.get("law"), fit.get("recall")
         if law is None:
-            print(f"| {fit['setting']['task']} | {' | '.join('–' * 9)} |")
+            print(f"| {fit['setting']['task']} | {' | '.join('–' * 8)} |")
             continue
         forms = {form["form"]: form for form in fit["comparison"]}
         held_out = forms[SHOWN]["held_out_length_error"] if SHOWN in forms else None
         shown = [
             fit["setting"]["task"],
             str(seeds[fit["setting"]["task"]]),
-            *(_interval(law, name) for name in ("C", "alpha", "beta", "b")),
+            *(_interval(law, name) for name in ("C", "alpha", "beta")),
             f"{law['r2']:.3f}",
             "–" if fit["r2_of_means"] is None else f"{fit['r2_of_means']:.3f}",
             "–" if held_out is None else f"{held_out:.1%}",
             "–" if recall is None else _threshold(recall),
         ]
         print("| " + " | ".join(shown) + " |")
+    if not (RESULTS / "plans.json").is_file():
+        return
     plans = json.loads((RESULTS / "plans.json").read_text(encoding="utf-8"))
     print()
     print(

@@ -261,7 +261,9 @@ class _Likelihood:
         over = np.maximum(at - self.high, 0) - np.maximum(self.low - at, 0)
         step = self.first_steps()
         wall, wall_gradient = _WALL * ((over / step) ** 2).sum(), 2 * _WALL * over / step**2
-        theta, slopes = self.native(at - over)  # the curve itself is never asked beyond the wall
+        theta, slopes = self.native(
+            np.clip(at, self.low, self.high)
+        )  # the curve itself is never asked beyond the wall
         log_q, extras = self._log_q(theta, self.design)
         mean, slope, *extra_slopes = self.form.curve(log_q, self.base, extras)
         sigma = math.exp(theta[self.n_law])
