@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import memlaw
 from memlaw import cached
@@ -86,7 +87,8 @@ def test_several_layers_train_to_the_same_weights(make_model):
 
 
 @pytest.mark.parametrize("objective", ["memft_threshold", "memft_window"])
-def test_sparse_weights_send_back_the_same_gradients(make_model, objective):
+def test_sparse_weights_send_back_the_same_gradients(make_model, objective, monkeypatch):
+    monkeypatch.setattr(Learner, "is_dense", False)  # the head runs again for what has a weight
     _assert_same(load_model(make_model("llama")), "down_proj", objective=objective)
 
 
@@ -352,3 +354,34 @@ def test_the_retention_penalty_is_the_quadratic_form_written_out():
     moves = x @ a @ b  # [9, 3] what the adapter adds at each input
     expected = 0.5 * sum(float(move @ gradient) ** 2 for move in moves for gradient in g) / (9 * 9)
     assert float(retention_penalty([at_site], [(a, b)])) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PlainEngine, CachedEngine])
+@pytest.mark.parametrize("objective", ["sft", "memft_threshold"])
+def test_the_account_of_operations_is_what_pytorch_counts(make_model, kind, objective):
+    base = load_model(make_model("llama"))
+    examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    learner = _learner(sites, examples, objective=objective, batch_size=5, learning_rate=0.1)
+    bank = AdapterBank(_engine(kind, base, sites, examples), [learner])
+    shares = []
+    for _ in range(40):
+        with FlopCounterMode(display=False) as counter:
+            (stats,) = bank.run_epoch()
+        shares.append(learner.weighted_share)
+        assert stats.flop == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert shares[0] > 0.9
+    assert (shares[-1] < 0.5) == (objective == "memft_threshold")  # both ways through the head
+
+
+def test_mixed_adapters_share_the_account_of_operations(make_model):
+    base = load_model(make_model("llama"))
+    examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    learners = [_learner(sites, examples, **settings) for settings in MIXED[:2]]
+    for learner in learners:
+        learner.batch_size = len(examples)
+    bank = AdapterBank(CachedEngine(base.model, sites, examples), learners)
+    with FlopCounterMode(display=False) as counter:
+        found = bank.run_epoch()
+    assert sum(stats.flop for stats in found) == pytest.approx(counter.get_total_flops(), rel=1e-3)

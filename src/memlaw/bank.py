@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 
 import torch
@@ -41,8 +42,10 @@ class AdapterBank:
     def __init__(self, engine: Engine, learners: Sequence[Learner]) -> None:
         self.engine = engine
         self.learners = list(learners)
-        # Counted in the first step; too high where later ones leave out a way back (MemFT).
-        self.flop_per_token = 0.0
+        # Floating-point operations a token in the layers that are run, forwards and backwards;
+        # counted in the first step of each.
+        self.flop_there: float | None = None
+        self.flop_back: float | None = None
 
     def leave(self, learner: Learner) -> None:
         """Train the rest without this one."""
@@ -59,28 +62,25 @@ class AdapterBank:
         epochs = [_Epoch(learner) for learner in self.learners]
         for rows in zip_longest(*(learner.batches() for learner in self.learners)):
             jobs = [(e, r) for e, r in zip(epochs, rows, strict=True) if r and not e.error]
-            if self.flop_per_token:
-                self._step(jobs)
-            else:
-                self._counted_step(jobs)
+            self._step(jobs)
         n_tokens = self.engine.n_tokens - tokens_before
         wall_s = time.perf_counter() - started
-        return [epoch.end(n_tokens, n_tokens * self.flop_per_token, wall_s) for epoch in epochs]
-
-    def _counted_step(self, jobs: Sequence[tuple[_Epoch, list[int]]]) -> None:
-        before = self.engine.n_tokens
-        with FlopCounterMode(display=False) as counter:
-            self._step(jobs)
-        self.flop_per_token = counter.get_total_flops() / max(1, self.engine.n_tokens - before)
+        return [epoch.end(n_tokens, wall_s) for epoch in epochs]
 
     def _step(self, jobs: Sequence[tuple[_Epoch, list[int]]]) -> None:
         if not jobs:
             return
         for epoch, _ in jobs:
             epoch.learner.adapter.begin_step(epoch.learner.n_steps)
-        losses = self.engine.forward(
-            [Job(epoch.learner.adapter, rows, epoch.learner.is_dense) for epoch, rows in jobs]
-        )
+        hints = [epoch.learner.is_dense for epoch, _ in jobs]
+        tokens_before = self.engine.n_tokens
+        with _counter(self.flop_there is None) as forward:
+            losses = self.engine.forward(
+                [
+                    Job(epoch.learner.adapter, rows, hint)
+                    for (epoch, rows), hint in zip(jobs, hints, strict=True)
+                ]
+            )
         counts = [epoch.n_targets(rows) for epoch, rows in jobs]
         weights = []
         for (epoch, rows), nll, correct in zip(
@@ -88,12 +88,47 @@ class AdapterBank:
         ):
             epoch.learner.optimizer.zero_grad()
             weights.append(epoch.look(rows, nll, correct))
-        if not any(w.any() for w in weights):
-            return
-        losses.backward(torch.cat(weights))
+        is_stepping = any(bool(w.any()) for w in weights)
+        with _counter(is_stepping and self.flop_back is None) as backward:
+            if is_stepping:
+                losses.backward(torch.cat(weights))
+        self._account(jobs, hints, weights, self.engine.n_tokens - tokens_before, forward, backward)
         for (epoch, _), weight in zip(jobs, weights, strict=True):
             if weight.any():
                 epoch.step()
+
+    def _account(
+        self,
+        jobs: Sequence[tuple[_Epoch, list[int]]],
+        hints: Sequence[bool],
+        weights: Sequence[Tensor],
+        n_tokens: int,
+        forward: FlopCounterMode | None,
+        backward: FlopCounterMode | None,
+    ) -> None:
+        """Add to each learner's account what a step cost it."""
+        head = self.engine.model.get_output_embeddings().weight
+        rows = [
+            self.engine.head_rows(len(w), int((w != 0).sum()), dense=hint)
+            for w, hint in zip(weights, hints, strict=True)
+        ]
+        if forward is not None:
+            in_head = 2 * head.numel() * sum(there for there, _ in rows)
+            self.flop_there = (forward.get_total_flops() - in_head) / n_tokens
+        if backward is not None:
+            in_head = 2 * head.numel() * sum(back for _, back in rows)
+            self.flop_back = (backward.get_total_flops() - in_head) / n_tokens
+        lengths = [epoch.n_tokens(rows) for epoch, rows in jobs]
+        for (epoch, _), weight, (there, back), length in zip(
+            jobs, weights, rows, lengths, strict=True
+        ):
+            in_layers = (self.flop_there or 0.0) + bool(weight.any()) * (self.flop_back or 0.0)
+            epoch.flop += n_tokens * length / sum(lengths) * in_layers
+            epoch.flop += 2 * head.numel() * (there + back)
+
+
+def _counter(wanted: bool) -> AbstractContextManager[FlopCounterMode | None]:
+    return FlopCounterMode(display=False) if wanted else nullcontext()
 
 
 class _Epoch:
@@ -102,10 +137,14 @@ class _Epoch:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.error: DivergedError | None = None
-        self.nll_sum, self.n_tokens, self.n_under, self.n_over = 0.0, 0, 0, 0
+        self.nll_sum, self.n_seen, self.n_under, self.n_over = 0.0, 0, 0, 0
+        self.flop = 0.0
 
     def n_targets(self, rows: Sequence[int]) -> int:
         return sum(len(self.learner.examples[row].target_ids) for row in rows)
+
+    def n_tokens(self, rows: Sequence[int]) -> int:
+        return self.n_targets(rows) + sum(len(self.learner.examples[r].prompt_ids) for r in rows)
 
     def look(self, rows: list[int], nll: Tensor, correct: Tensor) -> Tensor:
         """Count what is known, and weigh [N] what the step is to be spent on."""
@@ -118,7 +157,7 @@ class _Epoch:
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
         self.learner.see(rows, nll)
         self.nll_sum += float(nll.sum())
-        self.n_tokens += len(nll)
+        self.n_seen += len(nll)
         self.n_under += int(under.sum())
         self.n_over += sum(not bool(part.any()) for part in under.split(lengths))
         return weights
@@ -129,10 +168,10 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
 
-    def end(self, n_tokens_run: int, flop: float, wall_s: float) -> EpochStats | DivergedError:
+    def end(self, n_tokens_run: int, wall_s: float) -> EpochStats | DivergedError:
         if self.error:
             return self.error
-        nll_nats = self.nll_sum / self.n_tokens
+        nll_nats = self.nll_sum / self.n_seen
         self.learner.end_epoch(nll_nats)
         return EpochStats(
             epoch=self.learner.epoch,
@@ -143,6 +182,6 @@ class _Epoch:
             rank=self.learner.adapter.rank,
             retention=self.learner.retention,
             n_tokens_run=n_tokens_run,
-            flop=flop,
+            flop=self.flop,
             wall_s=wall_s,
         )

@@ -329,6 +329,10 @@ class CachedEngine:
             max_rows=self.max_logit_rows,
         )
 
+    def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
+        """See `head_losses`: there and back at once, or again for what has a weight."""
+        return (2 * n_targets, 0) if dense else (n_targets, 2 * n_weighted)
+
     def _hidden(self, jobs: Sequence[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pack by pack, final hidden states [N, D] before the targets, and the targets [N]."""
         for trees in self._packs([job.rows for job in jobs]):

@@ -57,11 +57,22 @@ class Losses:
 class Engine(Protocol):
     """Runs adapters on examples."""
 
+    model: Any
     examples: Sequence[Example]
     n_tokens: int  # that have been sent through the model, forwards, so far
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, under that job's adapter."""
+        ...
+
+    def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
+        """Through how many rows of logits a job's step goes, in `forward` and in `backward`.
+
+        Args:
+            n_targets: target tokens of the job.
+            n_weighted: those with a weight.
+            dense: the job's hint.
+        """
         ...
 
 
@@ -96,3 +107,7 @@ class PlainEngine:
             correct=torch.cat(correct),
             backward=lambda weights: (weights * all_nll).sum().backward(),
         )
+
+    def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
+        """All of them, forwards; and backwards, if any has a weight."""
+        return n_targets, n_targets if n_weighted else 0

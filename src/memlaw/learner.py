@@ -91,7 +91,9 @@ class EpochStats:
         retention: the weight of the penalty that was trained with.
         n_tokens_run: tokens sent through the model, prompts included, for all the adapters that
             are trained together.
-        flop: about how many floating-point operations in matrix products that took.
+        flop: floating-point operations in matrix products that this adapter took, forwards and
+            backwards, its share of prompts that are run once for several among them; without
+            retention's and whitening's.
         wall_s: seconds the epoch took.
     """
 
@@ -157,6 +159,7 @@ class Learner:
         self.epoch = 0
         self.n_steps = 0
         self.n_looks = 0  # batches seen, skipped steps among them
+        self.weighted_share = 1.0  # of the last batch's tokens
         self.rate_share = 1.0  # of the learning rate, in the current epoch
         self.objective_state: objectives.State = {}
         # MemFT aims one margin beyond what the certificate asks: rounding differs between
@@ -175,8 +178,8 @@ class Learner:
 
     @property
     def is_dense(self) -> bool:
-        """Every token has a weight in every step."""
-        return self.config.objective == "sft"
+        """Most tokens will have a weight in the next step, as far as is known."""
+        return self.config.objective == "sft" or self.weighted_share > 0.5
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -224,6 +227,7 @@ class Learner:
             unflatten(nll, mask), unflatten(correct, mask), mask, self.objective_state
         )
         flat = weights[mask]
+        self.weighted_share = float((flat != 0).float().mean())
         return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
 
     def see(self, rows: Sequence[int], nll: Tensor) -> None:
@@ -347,6 +351,7 @@ class Learner:
             "epoch": self.epoch,
             "n_steps": self.n_steps,
             "n_looks": self.n_looks,
+            "weighted_share": self.weighted_share,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
             "line_p": self.line_p,
@@ -381,7 +386,7 @@ class Learner:
             }
         )
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
-        self.n_looks = values["n_looks"]
+        self.n_looks, self.weighted_share = values["n_looks"], values["weighted_share"]
         self.retention, self.rate_share = values["retention"], values["rate_share"]
         self.line_p = values["line_p"]
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
