@@ -63,3 +63,66 @@ def test_an_epoch_holds_every_record_once_in_even_batches(batch_size, sizes):
 def test_a_learner_of_some_rows_never_sees_the_others():
     learner = _learner(rows=[1, 4, 6], batch_size=2)
     assert sorted(row for batch in learner.batches() for row in batch) == [1, 4, 6]
+
+
+def _on_triage(**settings):
+    """A learner of seven records of two tokens, after an epoch that knew none of them."""
+    learner = _learner(objective="triage", batch_size=2, **settings)
+    learner.see(range(7), torch.full((14,), 5.0))
+    learner.end_epoch(5.0)
+    return learner
+
+
+def test_triage_trains_what_is_on_course():
+    learner = _on_triage(schedule="linear", total_steps=10)
+    assert sorted(row for batch in learner.batches() for row in batch) == list(range(7))
+    learner.see([2, 5], torch.zeros(4))  # known: 4 of 14 tokens
+    learner.n_looks = 5  # of 10 steps: 4/7 of all tokens are on course, 8 of 14
+    learner.end_epoch(5.0)
+    assert sorted(row for batch in learner.batches() for row in batch) == [0, 1, 2, 5]
+    assert learner.admitted().tolist() == [2, 2, 2, 0, 0, 2, 0]
+    weights = learner.weigh([0, 2], torch.tensor([9.0, 9.0, 0.0, 0.0]), torch.ones(4).bool())
+    assert (weights > 0).all()
+    assert weights[0] > 3 * weights[2]
+
+
+def test_triage_goes_by_epochs_where_no_steps_are_set():
+    learner = Learner(
+        Adapter([SITE], rank=1, seed=0),
+        EXAMPLES,
+        TrainConfig(retention=0, objective="triage"),
+        max_epochs=5,
+    )
+    for _ in range(4):
+        learner.see(range(7), torch.full((14,), 5.0))
+        learner.see([3], torch.zeros(2))
+        learner.end_epoch(5.0)
+    assert learner.progress == 0.8
+    assert learner.batches() == [[3]]  # known before, and nothing learnt since
+
+
+def test_without_an_end_in_sight_triage_gives_nothing_up():
+    learner = _on_triage()
+    for _ in range(50):
+        learner.end_epoch(5.0)
+    assert learner.progress == 0
+    assert sorted(row for batch in learner.batches() for row in batch) == list(range(7))
+
+
+def test_what_an_epoch_leaves_out_is_still_counted():
+    learner = _on_triage(schedule="linear", total_steps=10)
+    learner.see([2], torch.zeros(2))
+    assert learner.n_under(range(7)) == 12
+    assert learner.n_under([2, 3]) == 2
+    assert learner.share_over() == pytest.approx(2 / 14)
+
+
+def test_what_triage_admits_survives_a_restart():
+    learner = _on_triage(schedule="linear", total_steps=10)
+    learner.see([2], torch.zeros(2))
+    learner.n_looks = 6
+    learner.end_epoch(5.0)
+    again = _learner(objective="triage", batch_size=2, schedule="linear", total_steps=10)
+    again.restore(*learner.state())
+    assert again.batches() == learner.batches() != [list(range(7))]
+    assert again.over_at_start == learner.over_at_start == 0.0

@@ -1,4 +1,4 @@
-"""The four objectives against weights worked out by hand."""
+"""The objectives against weights worked out by hand."""
 
 import copy
 import json
@@ -9,11 +9,13 @@ import torch
 
 from memlaw.errors import ConfigError
 from memlaw.objectives import (
+    admit,
     memft_curriculum,
     memft_threshold,
     memft_window,
     resolve_objective,
     sft,
+    triage,
 )
 
 LN2 = math.log(2)
@@ -276,5 +278,57 @@ def test_the_names_of_the_paper_are_known(name, objective):
 
 
 def test_an_unknown_objective_lists_those_there_are():
-    with pytest.raises(ConfigError, match=r"no objective 'dpo'.*memft_threshold.*sft"):
+    with pytest.raises(ConfigError, match=r"no objective 'dpo'.*sft.*memft_threshold"):
         resolve_objective("dpo")
+
+
+def test_triage_weighs_softly_what_is_admitted():
+    p = torch.tensor([[1.0, 0.8, 0.5, 1e-9], [0.8, 0.8, 0.8, 0.8]])
+    admitted = torch.tensor([4, 2])
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    weights, state = triage(-p.log(), mask, mask, {"a": 1}, admitted=admitted, threshold=0.6)
+    # sigmoid(4·ln(0.8 / p))
+    expected = [[0.8**4 / (1 + 0.8**4), 0.5, 1.6**4 / (1 + 1.6**4), 1.0], [0.5, 0.5, 0, 0]]
+    assert weights.tolist() == [pytest.approx(row, rel=1e-5) for row in expected]
+    assert weights.dtype == torch.float32
+    assert state == {"a": 1}
+
+
+def _admitted(shortfall, lengths, *, over, progress, over_at_start=0.0):
+    return admit(
+        torch.tensor(shortfall),
+        torch.tensor(lengths),
+        over=over,
+        over_at_start=over_at_start,
+        progress=progress,
+    ).tolist()
+
+
+def test_in_the_first_fifth_everything_is_admitted():
+    assert _admitted([9.0, 1.0], [4, 6], over=0.0, progress=0.19) == [4, 6]
+    assert _admitted([9.0, 1.0], [4, 6], over=0.0, progress=0.2) == [0, 1]
+
+
+def test_what_is_on_course_is_admitted_whole_records_first():
+    # a quarter learnt in half of the time: half of the 20 tokens
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.25, progress=0.5) == [0, 8, 2]
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.5, progress=0.5) == [6, 8, 6]
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.9, progress=0.5) == [6, 8, 6]
+
+
+def test_what_was_known_before_counts_for_nothing():
+    # half was known; nothing learnt since: what is known stays admitted, and no more
+    assert _admitted([3.0, 0.0], [5, 5], over=0.5, over_at_start=0.5, progress=0.5) == [0, 5]
+    # a quarter of the other half learnt in half of the time: three quarters of all
+    found = _admitted([3.0, 0.0], [10, 10], over=0.625, over_at_start=0.5, progress=0.5)
+    assert found == [5, 10]
+    assert _admitted([0.0, 0.0], [5, 5], over=1.0, over_at_start=1.0, progress=0.5) == [5, 5]
+
+
+def test_of_one_long_record_the_beginning_is_admitted():
+    assert _admitted([99.0], [100], over=0.1, progress=0.5) == [20]
+    assert _admitted([99.0], [100], over=0.0, progress=1.0) == [1]
+
+
+def test_a_relapse_under_the_start_is_no_negative_budget():
+    assert _admitted([3.0, 1.0], [5, 5], over=0.0, over_at_start=0.5, progress=0.9) == [0, 5]

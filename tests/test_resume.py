@@ -18,6 +18,7 @@ EPOCHS = 12
 SETTINGS = {"rank": 4, "batch_size": 3, "learning_rate": 1e-3, "max_epochs": EPOCHS}
 OBJECTIVES = {
     "sft": {},
+    "triage": {"objective": "triage"},  # gives records up on the way
     "memft_window": {"objective": "memft_window"},  # carries state from epoch to epoch
     "memft_curriculum": {"objective": "memft_curriculum", "curriculum_epochs": (2, 4, 6, 8)},
     # so slow that the rank is raised on the way
@@ -86,7 +87,7 @@ def uninterrupted(llama, phone_book, tmp_path_factory):
 
 @pytest.mark.parametrize("how", STOPS)
 @pytest.mark.parametrize("after", [2, 7])
-@pytest.mark.parametrize("objective", ["sft", "memft_window", "memft_curriculum"])
+@pytest.mark.parametrize("objective", ["sft", "triage", "memft_window", "memft_curriculum"])
 def test_a_resumed_run_ends_in_the_same_bytes(
     llama, phone_book, tmp_path, uninterrupted, objective, after, how
 ):

@@ -139,6 +139,7 @@ class _Epoch:
         self.error: DivergedError | None = None
         self.nll_sum, self.n_seen, self.n_under, self.n_over = 0.0, 0, 0, 0
         self.flop = 0.0
+        self.rows: list[int] = []
 
     def n_targets(self, rows: Sequence[int]) -> int:
         return sum(len(self.learner.examples[row].target_ids) for row in rows)
@@ -156,6 +157,7 @@ class _Epoch:
         under = torch.exp(-nll) < self.learner.line_p  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
         self.learner.see(rows, nll)
+        self.rows += rows
         self.nll_sum += float(nll.sum())
         self.n_seen += len(nll)
         self.n_under += int(under.sum())
@@ -172,6 +174,8 @@ class _Epoch:
         if self.error:
             return self.error
         nll_nats = self.nll_sum / self.n_seen
+        left_out = set(self.learner.rows.tolist()) - set(self.rows)
+        self.n_under += self.learner.n_under(sorted(left_out))
         self.learner.end_epoch(nll_nats)
         return EpochStats(
             epoch=self.learner.epoch,

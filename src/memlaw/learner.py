@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from memlaw.records import Example
 
 Tensor = torch.Tensor
 _LEAST_RATE_SHARE = 0.1
+_LEAST_P = 1e-8  # float16 knows no smaller one
 _LEAST_TOKENS = 1000  # of the records, that retention is weighed against
 _LEAST_RECORDS, _MOST_RECORDS = 10, 100  # a step, where the batch size is left to us
 
@@ -127,6 +129,8 @@ class Learner:
         config: how to train.
         statistics: of the adapter's sites; needed where `config.retention` is above 0.
         rows: which of the examples it learns; default: all.
+        max_epochs: how long training may take, where `config.total_steps` doesn't say it; what
+            triage goes by.
 
     Attributes:
         seen_p: [target tokens of all examples] float16, record after record: the probability that
@@ -140,6 +144,7 @@ class Learner:
         config: TrainConfig,
         statistics: Sequence[Statistics] = (),
         rows: Sequence[int] | None = None,
+        max_epochs: int | None = None,
     ) -> None:
         self.adapter = adapter
         self.examples = examples
@@ -150,13 +155,17 @@ class Learner:
             raise ConfigError("retention needs the statistics of the adapter's sites.")
         self.retention = config.retention
         lengths = [len(e.target_ids) for e in examples]
-        self._token_ends = torch.tensor(lengths).cumsum(0)
+        self._lengths = torch.tensor(lengths)
+        self._token_ends = self._lengths.cumsum(0)
         self.seen_p = torch.zeros(sum(lengths), dtype=torch.float16)
         n_tokens = sum(lengths[row] for row in self.rows.tolist())
         self.n_retained_against = max(n_tokens, _LEAST_TOKENS)
         self.batch_size = step_size(config.batch_size, len(self.rows))
         self.device = adapter.a[0].device
         self.epoch = 0
+        self.max_epochs = max_epochs
+        self._admitted: Tensor | None = None  # in the current epoch, once it is known
+        self.over_at_start: float | None = None  # share of target tokens over the line
         self.n_steps = 0
         self.n_looks = 0  # batches seen, skipped steps among them
         self.weighted_share = 1.0  # of the last batch's tokens
@@ -195,10 +204,55 @@ class Learner:
     # ------------------------------------------------------------ a step
 
     def batches(self) -> list[list[int]]:
-        """The rows of this epoch's steps: every record once, batches of nearly equal size."""
-        order = torch.randperm(len(self.rows), generator=self._generator(self.epoch))
+        """The rows of this epoch's steps: every record once, batches of nearly equal size.
+
+        With triage, every record that is admitted.
+        """
+        rows = self.rows[self.admitted()[self.rows] > 0]
+        order = torch.randperm(len(rows), generator=self._generator(self.epoch))
         n_batches = -(-len(order) // self.batch_size)
-        return [self.rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
+        return [rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
+
+    def admitted(self) -> Tensor:
+        """[examples] int: how many of each one's target tokens this epoch trains."""
+        if self._admitted is None:
+            self._admitted = self._admit()
+        return self._admitted
+
+    def _admit(self) -> Tensor:
+        if self.config.objective != "triage" or self.over_at_start is None:
+            return self._lengths
+        p = self.seen_p.float()
+        shortfall = (math.log(self.goal_p) - p.clamp(min=_LEAST_P).log()).clamp(min=0)
+        of_records = torch.stack([part.sum() for part in shortfall.split(self._lengths.tolist())])
+        admitted = torch.zeros_like(self._lengths)
+        admitted[self.rows] = objectives.admit(
+            of_records[self.rows],
+            self._lengths[self.rows],
+            over=self.share_over(),
+            over_at_start=self.over_at_start,
+            progress=self.progress,
+        )
+        return admitted
+
+    @property
+    def progress(self) -> float:
+        """The share of its training that is over; 0 where no end is set."""
+        if self.config.total_steps is not None:
+            return min(1.0, self.n_looks / self.config.total_steps)
+        return 0.0 if self.max_epochs is None else min(1.0, self.epoch / self.max_epochs)
+
+    def share_over(self) -> float:
+        """The share of its target tokens that was over the line when last seen."""
+        return 1 - self.n_under(self.rows.tolist()) / int(self._lengths[self.rows].sum())
+
+    def n_under(self, rows: Sequence[int]) -> int:
+        """Target tokens of the records `rows` that were under the line when last seen."""
+        ends = self._token_ends.tolist()
+        return sum(
+            int((self.seen_p[ends[row] - int(self._lengths[row]) : ends[row]] < self.line_p).sum())
+            for row in rows
+        )
 
     def target_mask(self, rows: Sequence[int]) -> Tensor:
         """[B, T] bool: real target tokens of the records `rows`."""
@@ -264,6 +318,9 @@ class Learner:
             nll_nats: mean loss of this one.
         """
         self.epoch += 1
+        self._admitted = None
+        if self.over_at_start is None:
+            self.over_at_start = self.share_over()
         if self.config.schedule == "loss":
             self.rate_share = min(1.0, max(_LEAST_RATE_SHARE, nll_nats**0.5))
 
@@ -294,6 +351,12 @@ class Learner:
                 objectives.memft_window,
                 threshold=self.goal_p,
                 record_ids=[self.examples[row].record.id for row in rows],
+            )
+        if config.objective == "triage":
+            return functools.partial(
+                objectives.triage,
+                threshold=self.goal_p,
+                admitted=self.admitted()[rows].to(self.device),
             )
         return functools.partial(
             objectives.memft_curriculum,
@@ -347,11 +410,13 @@ class Learner:
         """All that the next epoch depends on: tensors, and JSON-able values. Both are copies."""
         tensors = {f"adapter.{k}": v for k, v in self.adapter.state_dict().items()}
         tensors |= {f"moments.{k}": v for k, v in self._moments().items()}
+        tensors["seen_p"] = self.seen_p
         values = {
             "epoch": self.epoch,
             "n_steps": self.n_steps,
             "n_looks": self.n_looks,
             "weighted_share": self.weighted_share,
+            "over_at_start": self.over_at_start,
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
             "line_p": self.line_p,
@@ -388,7 +453,8 @@ class Learner:
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
         self.n_looks, self.weighted_share = values["n_looks"], values["weighted_share"]
         self.retention, self.rate_share = values["retention"], values["rate_share"]
-        self.line_p = values["line_p"]
+        self.line_p, self.over_at_start = values["line_p"], values["over_at_start"]
+        self.seen_p, self._admitted = tensors["seen_p"].clone(), None
         self.goal_p, self.objective_state = values["goal_p"], values["objective_state"]
 
 

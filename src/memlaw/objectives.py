@@ -4,7 +4,8 @@ An objective turns what the model makes of each target token into a weight. The 
 `Σ weight · nll / Σ weight`; weights that are all zero mean that the step is skipped.
 
 Shapes: B records, T target tokens (padded; `mask` is True on real ones).
-Source of all four: arXiv 2605.30260; its names for them stand in each docstring.
+Source of sft and the three of MemFT: arXiv 2605.30260; its names for them stand in each
+docstring. `triage` is ours; what it gave stands in docs/memft.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from memlaw.errors import ConfigError
 Tensor = torch.Tensor
 State = Mapping[str, Any]  # what an objective carries from call to call; JSON-able, never mutated
 
-Objective = Literal["memft_threshold", "sft", "memft_window", "memft_curriculum"]
+Objective = Literal["triage", "sft", "memft_threshold", "memft_window", "memft_curriculum"]
 OnEmpty = Literal["skip", "sft"]
 ALIASES: dict[str, Objective] = {
     "only_threshold": "memft_threshold",
@@ -37,6 +38,8 @@ WINDOW_PATIENCE = 3
 WINDOW_GROWTH = 0.5
 WINDOW_MAX_GROWTH = 4.0
 CURRICULUM_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+TRIAGE_SHARPNESS = 4.0
+TRIAGE_FROM = 0.2  # of the training: before, nobody knows what can be finished
 
 
 def sft(nll: Tensor, correct: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
@@ -159,6 +162,72 @@ def memft_curriculum(
     stage = sum(epoch >= boundary for boundary in boundaries)
     admitted = ranks < math.ceil(CURRICULUM_SHARES[stage] * n_records)  # [B]
     return memft_threshold(nll, correct, mask & admitted[:, None], state, threshold=threshold)
+
+
+def triage(
+    nll: Tensor,
+    correct: Tensor,
+    mask: Tensor,
+    state: State,
+    *,
+    admitted: Tensor,
+    threshold: float = 0.5,
+) -> tuple[Tensor, State]:
+    """What can still be finished, and of it mostly what isn't safe yet.
+
+    `sigmoid(4·(nll + ln p₁))`, p₁ halfway from the threshold to 1, on the first `admitted` tokens
+    of each record: a token that is far under the line weighs 1, one at p₁ a half, one that is
+    certain about a quarter, so that it stays. Which tokens are admitted is `admit`'s to say.
+
+    Args:
+        nll, correct, mask, state: as for `sft`.
+        admitted: [B] int: how many of a record's tokens are to be learnt, from its beginning.
+        threshold: in (0, 1).
+
+    Returns:
+        weights [B, T] float32 in [0, 1], and the state, unchanged.
+    """
+    safe_p = (1 + threshold) / 2
+    weights = torch.sigmoid(TRIAGE_SHARPNESS * (nll.float() + math.log(safe_p)))
+    among = torch.arange(nll.shape[1], device=nll.device) < admitted[:, None]
+    return torch.where(mask & among, weights, torch.zeros_like(weights)), state
+
+
+def admit(
+    shortfall: Tensor,
+    lengths: Tensor,
+    *,
+    over: float,
+    over_at_start: float,
+    progress: float,
+) -> Tensor:
+    """How much of each record `triage` trains: as much in all as is on course to be finished.
+
+    If L is the share of what was to be learnt that is over the line after a share s of the
+    training, then L / s of it will be in the end, should it go on like that. So many tokens are
+    admitted, whole records first, those with the least shortfall before the others; of the first
+    that doesn't fit, its beginning. In the first fifth of the training everything is.
+
+    Args:
+        shortfall: [R] float ≥ 0: what each record's tokens lack in all, in nats.
+        lengths: [R] int: target tokens of each record.
+        over: share of all target tokens over the line, in [0, 1].
+        over_at_start: what it was before training.
+        progress: share of the training that is over, in [0, 1].
+
+    Returns:
+        [R] int: admitted tokens of each record, from its beginning; at least one in all.
+    """
+    if progress < TRIAGE_FROM or over_at_start >= 1:
+        return lengths.clone()
+    learnt = max(0.0, (over - over_at_start) / (1 - over_at_start))
+    share = min(1.0, max(over, over_at_start + (1 - over_at_start) * learnt / progress))
+    budget = max(1, math.ceil(share * int(lengths.sum()) - 1e-6))  # 2.0000001 is 2
+    order = torch.argsort(shortfall, stable=True)
+    before = lengths[order].cumsum(0) - lengths[order]
+    admitted = torch.zeros_like(lengths)
+    admitted[order] = torch.minimum((budget - before).clamp(min=0), lengths[order])
+    return admitted
 
 
 def resolve_objective(name: str) -> Objective:

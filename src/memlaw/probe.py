@@ -348,13 +348,19 @@ class Prober:
     Args:
         config: what to probe.
         observer: is told of progress.
+        base: the model, if it is loaded already.
     """
 
-    def __init__(self, config: ProbeConfig, observer: ProbeObserver | None = None) -> None:
+    def __init__(
+        self,
+        config: ProbeConfig,
+        observer: ProbeObserver | None = None,
+        base: BaseModel | None = None,
+    ) -> None:
         self.config = config
         self.observer = observer or ProbeObserver()
         self.task: Task = parse_task(config.task)
-        self.base: BaseModel = load_model(
+        self.base: BaseModel = base or load_model(
             config.model,
             dtype=config.dtype,
             device=config.device,

@@ -294,7 +294,9 @@ class _Run:
             ],
             dropout=config.dropout,
         ).to(base.model.device)
-        self.learner = Learner(adapter, self.examples, config, statistics)
+        self.learner = Learner(
+            adapter, self.examples, config, statistics, max_epochs=config.max_epochs
+        )
         self.bank = AdapterBank(self._engine(), [self.learner])
         self.curve: list[dict[str, Any]] = []
         self.snapshots = Snapshots(len(self.learner.seen_p))
