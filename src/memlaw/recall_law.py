@@ -397,7 +397,7 @@ def reached(cells: Sequence[Cell], recall: float = 1.0, measure: Measure = "reco
 
     Args:
         cells: finished cells of one setting.
-        recall: in (0, 1]. At 1: `certified`, every token over the line and recited. Below 1:
+        recall: in (0, 1]. At 1: `certified`, every token over the line, teacher-forced. Below 1:
             at least that share of the records recited word for word, or, by `measure`, of the
             target tokens over the line.
         measure: records or tokens.
