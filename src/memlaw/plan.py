@@ -285,7 +285,7 @@ def _n_parameters(cells: Sequence[Cell], rank: int) -> int:
 
 def _train_s(cells: Sequence[Cell], rank: int, n_tokens: float) -> float | None:
     """By least squares of ln wall_s on ln rank and ln n_tokens; None under five timed cells."""
-    timed = [cell for cell in cells if (cell.get("wall_s") or 0) > 0]
+    timed = [c for c in cells if c.get("wall_s") is not None and number(c, "wall_s") > 0]
     if len(timed) < 5:
         return None
     columns = [np.log([number(cell, name) for cell in timed]) for name in ("rank", "n_tokens")]

@@ -28,6 +28,7 @@ from memlaw.law import (
     Estimator,
     LawError,
     cell_arrays,
+    checked_rows,
     choose_cells,
     number,
 )
@@ -450,13 +451,4 @@ def _quantiles(values: Array, mass: Array, tails: Sequence[float]) -> list[float
 
 
 def _checked_pairs(X: ArrayLike) -> Array:
-    X = np.asarray(X, dtype=float)
-    if X.ndim != 2 or X.shape[1] != 2:
-        raise LawError(f"X has shape {X.shape}; it must be [n, 2]: size, n_tokens.")
-    bad = np.flatnonzero(~(np.isfinite(X) & (X > 0)).all(axis=1))
-    if len(bad):
-        raise LawError(
-            f"Row {bad[0]} of X is {X[bad[0]].tolist()}; size and n_tokens must be finite and "
-            "above 0."
-        )
-    return X
+    return checked_rows(X, "size", "n_tokens")
