@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +24,16 @@ import torch
 
 from memlaw.adapters import Adapter, Layers, resolve_sites
 from memlaw.bank import AdapterBank
-from memlaw.cached import CachedEngine
+from memlaw.cached import cached_or_plain
 from memlaw.cells import Cell, CellStore, read_cells
 from memlaw.damage import mean_interval, retained_text, sha256_of, unseen_text, windows
-from memlaw.engine import Engine, EngineError, Job, PlainEngine
+from memlaw.engine import Engine, Job
 from memlaw.errors import ConfigError
 from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig, step_size
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import Objective, OnEmpty, resolve_objective
 from memlaw.precondition import Whitener, measure_general, measure_statistics
+from memlaw.provenance import machine, versions
 from memlaw.recall import Audit, audit_examples
 from memlaw.records import Example, PromptFormat, Record, resolve_prompt_format
 from memlaw.store import json_sha256
@@ -577,17 +576,14 @@ class Prober:
         return learners
 
     def _engine(self, examples: Sequence[Example]) -> Engine:
-        try:
-            return CachedEngine(
-                self.base.model,
-                self.sites,
-                examples,
-                cache_mb=self.config.cache_mb,
-                logits_mb=self.config.logits_mb,
-            )
-        except EngineError as error:
-            self.observer.notice(f"Training on the plain engine, which is slower: {error}")
-            return PlainEngine(self.base.model, examples)
+        return cached_or_plain(
+            self.base.model,
+            self.sites,
+            examples,
+            cache_mb=self.config.cache_mb,
+            logits_mb=self.config.logits_mb,
+            notice=self.observer.notice,
+        )
 
     def _train(
         self, group: Sequence[Spec], engine: Engine, learners: Sequence[Learner]
@@ -663,8 +659,6 @@ class Prober:
 
     def provenance(self, group: Sequence[Spec], wall_s: float) -> dict[str, Any]:
         """Where and how long a group was run."""
-        from memlaw.writer import versions
-
         return {
             "wall_s": wall_s / len(group),
             "trained_together": [list(spec) for spec in group],
@@ -674,11 +668,7 @@ class Prober:
                 for name in ("natural_text", "retain", "damage_text")
             },
             "versions": versions(),
-            "machine": {
-                "platform": platform.platform(),
-                "n_cpus": os.cpu_count(),
-                "n_threads": torch.get_num_threads(),
-            },
+            "machine": machine(),
         }
 
 
