@@ -278,17 +278,13 @@ def probe(
     prober = Prober(config, observer)
     keys = {prober.key(spec): spec for spec in prober.specs()}
     finished = store.finished(keys, observer.notice)
-    there = (
-        [row for row in read_cells(out, observer.notice) if row["key"] in finished]
-        if finished
-        else []
-    )
+    there = read_cells(out, observer.notice, keys=finished) if finished else []
     observer.grid(config, there, len(keys))
     missing = [spec for key, spec in keys.items() if key not in finished]
     for group in (launcher or run_here)(prober, prober.groups(missing), Path(out)):
         for spec, status, result in group:
             observer.cell(spec, status, result)
-    rows = [row for row in read_cells(out, observer.notice) if row["key"] in keys]
+    rows = read_cells(out, observer.notice, keys=keys)
     return ProbeResult(
         cells=rows,
         n_run=len(missing),
