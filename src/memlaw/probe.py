@@ -32,7 +32,7 @@ from memlaw.errors import ConfigError
 from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig, step_size
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import Objective, OnEmpty, resolve_objective
-from memlaw.precondition import Whitener, measure_general, measure_statistics
+from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
 from memlaw.provenance import machine, versions
 from memlaw.recall import Audit, audit_examples
 from memlaw.records import Example, PromptFormat, Record, resolve_prompt_format
@@ -156,13 +156,7 @@ class ProbeConfig:
                 config,
                 learning_rate=1e-2,
                 betas=(0.9, 0.999),
-                batch_size=1
-                if long
-                else 4
-                if n_tokens <= 4000
-                else 8
-                if n_tokens <= 24_000
-                else 16,
+                batch_size=1 if long else _paper_batch_size(n_tokens),
                 dropout=0.1,
                 whiten=False,
                 retention=0.0,
@@ -188,6 +182,13 @@ class ProbeConfig:
         """What was asked for instead of what the recipe has; None where nothing was."""
         names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
         return {name: getattr(self, name) for name in names}
+
+
+def _paper_batch_size(n_tokens: int) -> int:
+    """Records a step that the published probe takes of so many target tokens."""
+    if n_tokens <= 4000:
+        return 4
+    return 8 if n_tokens <= 24_000 else 16
 
 
 class Spec(NamedTuple):
@@ -376,6 +377,7 @@ class Prober:
             self.base.tokenizer, self.retained, context=context, name="the text to retain"
         )
         self.examples = functools.cache(self._examples)
+        self.setting = functools.cache(self._setting)
         self.identity = functools.cache(self._identity)
         self.moments = functools.cache(self._moments)
         self.unseen_engine = functools.cache(self._unseen_engine)
@@ -442,11 +444,11 @@ class Prober:
     def _identity(self, spec: Spec) -> dict[str, Any]:
         """All that decides a cell's result, but for rounding."""
         examples = self.examples(spec.length, spec.seed)
-        training = self._training(spec)
+        training = self._training(spec.length, spec.seed)
         return json.loads(
             json.dumps(
                 {
-                    **self._setting(),
+                    **self.setting(),
                     "length": spec.length,
                     "rank": spec.rank,
                     "seed": spec.seed,
@@ -456,11 +458,9 @@ class Prober:
             )
         )
 
-    def _training(self, spec: Spec) -> TrainConfig:
-        examples = self.examples(spec.length, spec.seed)
-        return self.config.training(
-            spec.seed, len(examples), sum(len(e.target_ids) for e in examples)
-        )
+    def _training(self, length: int, seed: int) -> TrainConfig:
+        examples = self.examples(length, seed)
+        return self.config.training(seed, len(examples), sum(len(e.target_ids) for e in examples))
 
     def _examples(self, length: int, seed: int) -> tuple[Example, ...]:
         return tuple(
@@ -546,21 +546,24 @@ class Prober:
         rows: dict[tuple[int, int], list[int]],
     ) -> list[Learner]:
         @functools.cache
-        def prepared(own: tuple[int, int], whiten: bool, mixture: float, damping: float) -> Any:
+        def prepared(own: tuple[int, int]) -> tuple[TrainConfig, list[Statistics], list[Whitener]]:
+            config = self._training(*own)
+            if not (config.whiten or config.retention):
+                return config, [], []
             statistics = measure_statistics(
                 self.base.model, self.sites, [examples[row] for row in rows[own]], self.moments()
             )
-            whiteners = [Whitener(s, mixture=mixture, damping=damping) for s in statistics]
-            return statistics, whiteners if whiten else []
+            whiteners = [
+                Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
+                for s in statistics
+                if config.whiten
+            ]
+            return config, statistics, whiteners
 
         learners = []
         for spec in group:
-            config, own = self._training(spec), (spec.length, spec.seed)
-            statistics, whiteners = (
-                prepared(own, config.whiten, config.whiten_mixture, config.whiten_damping)
-                if config.whiten or config.retention
-                else ([], [])
-            )
+            own = spec.length, spec.seed
+            config, statistics, whiteners = prepared(own)
             adapter = Adapter(
                 self.sites,
                 rank=spec.rank,
