@@ -1,5 +1,6 @@
 """The probe's store: whole cells or none, and nothing damaged is trusted."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -42,6 +43,26 @@ def test_what_is_put_is_read(tmp_path):
     assert rows[0]["objective"] == "sft"
     assert store.finished([_cell(1).key, _cell(3).key], pytest.fail) == {_cell(1).key}
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_only_the_cells_that_are_asked_for_are_read(tmp_path):
+    _store(tmp_path, _cell(1), _cell(2), _cell(3))
+    (tmp_path / "cells" / f"{_cell(3).key}.json").write_text("damaged")
+    (row,) = read_cells(tmp_path, pytest.fail, keys={_cell(2).key})
+    assert row["rank"] == 2
+    with pytest.raises(DataError, match="holds no cells"):
+        read_cells(tmp_path, keys=set())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_can_t_be_put_leaves_nothing_behind(tmp_path, error):
+    def broken(path):
+        path.write_bytes(b"half")
+        raise error
+
+    with pytest.raises(error):
+        CellStore(tmp_path).put([_cell(1), dataclasses.replace(_cell(2), write_tokens=broken)])
+    assert [path.name for path in tmp_path.rglob("*")] == ["cells"]
 
 
 def test_a_failure_is_a_cell_but_not_a_result(tmp_path):

@@ -1,10 +1,15 @@
-"""What the terminal shows of an audit: where recall breaks, in 80 columns."""
+"""What the terminal shows: where recall breaks, in 80 columns, and how a probe goes."""
+
+import io
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import memlaw
 from memlaw.console import _bars, show_audit
+from memlaw.console_probe import ConsoleProbeObserver
+from memlaw.probe import ProbeConfig, Spec
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +32,27 @@ def test_where_recall_breaks_is_plotted(base_audit, capsys):
 def test_bars_show_what_is_rare_and_what_is_nothing():
     assert _bars(np.array([0, 1, 10_000])) == "·▁█"
     assert _bars(np.zeros(3, int)) == "···"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_terminal):
+    seen = io.StringIO()
+    monkeypatch.setattr(
+        "memlaw.terminal.Console",
+        lambda **_: Console(file=seen, force_terminal=is_terminal, width=100),
+    )
+    observer = ConsoleProbeObserver()
+    try:
+        observer.grid(ProbeConfig(ranks=(1, 3), lengths=(6,)), [], 2)
+        observer.epoch([Spec(6, 1, 0)], 5, 12, 1.25)
+        observer.cell(
+            Spec(6, 1, 0), "success", {"delta_nll": 4.56, "saturated": False, "share_under": 0.5}
+        )
+        observer.epoch([Spec(6, 3, 0)], 6, 12, 1.25)
+    finally:
+        observer.close()
+    said = seen.getvalue()
+    assert ("rank \\ length" in said) == is_terminal
+    assert ("epoch 6/12" in said) == is_terminal  # elsewhere ten seconds would have to pass
+    assert ("length 6, rank 1, seed 0: loss fell by 4.56, 50.0% under" in said) != is_terminal
+    assert "4.56" in said

@@ -129,6 +129,29 @@ def test_a_file_that_holds_no_cells(tmp_path, content):
         read_cells(path)
 
 
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        (["fit"], {"delta_nll": math.nan}, "delta_nll nan, which is no number"),
+        *(
+            (command, change, message)
+            for command in (["fit"], ["plan", "--tokens", "50"], ["report"])
+            for change, message in (
+                ({"rank": "x"}, "rank 'x', which is no number"),
+                ({"rank": None}, "no rank: it isn't a finished probe cell"),
+                ({"n_tokens": [1]}, "n_tokens [1], which is no number"),
+            )
+        ),
+    ],
+)
+def test_a_row_that_is_no_cell_is_named(tmp_path, monkeypatch, capsys, command, change, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps([*_cells(), _cells()[0] | change]))
+    assert cli.run([command[0], str(path), *command[1:]]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_plan_and_its_inverse(store, capsys):
     assert cli.run(["plan", str(store), "--task", "noise:1", "--tokens", "100", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -289,7 +289,7 @@ def test_recall_under_one_is_a_share_of_records_or_of_tokens():
     full = plan_rank(cells, 200)
     records = plan_rank(cells, 200, recall=0.5)
     tokens = plan_rank(cells, 200, recall=0.7, measure="tokens")
-    assert "certified" in full.goal
+    assert full.goal == "certified: every token at p 0.55 or more, teacher-forced"
     assert records.goal == "at least 0.5 of the records recited word for word"
     assert tokens.goal == "at least 0.7 of the target tokens over the line"
     assert tokens.rank <= records.rank < full.rank
@@ -308,7 +308,9 @@ def test_mixed_cells_are_refused_until_one_setting_is_chosen():
 
 def test_a_store_without_a_transition_says_what_to_probe():
     none = [{**cell, "certified": False} for cell in _store()]
-    with pytest.raises(LawError, match=r"None of 75 cells \(ranks 1 to 6, 32 to 256 tokens\)"):
+    with pytest.raises(
+        LawError, match=r"None of 75 cells \(ranks 1 to 6, 32 to 256 tokens\) succeeds"
+    ):
         plan_rank(none, 100)
     every = [{**cell, "certified": True} for cell in _store()]
     with pytest.raises(LawError, match=r"All 75 cells .* Probe smaller ranks or longer targets"):

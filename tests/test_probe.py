@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from memlaw import cli
+from memlaw import cached, cli
 from memlaw import probe as probe_module
 from memlaw.bank import AdapterBank
 from memlaw.cells import read_cells
@@ -208,6 +208,22 @@ def test_bad_requests_are_refused_before_anything_is_trained(config, tmp_path, t
         probe(tmp_path, dataclasses.replace(config, damage_text=str(short)))
     with pytest.raises(OutputError, match="can't be written"):
         probe(short / "runs", config)
+
+
+def test_a_model_the_cached_engine_can_t_train_is_probed_on_the_plain_one(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cached._Constant, "forward", lambda self, *_, **__: self.no_such_thing)
+    said = []
+
+    class Notes(ProbeObserver):
+        def notice(self, text):
+            said.append(text)
+
+    small = dataclasses.replace(config, lengths=(6,), seeds=(0,))
+    assert probe(tmp_path, small, observer=Notes()).n_failed == 0
+    assert any("plain engine, which is slower" in line for line in said)
+    assert not any("--engine" in line for line in said)  # probe has no such setting
 
 
 def test_many_ranks_of_a_long_text_are_trained_in_parts(config, monkeypatch):

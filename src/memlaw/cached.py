@@ -22,7 +22,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from torch import nn
 
 from memlaw.adapters import Adapter, Site, add_deltas, attached, decoder_layers
 from memlaw.attention import Trees, is_replaceable, lay_out, tree_attention
-from memlaw.engine import EngineError, Job, Losses
+from memlaw.engine import Engine, EngineError, Job, Losses, PlainEngine
 from memlaw.errors import ConfigError
 from memlaw.forward import collate, logits_of
 from memlaw.head import head_losses
@@ -182,7 +182,7 @@ class CachedEngine:
     def _unfit(self, what: str) -> EngineError:
         return EngineError(
             f"{type(self.model).__name__} computes something else from {what} than from whole "
-            "records, so the cached engine can't train it. Use --engine plain."
+            "records, so the cached engine can't train it."
         )
 
     def _whole(self, row: int) -> Tensor:
@@ -459,6 +459,23 @@ def _recording(layer: nn.Module, site: str, model: nn.Module) -> Iterator[dict[s
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def cached_or_plain(
+    model: Any,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    *,
+    cache_mb: float,
+    logits_mb: float,
+    notice: Callable[[str], None],
+) -> Engine:
+    """The cached engine where it can train the model; else the plain one, and a notice."""
+    try:
+        return CachedEngine(model, sites, examples, cache_mb=cache_mb, logits_mb=logits_mb)
+    except EngineError as error:
+        notice(f"{error} Training on the plain engine, which is slower.")
+        return PlainEngine(model, examples)
 
 
 def _length(example: Example) -> int:

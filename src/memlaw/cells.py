@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,10 +90,13 @@ class CellStore:
             (self.folder / _CELLS).mkdir(parents=True, exist_ok=True)
             owner = f"{socket.gethostname()}-{os.getpid()}-"
             work = Path(tempfile.mkdtemp(prefix=f"{_WORK}{owner}", dir=self.folder))
-            for cell in cells:
-                self._write(cell, work)
             ready = work.with_name(_READY + work.name.removeprefix(_WORK))
-            os.replace(work, ready)
+            try:
+                for cell in cells:
+                    self._write(cell, work)
+                os.replace(work, ready)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)  # there only if something went wrong
             self._empty(ready)
         except OSError as error:
             raise OutputError(f"{self.folder}: can't be written ({error.strerror}).") from error
@@ -166,10 +169,16 @@ class CellStore:
             found.add(key)
         return found
 
-    def read(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """All cells, as their files have them, and what is wrong with those that can't be read."""
+    def read(self, keys: Container[str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+        """Cells, as their files have them, and what is wrong with those that can't be read.
+
+        Args:
+            keys: of the cells that are wanted; None: all.
+        """
         cells, wrong = {}, []
         for path in self._files():
+            if keys is not None and path.stem not in keys:
+                continue
             try:
                 content = _load(path)
                 cells[content["key"]] = content
@@ -238,7 +247,10 @@ def _is_running(process: int) -> bool:
 
 
 def read_cells(
-    folder: str | Path, notice: Callable[[str], None] = lambda text: None
+    folder: str | Path,
+    notice: Callable[[str], None] = lambda text: None,
+    *,
+    keys: Container[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The cells of a probe as flat rows: `status`, settings, and what was measured.
 
@@ -246,6 +258,7 @@ def read_cells(
         folder: what `memlaw probe -o` wrote, or a JSON file of such rows (what
             `memlaw probe --json` prints).
         notice: is told of files that can't be trusted; they are left out.
+        keys: read only these cells of a folder; None: all.
 
     Returns:
         A row a cell, in the order of task, length, rank and seed. See `ProbeResult`.
@@ -255,7 +268,7 @@ def read_cells(
     """
     if Path(folder).is_file():
         return _read_table(Path(folder))
-    cells, wrong = CellStore(folder).read()
+    cells, wrong = CellStore(folder).read(keys)
     for text in wrong:
         notice(text)
     if not cells:

@@ -7,41 +7,27 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from memlaw.check import CertificateCheck
 from memlaw.learner import EpochStats
 from memlaw.recall import Audit, decoded_text
 from memlaw.speed import Speed
-from memlaw.terminal import duration, print_rows
+from memlaw.terminal import Progress, duration, print_rows
 from memlaw.writer import Observer, WriteResult
 
-_LINE_EVERY_S = 10.0
 _SHOWN = 5
 _CONTEXT_TOKENS = 8
 _COLUMNS = 20
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-class ConsoleObserver(Observer):
-    """Progress: one live line on a terminal, a line every ten seconds elsewhere."""
+class ConsoleObserver(Progress, Observer):
+    """Progress of `memlaw write` and `memlaw audit`: one line."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
-        self.started = self.shown_at = time.monotonic()
+        super().__init__()
         self.first_epoch: int | None = None
-        if self.console.is_terminal:
-            self.live.start()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def notice(self, text: str) -> None:
-        self.console.print(Text(text))
 
     def epoch(self, stats: EpochStats, n_records: int, max_epochs: int) -> None:
         now = time.monotonic()
@@ -56,17 +42,10 @@ class ConsoleObserver(Observer):
             f"{stats.flop / stats.wall_s / 1e9:,.0f} GFLOP/s  "
             f"{duration(now - self.started)}, at most {duration(left_s)} left"
         )
-        self._show(line, now, always=stats.n_under == 0)
+        self.show(line, always=stats.n_under == 0)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        self._show(f"{what} {done}/{total} records", time.monotonic())
-
-    def _show(self, line: str, now: float, always: bool = False) -> None:
-        if self.console.is_terminal:
-            self.live.update(Text(line))
-        elif always or now - self.shown_at >= _LINE_EVERY_S:
-            self.shown_at = now
-            self.console.print(Text(line), soft_wrap=True)
+        self.show(f"{what} {done}/{total} records")
 
 
 def show_write(result: WriteResult) -> None:

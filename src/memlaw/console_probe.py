@@ -7,39 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from memlaw.probe import ProbeConfig, ProbeObserver, ProbeResult, Spec
-from memlaw.terminal import duration
+from memlaw.terminal import Progress, duration, plain_table
 
-_LINE_EVERY_S = 10.0
 Row = dict[str, Any]
 
 
-class ConsoleProbeObserver(ProbeObserver):
+class ConsoleProbeObserver(Progress, ProbeObserver):
     """Progress: the grid as it fills on a terminal, a line a cell elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
-        self.started = self.shown_at = time.monotonic()
+        super().__init__()
         self.ranks: tuple[int, ...] = ()
         self.lengths: tuple[int, ...] = ()
         self.n_done = self.n_to_do = 0
         self.rows: list[Row] = []
-        if self.console.is_terminal:
-            self.live.start()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def notice(self, text: str) -> None:
-        self.console.print(Text(text))
 
     def grid(self, config: ProbeConfig, finished: Sequence[Row], n_cells: int) -> None:
         self.ranks, self.lengths = config.ranks, config.lengths
@@ -49,17 +35,13 @@ class ConsoleProbeObserver(ProbeObserver):
             self.notice(f"{len(finished)} of {n_cells} cells are there already.")
 
     def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
-        now = time.monotonic()
+        took = duration(time.monotonic() - self.started)
         lengths = ", ".join(str(n) for n in dict.fromkeys(spec.length for spec in specs))
         line = (
             f"cells {self.n_done}/{self.n_to_do}  training {len(specs)} of length {lengths}: "
-            f"epoch {epoch}/{epochs}  loss {nll_nats:.3f}  {duration(now - self.started)}"
+            f"epoch {epoch}/{epochs}  loss {nll_nats:.3f}  {took}"
         )
-        if self.console.is_terminal:
-            self._draw(line)
-        elif now - self.shown_at >= _LINE_EVERY_S:
-            self.shown_at = now
-            self.console.print(Text(line), soft_wrap=True)
+        self.show(line)
 
     def cell(self, spec: Spec, status: str, result: Row) -> None:
         self.n_done += 1
@@ -68,17 +50,15 @@ class ConsoleProbeObserver(ProbeObserver):
         if status != "success":
             self.notice(f"{line}failed ({result['error'].strip().splitlines()[-1]})")
         elif self.console.is_terminal:
-            self._draw(f"cells {self.n_done}/{self.n_to_do}")
+            self.show(f"cells {self.n_done}/{self.n_to_do}")
         else:
             under = result["share_under"]
             self.notice(f"{line}loss fell by {result['delta_nll']:.2f}, {under:.1%} under p 0.55")
 
-    def _draw(self, line: str) -> None:
-        grid = Table.grid()
-        if self.rows:
-            grid.add_row(_grid(self.rows, self.ranks, self.lengths, _delta_nll))
-        grid.add_row(Text(line))
-        self.live.update(grid)
+    def drawn(self, line: str) -> RenderableType:
+        if not self.rows:
+            return super().drawn(line)
+        return Group(_grid(self.rows, self.ranks, self.lengths, _delta_nll), Text(line))
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:
@@ -115,10 +95,7 @@ def _grid(
     lengths: Sequence[int],
     show: Callable[[list[Row]], str],
 ) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("rank \\ length", justify="right", style="dim")
-    for length in lengths:
-        table.add_column(str(length), justify="right")
+    table = plain_table("rank \\ length", *map(str, lengths))
     for rank in ranks:
         cells = [
             [row for row in rows if (row["rank"], row["length"]) == (rank, length)]

@@ -18,6 +18,7 @@ from memlaw.law import (
     FormResult,
     LawError,
     MemoryLaw,
+    checked_rows,
     compare_cells,
     number,
 )
@@ -216,11 +217,13 @@ def _grid(
 ) -> tuple[GridPoint, ...]:
     together: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
-        together.setdefault((int(cell["rank"]), int(cell["length"])), []).append(cell)
+        at = int(number(cell, "rank")), int(number(cell, "length"))
+        together.setdefault(at, []).append(cell)
     points = []
     for (rank, length), found in sorted(together.items()):
         size = "rank" if covariate == "rank" else "n_parameters"
-        X = np.array([[number(c, name) for name in (size, "n_tokens", "base_nll")] for c in found])
+        columns = (size, "n_tokens", "base_nll")
+        X = checked_rows([[number(c, name) for name in columns] for c in found], *columns)
         points.append(
             GridPoint(
                 rank=rank,
@@ -228,7 +231,7 @@ def _grid(
                 base_nll=float(X[:, 2].mean()),
                 delta_nll=sum(number(c, "delta_nll") for c in found) / len(found),
                 fitted=None if law is None else float(law.predict(X).mean()),
-                saturated=any(c["saturated"] for c in found),
+                saturated=any(bool(number(c, "saturated")) for c in found),
             )
         )
     return tuple(points)

@@ -31,6 +31,7 @@ Covariate = Literal["rank", "parameters"]
 # What cells must share to be points of one law; the last is a hash of all of it.
 SETTING_COLUMNS = ("task", "recipe", "placement", "layers", "objective", "steps", "setting")
 _SIZE_COLUMN = {"rank": "rank", "parameters": "n_parameters"}
+_COLUMNS = ("size", "n_tokens", "base_nll")  # of X
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 _WALL = 1e4  # steepness of the walls around the search range
@@ -644,7 +645,7 @@ class MemoryLaw(Estimator):
         Raises:
             LawError: not fitted, or X isn't as it should be.
         """
-        return np.minimum(self.curve(X), _checked_X(X)[:, 2])
+        return np.minimum(self.curve(X), checked_rows(X, *_COLUMNS)[:, 2])
 
     def curve(self, X: ArrayLike) -> Array:
         """ΔL as the form has it: [n] nats. The forms `paper` and `power` may exceed L0.
@@ -656,7 +657,7 @@ class MemoryLaw(Estimator):
             LawError: not fitted, or X isn't as it should be.
         """
         self._fitted("params_")
-        return self._likelihood.curve(self._theta, _checked_X(X))
+        return self._likelihood.curve(self._theta, checked_rows(X, *_COLUMNS))
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """R² of `predict`: 1 − Σ(y − ŷ)² / Σ(y − ȳ)².
@@ -907,21 +908,26 @@ def _r2(y: Array, predicted: Array) -> float:
     return 1 - float(((y - predicted) ** 2).sum()) / spread if spread > 0 else math.nan
 
 
-def _checked_X(X: ArrayLike) -> Array:
+def checked_rows(X: ArrayLike, *columns: str) -> Array:
+    """X as floats [n, columns].
+
+    Raises:
+        LawError: another shape, or a number that isn't finite and above 0.
+    """
     X = np.asarray(X, dtype=float)
-    if X.ndim != 2 or X.shape[1] != 3:
-        raise LawError(f"X has shape {X.shape}; it must be [n, 3]: size, n_tokens, base_nll.")
+    names = ", ".join(columns)
+    if X.ndim != 2 or X.shape[1] != len(columns):
+        raise LawError(f"X has shape {X.shape}; it must be [n, {len(columns)}]: {names}.")
     bad = np.flatnonzero(~(np.isfinite(X) & (X > 0)).all(axis=1))
     if len(bad):
         raise LawError(
-            f"Row {bad[0]} of X is {X[bad[0]].tolist()}; size, n_tokens and base_nll must be "
-            "finite and above 0."
+            f"Row {bad[0]} of X is {X[bad[0]].tolist()} ({names}); all must be finite and above 0."
         )
     return X
 
 
 def _checked(X: ArrayLike, y: ArrayLike, censored: ArrayLike | None) -> tuple[Array, Array, Array]:
-    X, y = _checked_X(X), np.asarray(y, dtype=float)
+    X, y = checked_rows(X, *_COLUMNS), np.asarray(y, dtype=float)
     cut = np.zeros(len(X), dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
     for values, name in ((y, "y"), (cut, "censored")):
         if values.shape != (len(X),):
@@ -1006,13 +1012,17 @@ def number(cell: Cell, column: str) -> float:
     """A column of a cell as a float.
 
     Raises:
-        LawError: the cell doesn't have it.
+        LawError: the cell has none there, or something else than a finite number.
     """
-    value = cell.get(column)
-    if value is None:
-        where = ", ".join(f"{k} {cell.get(k)}" for k in ("task", "rank", "n_tokens", "seed"))
-        raise LawError(f"The cell ({where}) has no {column}: it isn't a finished probe cell.")
-    return float(value)
+    value: Any = cell.get(column)
+    try:
+        if not isinstance(value, str) and math.isfinite(found := float(value)):
+            return found
+    except (TypeError, OverflowError):  # None, a list, a whole number of 400 digits
+        pass
+    where = ", ".join(f"{k} {cell.get(k)}" for k in ("task", "rank", "n_tokens", "seed"))
+    has = f"no {column}" if value is None else f"{column} {value!r}, which is no number"
+    raise LawError(f"The cell ({where}) has {has}: it isn't a finished probe cell.")
 
 
 def _key(value: Any) -> str:

@@ -98,8 +98,8 @@ def plan_rank(
     Args:
         cells: flat dicts of a probe; one task and setting, or `where` chooses one.
         n_tokens: target tokens to store, ≥ 1.
-        recall: in (0, 1]. 1: certified, every token over the line and every record recited. Below
-            1: that share of records recited, or of tokens over the line, by `measure`.
+        recall: in (0, 1]. 1: certified, every token over the line, teacher-forced. Below 1: that
+            share of records recited, or of tokens over the line, by `measure`.
         confidence: in (0, 1): the probability of success asked for.
         measure: records or tokens; at recall 1 it makes no difference.
         ranks: ranks allowed; None: every whole number.
@@ -209,7 +209,7 @@ def plan_tokens(
 def goal_text(recall: float, measure: Measure) -> str:
     """What success means, in words."""
     if recall == 1:
-        return "certified: every token over the line, every record recited word for word"
+        return "certified: every token at p 0.55 or more, teacher-forced"
     if measure == "records":
         return f"at least {recall:g} of the records recited word for word"
     return f"at least {recall:g} of the target tokens over the line"
@@ -233,12 +233,12 @@ def _fit(
         grid = f"ranks {sizes[0]} to {sizes[-1]}, {lengths[0]} to {lengths[-1]} tokens"
         if success.all():
             raise LawError(
-                f"All {len(chosen)} cells ({grid}) are {goal}: the limit isn't among them. Probe "
-                "smaller ranks or longer targets."
+                f"All {len(chosen)} cells ({grid}) succeed ({goal}): the limit isn't among them. "
+                "Probe smaller ranks or longer targets."
             )
         raise LawError(
-            f"None of {len(chosen)} cells ({grid}) is {goal}. Probe larger ranks, shorter targets, "
-            "or more steps."
+            f"None of {len(chosen)} cells ({grid}) succeeds ({goal}). Probe larger ranks, shorter "
+            "targets, or more steps."
         )
     return chosen, RecallLaw().fit_cells(chosen, recall=recall, measure=measure)
 
@@ -285,7 +285,7 @@ def _n_parameters(cells: Sequence[Cell], rank: int) -> int:
 
 def _train_s(cells: Sequence[Cell], rank: int, n_tokens: float) -> float | None:
     """By least squares of ln wall_s on ln rank and ln n_tokens; None under five timed cells."""
-    timed = [cell for cell in cells if (cell.get("wall_s") or 0) > 0]
+    timed = [c for c in cells if c.get("wall_s") is not None and number(c, "wall_s") > 0]
     if len(timed) < 5:
         return None
     columns = [np.log([number(cell, name) for cell in timed]) for name in ("rank", "n_tokens")]

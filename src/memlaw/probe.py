@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +24,16 @@ import torch
 
 from memlaw.adapters import Adapter, Layers, resolve_sites
 from memlaw.bank import AdapterBank
-from memlaw.cached import CachedEngine
+from memlaw.cached import cached_or_plain
 from memlaw.cells import Cell, CellStore, read_cells
 from memlaw.damage import mean_interval, retained_text, sha256_of, unseen_text, windows
-from memlaw.engine import Engine, EngineError, Job, PlainEngine
+from memlaw.engine import Engine, Job
 from memlaw.errors import ConfigError
 from memlaw.learner import DivergedError, EpochStats, Learner, TrainConfig, step_size
 from memlaw.models import EMBEDDED, BaseModel, DType, load_model
 from memlaw.objectives import Objective, OnEmpty, resolve_objective
-from memlaw.precondition import Whitener, measure_general, measure_statistics
+from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
+from memlaw.provenance import machine, versions
 from memlaw.recall import Audit, audit_examples
 from memlaw.records import Example, PromptFormat, Record, resolve_prompt_format
 from memlaw.store import json_sha256
@@ -157,13 +156,7 @@ class ProbeConfig:
                 config,
                 learning_rate=1e-2,
                 betas=(0.9, 0.999),
-                batch_size=1
-                if long
-                else 4
-                if n_tokens <= 4000
-                else 8
-                if n_tokens <= 24_000
-                else 16,
+                batch_size=1 if long else _paper_batch_size(n_tokens),
                 dropout=0.1,
                 whiten=False,
                 retention=0.0,
@@ -189,6 +182,13 @@ class ProbeConfig:
         """What was asked for instead of what the recipe has; None where nothing was."""
         names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
         return {name: getattr(self, name) for name in names}
+
+
+def _paper_batch_size(n_tokens: int) -> int:
+    """Records a step that the published probe takes of so many target tokens."""
+    if n_tokens <= 4000:
+        return 4
+    return 8 if n_tokens <= 24_000 else 16
 
 
 class Spec(NamedTuple):
@@ -279,17 +279,13 @@ def probe(
     prober = Prober(config, observer)
     keys = {prober.key(spec): spec for spec in prober.specs()}
     finished = store.finished(keys, observer.notice)
-    there = (
-        [row for row in read_cells(out, observer.notice) if row["key"] in finished]
-        if finished
-        else []
-    )
+    there = read_cells(out, observer.notice, keys=finished) if finished else []
     observer.grid(config, there, len(keys))
     missing = [spec for key, spec in keys.items() if key not in finished]
     for group in (launcher or run_here)(prober, prober.groups(missing), Path(out)):
         for spec, status, result in group:
             observer.cell(spec, status, result)
-    rows = [row for row in read_cells(out, observer.notice) if row["key"] in keys]
+    rows = read_cells(out, observer.notice, keys=keys)
     return ProbeResult(
         cells=rows,
         n_run=len(missing),
@@ -387,6 +383,7 @@ class Prober:
             self.base.tokenizer, self.retained, context=context, name="the text to retain"
         )
         self.examples = functools.cache(self._examples)
+        self.setting = functools.cache(self._setting)
         self.identity = functools.cache(self._identity)
         self.moments = functools.cache(self._moments)
         self.unseen_engine = functools.cache(self._unseen_engine)
@@ -453,11 +450,11 @@ class Prober:
     def _identity(self, spec: Spec) -> dict[str, Any]:
         """All that decides a cell's result, but for rounding."""
         examples = self.examples(spec.length, spec.seed)
-        training = self._training(spec)
+        training = self._training(spec.length, spec.seed)
         return json.loads(
             json.dumps(
                 {
-                    **self._setting(),
+                    **self.setting(),
                     "length": spec.length,
                     "rank": spec.rank,
                     "seed": spec.seed,
@@ -467,11 +464,9 @@ class Prober:
             )
         )
 
-    def _training(self, spec: Spec) -> TrainConfig:
-        examples = self.examples(spec.length, spec.seed)
-        return self.config.training(
-            spec.seed, len(examples), sum(len(e.target_ids) for e in examples)
-        )
+    def _training(self, length: int, seed: int) -> TrainConfig:
+        examples = self.examples(length, seed)
+        return self.config.training(seed, len(examples), sum(len(e.target_ids) for e in examples))
 
     def _examples(self, length: int, seed: int) -> tuple[Example, ...]:
         return tuple(
@@ -557,21 +552,24 @@ class Prober:
         rows: dict[tuple[int, int], list[int]],
     ) -> list[Learner]:
         @functools.cache
-        def prepared(own: tuple[int, int], whiten: bool, mixture: float, damping: float) -> Any:
+        def prepared(own: tuple[int, int]) -> tuple[TrainConfig, list[Statistics], list[Whitener]]:
+            config = self._training(*own)
+            if not (config.whiten or config.retention):
+                return config, [], []
             statistics = measure_statistics(
                 self.base.model, self.sites, [examples[row] for row in rows[own]], self.moments()
             )
-            whiteners = [Whitener(s, mixture=mixture, damping=damping) for s in statistics]
-            return statistics, whiteners if whiten else []
+            whiteners = [
+                Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
+                for s in statistics
+                if config.whiten
+            ]
+            return config, statistics, whiteners
 
         learners = []
         for spec in group:
-            config, own = self._training(spec), (spec.length, spec.seed)
-            statistics, whiteners = (
-                prepared(own, config.whiten, config.whiten_mixture, config.whiten_damping)
-                if config.whiten or config.retention
-                else ([], [])
-            )
+            own = spec.length, spec.seed
+            config, statistics, whiteners = prepared(own)
             adapter = Adapter(
                 self.sites,
                 rank=spec.rank,
@@ -583,17 +581,14 @@ class Prober:
         return learners
 
     def _engine(self, examples: Sequence[Example]) -> Engine:
-        try:
-            return CachedEngine(
-                self.base.model,
-                self.sites,
-                examples,
-                cache_mb=self.config.cache_mb,
-                logits_mb=self.config.logits_mb,
-            )
-        except EngineError as error:
-            self.observer.notice(f"Training on the plain engine, which is slower: {error}")
-            return PlainEngine(self.base.model, examples)
+        return cached_or_plain(
+            self.base.model,
+            self.sites,
+            examples,
+            cache_mb=self.config.cache_mb,
+            logits_mb=self.config.logits_mb,
+            notice=self.observer.notice,
+        )
 
     def _train(
         self, group: Sequence[Spec], engine: Engine, learners: Sequence[Learner]
@@ -669,8 +664,6 @@ class Prober:
 
     def provenance(self, group: Sequence[Spec], wall_s: float) -> dict[str, Any]:
         """Where and how long a group was run."""
-        from memlaw.writer import versions
-
         return {
             "wall_s": wall_s / len(group),
             "trained_together": [list(spec) for spec in group],
@@ -680,11 +673,7 @@ class Prober:
                 for name in ("natural_text", "retain", "damage_text")
             },
             "versions": versions(),
-            "machine": {
-                "platform": platform.platform(),
-                "n_cpus": os.cpu_count(),
-                "n_threads": torch.get_num_threads(),
-            },
+            "machine": machine(),
         }
 
 

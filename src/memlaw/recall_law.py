@@ -28,6 +28,7 @@ from memlaw.law import (
     Estimator,
     LawError,
     cell_arrays,
+    checked_rows,
     choose_cells,
     number,
 )
@@ -397,7 +398,7 @@ def reached(cells: Sequence[Cell], recall: float = 1.0, measure: Measure = "reco
 
     Args:
         cells: finished cells of one setting.
-        recall: in (0, 1]. At 1: `certified`, every token over the line and recited. Below 1:
+        recall: in (0, 1]. At 1: `certified`, every token over the line, teacher-forced. Below 1:
             at least that share of the records recited word for word, or, by `measure`, of the
             target tokens over the line.
         measure: records or tokens.
@@ -450,13 +451,4 @@ def _quantiles(values: Array, mass: Array, tails: Sequence[float]) -> list[float
 
 
 def _checked_pairs(X: ArrayLike) -> Array:
-    X = np.asarray(X, dtype=float)
-    if X.ndim != 2 or X.shape[1] != 2:
-        raise LawError(f"X has shape {X.shape}; it must be [n, 2]: size, n_tokens.")
-    bad = np.flatnonzero(~(np.isfinite(X) & (X > 0)).all(axis=1))
-    if len(bad):
-        raise LawError(
-            f"Row {bad[0]} of X is {X[bad[0]].tolist()}; size and n_tokens must be finite and "
-            "above 0."
-        )
-    return X
+    return checked_rows(X, "size", "n_tokens")

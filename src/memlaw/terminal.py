@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import time
+
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Progress on standard error: live on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self.started = self.shown_at = time.monotonic()
+        if self.console.is_terminal:
+            self.live.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def notice(self, text: str) -> None:
+        """A sentence that stays."""
+        self.console.print(Text(text))
+
+    def show(self, line: str, *, always: bool = False) -> None:
+        """How things stand; `always` prints it however short ago the last line was."""
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self.live.update(self.drawn(line))
+        elif always or now - self.shown_at >= _LINE_EVERY_S:
+            self.shown_at = now
+            self.console.print(Text(line), soft_wrap=True)
+
+    def drawn(self, line: str) -> RenderableType:
+        """What a terminal shows of how things stand."""
+        return Text(line)
 
 
 def duration(seconds: float) -> str:

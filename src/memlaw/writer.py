@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from memlaw.adapters import (
     save_adapter,
 )
 from memlaw.bank import AdapterBank
-from memlaw.cached import CachedEngine
+from memlaw.cached import CachedEngine, cached_or_plain
 from memlaw.card import model_card
 from memlaw.certificate import CERTIFICATE_FILE, Certificate, make_certificate
 from memlaw.damage import (
@@ -52,6 +49,7 @@ from memlaw.models import BaseModel, load_model
 from memlaw.objectives import resolve_objective
 from memlaw.plan import plan_by_builtin
 from memlaw.precondition import Statistics, Whitener, measure_general, measure_statistics
+from memlaw.provenance import machine, versions
 from memlaw.recall import Audit, audit_examples, decoded_text
 from memlaw.records import (
     Record,
@@ -318,19 +316,15 @@ class _Run:
         config, model = self.config, self.base.model
         if config.engine == "plain":
             return PlainEngine(model, self.examples)
-        try:
-            return CachedEngine(
-                model,
-                self.sites,
-                self.examples,
-                cache_mb=config.cache_mb,
-                logits_mb=config.logits_mb,
+        room = {"cache_mb": config.cache_mb, "logits_mb": config.logits_mb}
+        if config.engine == "auto":
+            return cached_or_plain(
+                model, self.sites, self.examples, **room, notice=self.observer.notice
             )
+        try:
+            return CachedEngine(model, self.sites, self.examples, **room)
         except EngineError as error:
-            if config.engine == "cached":
-                raise
-            self.observer.notice(f"Training on the plain engine, which is slower: {error}")
-            return PlainEngine(model, self.examples)
+            raise EngineError(f"{error} Use --engine plain.") from error
 
     def _measure_base(self) -> Audit:
         return audit_examples(
@@ -623,15 +617,5 @@ class _Run:
             "epochs": result.epochs,
             "curve": self.curve,
             "versions": certificate.versions,
-            "machine": {
-                "platform": platform.platform(),
-                "n_cpus": os.cpu_count(),
-                "n_threads": torch.get_num_threads(),
-            },
+            "machine": machine(),
         }
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of what its results depend on."""
-    names = ("memlaw", "torch", "transformers", "peft", "tokenizers", "safetensors")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}

@@ -15,13 +15,22 @@ import numpy as np
 
 from memlaw.cells import read_cells
 from memlaw.errors import DataError
-from memlaw.law import FORMS, SETTING_COLUMNS, LawError, MemoryLaw, cell_arrays, compare_cells
+from memlaw.law import (
+    FORMS,
+    SETTING_COLUMNS,
+    LawError,
+    MemoryLaw,
+    cell_arrays,
+    compare_cells,
+    number,
+)
 from memlaw.recall_law import RecallLaw
 from memlaw.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 from memlaw.store import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE
 
 Cell = Mapping[str, Any]
 _COLUMNS = ("record", "position", "token", "nll_nats", "argmax", "margin_nats")
+_DRAWN = ("rank", "n_tokens", "nll", "delta_nll", "recall")  # of every cell
 _CURVE = 25  # points of a fitted line
 _Z = [z / 4 for z in range(-12, 14)]  # probabilities from 0.0013 to 0.9994
 _BEYOND, _PLAN_LENGTHS, _PLAN_SIZES = 8, 33, 60  # of the planner's table
@@ -384,8 +393,15 @@ def _recall(
 
 
 def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
-    """The cells task by task and setting by setting, with the laws that can be fitted to them."""
+    """The cells task by task and setting by setting, with the laws that can be fitted to them.
+
+    Raises:
+        LawError: a finished cell lacks what is drawn of all.
+    """
     done = [cell for cell in cells if cell.get("status", "success") == "success"]
+    for cell in done:
+        for column in _DRAWN:
+            number(cell, column)
     told = [column for column in SETTING_COLUMNS[:-1] if _differs(done, column)]
     # The last is a hash of all of a setting: named only where nothing else tells two apart.
     seen = {tuple(str(cell.get(c)) for c in told) for cell in done}
@@ -394,7 +410,7 @@ def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
     groups: dict[str, list[Cell]] = {}
     for cell in done:
         key = [str(cell[column])[:24] for column in told if column in cell]
-        groups.setdefault(", ".join(key) or str(cell["task"]), []).append(cell)
+        groups.setdefault(", ".join(key) or str(cell.get("task")), []).append(cell)
     return [
         ProbeView(name=f"{name}: {key}", cells=own, law=law_of(own), plan=plan_of(own))
         for key, own in groups.items()
@@ -474,9 +490,9 @@ def plan_of(cells: Sequence[Cell]) -> PlanView | None:
     """The law of recall, fitted to cells of one setting; None where it can't be."""
     try:
         law = RecallLaw().fit_cells(cells)
+        per_rank = {number(cell, "n_parameters") / cell["rank"] for cell in cells}
     except LawError:
         return None
-    per_rank = {cell["n_parameters"] / cell["rank"] for cell in cells}
     if max(per_rank) > 1.001 * min(per_rank):
         return None
     ranks, tokens = ([int(cell[column]) for cell in cells] for column in ("rank", "n_tokens"))
