@@ -17,7 +17,7 @@ from memlaw.errors import ConfigError, OutputError
 EPOCHS = 12
 SETTINGS = {"rank": 4, "batch_size": 3, "learning_rate": 1e-3, "max_epochs": EPOCHS}
 OBJECTIVES = {
-    "sft": {},
+    "sft": {"objective": "sft"},
     "triage": {"objective": "triage"},  # gives records up on the way
     "memft_window": {"objective": "memft_window"},  # carries state from epoch to epoch
     "memft_curriculum": {"objective": "memft_curriculum", "curriculum_epochs": (2, 4, 6, 8)},
@@ -142,7 +142,7 @@ def test_a_run_stopped_in_its_first_epoch_leaves_nothing(llama, phone_book, tmp_
 
 
 def test_resume_without_anything_to_resume_begins(llama, phone_book, tmp_path, uninterrupted):
-    _write(phone_book, tmp_path / "out", llama, resume=True, **SETTINGS)
+    _write(phone_book, tmp_path / "out", llama, resume=True, objective="sft", **SETTINGS)
     assert _adapter(tmp_path / "out") == uninterrupted("sft")
 
 
@@ -150,11 +150,12 @@ def test_more_epochs_after_giving_up_equal_one_longer_run(
     llama, phone_book, tmp_path, uninterrupted
 ):
     out = tmp_path / "out"
-    first = _write(phone_book, out, llama, **SETTINGS | {"max_epochs": 5})
+    settings = SETTINGS | {"objective": "sft"}  # triage goes by max_epochs
+    first = _write(phone_book, out, llama, **settings | {"max_epochs": 5})
     assert not first.certified
     assert first.stopped_because == "max_epochs (5) reached"
     assert (out / "checkpoint.safetensors").is_file()
-    second = _write(phone_book, out, llama, resume=True, **SETTINGS)
+    second = _write(phone_book, out, llama, resume=True, **settings)
     assert (first.epochs, second.epochs) == (5, EPOCHS)
     assert _adapter(out) == uninterrupted("sft")
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
+from memlaw.bench import VARIANTS
 from memlaw.check import AuditConfig
+from memlaw.objectives import Objective, OnEmpty
 from memlaw.probe import ProbeConfig
 from memlaw.settings import WriteConfig
 
@@ -68,6 +70,25 @@ class ProbeArguments(ProbeConfig):
     ray_gpus: float = 0
     json: bool = False
     config: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchObjectivesArguments(ProbeArguments):
+    """Probe a grid once with each objective, and compare them with SFT pair by pair.
+
+    Attributes:
+        objectives: of sft, memft_threshold, memft_threshold:sft (plain sft where a batch has
+            nothing left), memft_window, memft_curriculum, triage; sft among them.
+        seeds: of the data, the initialisation and the order; what intervals are over.
+    """
+
+    objectives: tuple[str, ...] = VARIANTS
+    objective: Annotated[Objective, Suppress] = "sft"
+    on_empty: Annotated[OnEmpty | None, Suppress] = None
+    ranks: tuple[int, ...] = (1, 2)
+    lengths: tuple[int, ...] = (132, 198, 264)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    task: str = "phonebook"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,7 @@ class _Epoch:
         self.error: DivergedError | None = None
         self.nll_sum, self.n_seen, self.n_under, self.n_over = 0.0, 0, 0, 0
         self.flop = 0.0
+        self.n_relapses = 0
         self.rows: list[int] = []
 
     def n_targets(self, rows: Sequence[int]) -> int:
@@ -156,7 +157,7 @@ class _Epoch:
             return torch.zeros_like(nll)
         under = torch.exp(-nll) < self.learner.line_p  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
-        self.learner.see(rows, nll)
+        self.n_relapses += self.learner.see(rows, nll)
         self.rows += rows
         self.nll_sum += float(nll.sum())
         self.n_seen += len(nll)
@@ -182,6 +183,7 @@ class _Epoch:
             nll_nats=nll_nats,
             n_under=self.n_under,
             n_records_over=self.n_over,
+            n_relapses=self.n_relapses,
             n_steps=self.learner.n_steps,
             rank=self.learner.adapter.rank,
             retention=self.learner.retention,

@@ -15,6 +15,7 @@ from typing import Any
 
 from memlaw.errors import ConfigError, MemlawError
 
+_GOES_ON = "Interrupted. The same command goes on with the cells that are missing."
 DONE, NOT_CERTIFIED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP = """usage: memlaw COMMAND ...
@@ -31,6 +32,8 @@ commands:
   probe -o RUNS          train a grid of ranks and lengths, and measure what each remembers
   fit RUNS               fit the laws of memory to a probe, with intervals
   plan [RUNS] --tokens N which rank for N tokens? (--rank R: how many tokens?)
+  bench objectives -o RUNS
+                         the same probe with each objective, compared pair by pair
 
 DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
 messages), or a plain text file, which is one long record.
@@ -75,6 +78,7 @@ def _dispatch(args: list[str]) -> int:
         "fit": _fit,
         "plan": _plan,
         "report": _report,
+        "bench": _bench,
     }
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -223,19 +227,14 @@ def _probe(args: list[str]) -> int:
     given = _parse(ProbeArguments, "probe", _listed(args))
     _quiet()
     from memlaw.console_probe import ConsoleProbeObserver, show_probe
-    from memlaw.probe import ProbeConfig, probe, run_here
+    from memlaw.probe import ProbeConfig, probe
 
     config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
-    launcher = run_here
-    if given.launcher == "ray":
-        from memlaw.ray_launcher import ray_launcher
-
-        launcher = ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
     observer = ConsoleProbeObserver()
     try:
-        result = probe(given.out, config, launcher=launcher, observer=observer)
+        result = probe(given.out, config, launcher=_launcher(given), observer=observer)
     except KeyboardInterrupt:
-        observer.notice("Interrupted. The same command goes on with the cells that are missing.")
+        observer.notice(_GOES_ON)
         return INTERRUPTED
     finally:
         observer.close()
@@ -244,6 +243,45 @@ def _probe(args: list[str]) -> int:
     else:
         show_probe(result, given.out)
     return NOT_CERTIFIED if result.n_failed else DONE
+
+
+def _launcher(given: Any) -> Any:
+    """What runs the cells of a probe; None runs them in this process."""
+    if given.launcher != "ray":
+        return None
+    from memlaw.ray_launcher import ray_launcher
+
+    return ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
+
+
+def _bench(args: list[str]) -> int:
+    if args[:1] not in (["objectives"], ["--help"], ["-h"]):
+        what = f"no benchmark '{args[0]}'" if args else "bench needs a name"
+        raise ConfigError(f"{what}. There is objectives: memlaw bench objectives -o RUNS.")
+    from memlaw.arguments import BenchObjectivesArguments
+
+    given = _parse(BenchObjectivesArguments, "bench objectives", _listed(args[1:] or args))
+    _quiet()
+    from memlaw.bench import compare_objectives
+    from memlaw.console_probe import ConsoleProbeObserver, show_comparison
+    from memlaw.probe import ProbeConfig
+
+    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
+    observer = ConsoleProbeObserver()
+    try:
+        found = compare_objectives(
+            given.out, config, given.objectives, launcher=_launcher(given), observer=observer
+        )
+    except KeyboardInterrupt:
+        observer.notice(_GOES_ON)
+        return INTERRUPTED
+    finally:
+        observer.close()
+    if given.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+    else:
+        show_comparison(found, given.out)
+    return NOT_CERTIFIED if found.n_failed else DONE
 
 
 def _fit(args: list[str]) -> int:

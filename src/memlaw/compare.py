@@ -86,7 +86,7 @@ class Comparison:
 def variant(row: Row) -> str:
     """The objective of a cell, and what it does with an empty batch where that isn't to skip it."""
     falls_back = row["objective"] == "memft_threshold" and row["on_empty"] == "sft"
-    return "memft_threshold, else sft" if falls_back else row["objective"]
+    return "memft_threshold:sft" if falls_back else row["objective"]
 
 
 def cell_of(row: Row) -> tuple[str, int, int]:
@@ -107,9 +107,7 @@ def at_the_edge(rows: Sequence[Row], baseline: str = BASELINE) -> set[tuple[str,
     return {cell for cell, of in found.items() if EDGE[0] <= sum(of) / len(of) <= EDGE[1]}
 
 
-def compare(
-    rows: Sequence[Row], objective: str, baseline: str = BASELINE
-) -> Comparison | None:
+def compare(rows: Sequence[Row], objective: str, baseline: str = BASELINE) -> Comparison | None:
     """Two objectives on the cells that both have.
 
     Args:

@@ -11,6 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from memlaw.bench import ObjectivesResult
+from memlaw.compare import MEASURES
 from memlaw.probe import ProbeConfig, ProbeObserver, ProbeResult, Spec
 from memlaw.terminal import Progress, duration, plain_table
 
@@ -34,12 +36,12 @@ class ConsoleProbeObserver(Progress, ProbeObserver):
         if finished:
             self.notice(f"{len(finished)} of {n_cells} cells are there already.")
 
-    def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
+    def epoch(self, specs: Sequence[Spec], step: int, steps: int, nll_nats: float) -> None:
         took = duration(time.monotonic() - self.started)
         lengths = ", ".join(str(n) for n in dict.fromkeys(spec.length for spec in specs))
         line = (
             f"cells {self.n_done}/{self.n_to_do}  training {len(specs)} of length {lengths}: "
-            f"epoch {epoch}/{epochs}  loss {nll_nats:.3f}  {took}"
+            f"step {step}/{steps}  loss {nll_nats:.3f}  {took}"
         )
         self.show(line)
 
@@ -87,6 +89,43 @@ def show_probe(result: ProbeResult, out: Path) -> None:
             f"{result.n_failed} FAILED; their files in {out}/cells say why. The same command "
             "tries them again."
         )
+
+
+def show_comparison(found: ObjectivesResult, out: Path) -> None:
+    """The tables of `memlaw bench objectives`."""
+    console = Console(highlight=False)
+    for title, comparisons in (
+        ("where SFT recalls 5 to 95 %", found.at_the_edge),
+        ("on all cells", found.everywhere),
+    ):
+        if not comparisons:
+            console.print(f"{title}: nothing to compare")
+            continue
+        first = comparisons[0]
+        cells = ", ".join(f"{length} at rank {rank}" for _, length, rank in first.cells)
+        console.print(Text(f"{title} ({cells}); {first.n_seeds} seeds; 95 % intervals"))
+        for name in MEASURES:
+            table = plain_table(name, "mean", "− sft's", "/ sft's")
+            table.add_row("sft", f"{first.measures[name].baseline_mean:.3g}", "", "")
+            for comparison in comparisons:
+                of = comparison.measures[name]
+                table.add_row(
+                    comparison.objective,
+                    f"{of.mean:.3g}",
+                    interval(of.difference, of.low, of.high, "+.3g"),
+                    "–" if of.ratio is None else interval(of.ratio, of.ratio_low, of.ratio_high),
+                )
+            console.print(table)
+    console.print(Text(f"cells: {out}"))
+    if found.n_failed:
+        console.print(Text(f"{found.n_failed} cells FAILED; their files in {out}/cells say why."))
+
+
+def interval(value: float, low: float | None, high: float | None, form: str = ".3g") -> str:
+    """`value (low to high)`, or the value alone where there is no interval."""
+    if low is None or high is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _grid(

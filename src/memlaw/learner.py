@@ -59,7 +59,7 @@ class TrainConfig:
         seed: of the order of records and of the adapter's initialisation.
     """
 
-    objective: Objective = "sft"
+    objective: Objective = "triage"
     on_empty: OnEmpty = "skip"
     curriculum_epochs: tuple[int, int, int, int] = (20, 40, 60, 80)
     threshold: float = 0.5
@@ -88,6 +88,7 @@ class EpochStats:
         n_under: target tokens with p < threshold + margin, or what the line was raised to after
             an audit that failed.
         n_records_over: records with no such token.
+        n_relapses: tokens under the line that were over it when they were last seen.
         n_steps: optimiser steps done so far, skipped ones not counted.
         rank: the adapter's.
         retention: the weight of the penalty that was trained with.
@@ -103,6 +104,7 @@ class EpochStats:
     nll_nats: float
     n_under: int
     n_records_over: int
+    n_relapses: int
     n_steps: int
     rank: int
     retention: float
@@ -284,13 +286,21 @@ class Learner:
         self.weighted_share = float((flat != 0).float().mean())
         return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
 
-    def see(self, rows: Sequence[int], nll: Tensor) -> None:
-        """Note what an epoch found: `seen_p` of the records `rows`, from their [N] nll."""
+    def see(self, rows: Sequence[int], nll: Tensor) -> int:
+        """Note what an epoch found: `seen_p` of the records `rows`, from their [N] nll.
+
+        Returns:
+            How many of the tokens fell back under the line since they were last seen.
+        """
         ends = self._token_ends[list(rows)].tolist()
         found = torch.exp(-nll.detach()).to("cpu", torch.float16)
         parts = found.split([len(self.examples[row].target_ids) for row in rows])
+        n_relapses = 0
         for end, part in zip(ends, parts, strict=True):
+            before = self.seen_p[end - len(part) : end]
+            n_relapses += int(((before >= self.line_p) & (part < self.line_p)).sum())
             self.seen_p[end - len(part) : end] = part
+        return n_relapses
 
     def step(self) -> None:
         """Move the weights along the gradients that are there, and the retention penalty's.

@@ -208,8 +208,8 @@ class ProbeObserver:
     def grid(self, config: ProbeConfig, finished: Sequence[dict[str, Any]], n_cells: int) -> None:
         """These of so many cells have a result, before anything is run; rows as `read_cells`'."""
 
-    def epoch(self, specs: Sequence[Spec], epoch: int, epochs: int, nll_nats: float) -> None:
-        """Cells that are trained together have seen their data once more."""
+    def epoch(self, specs: Sequence[Spec], step: int, steps: int, nll_nats: float) -> None:
+        """Cells that are trained together have seen their data once more, after so many steps."""
 
     def cell(self, spec: Spec, status: str, result: dict[str, Any]) -> None:
         """A cell is in the store."""
@@ -232,7 +232,10 @@ class ProbeResult:
             recall: share of records recited. verbatim_prefix: mean share of a target before its
             first wrong token. certified: no token is under p 0.55, teacher-forced, and where greedy
             decoding was run (`decode`), it agrees.
-            n_steps: optimiser steps. steps_to_certificate: after how many no token was seen under
+            share_certified: share of records that pass likewise.
+            n_steps: optimiser steps. train_flop: operations of the training, see `EpochStats`.
+            relapses_per_token: how often a target token fell back under the line, looked at
+            once an epoch. steps_to_certificate: after how many no token was seen under
             the line, looked at once an epoch, batch by batch, and at the end; None if never.
             damage_nll, damage_low, damage_high: rise of the loss on unseen text, in nats a token,
             with its 95 % interval.
@@ -513,6 +516,9 @@ class Prober:
             before = base[spec.length, spec.seed]
             audit = self._audit(before.examples, adapter)
             result = _measures(before, audit, adapter.n_parameters, learner.n_steps)
+            result["train_flop"] = sum(stats.flop for stats in curves[spec])
+            relapses = sum(stats.n_relapses for stats in curves[spec])
+            result["relapses_per_token"] = relapses / result["n_tokens"]
             result["steps_to_certificate"] = certified_at.get(
                 spec, learner.n_steps if audit.passed else None
             )
@@ -597,10 +603,6 @@ class Prober:
         curves: dict[Spec, list[EpochStats]] = {spec: [] for spec in group}
         errors: dict[Spec, str] = {}
         certified_at: dict[Spec, int] = {}
-        epochs = {
-            spec: -(-(learner.config.total_steps or 1) // len(learner.batches()))
-            for spec, learner in zip(group, learners, strict=True)
-        }
         running = dict(zip(group, learners, strict=True))
         bank = AdapterBank(engine, learners)
         while running:
@@ -613,13 +615,15 @@ class Prober:
                     if stats.n_under == 0:  # as they were before the epoch's steps
                         earlier = curves[spec][-2:-1]
                         certified_at.setdefault(spec, earlier[0].n_steps if earlier else 0)
-                if spec in errors or learner.epoch >= epochs[spec]:
+                if spec in errors or learner.progress >= 1:
                     bank.leave(learner)
                     del running[spec]
             last = [curve[-1] for curve in curves.values() if curve]
             if last:
                 mean = sum(stats.nll_nats for stats in last) / len(last)
-                self.observer.epoch(group, last[0].epoch, max(epochs.values()), mean)
+                least = min(learners, key=lambda learner: learner.progress)
+                total = least.config.total_steps or 0
+                self.observer.epoch(group, min(least.n_looks, total), total, mean)
         return curves, errors, certified_at
 
     def _audit(self, examples: Sequence[Example], adapter: Adapter | None) -> Audit:
@@ -712,6 +716,7 @@ def _measures(before: Audit, audit: Audit, n_parameters: int, n_steps: int) -> d
         "p_50": p[4],
         "recall": audit.n_recalled / len(audit.records),
         "verbatim_prefix": sum(prefixes) / len(prefixes),
+        "share_certified": sum(r.passed for r in audit.records) / len(audit.records),
         "certified": audit.passed,
         "n_steps": n_steps,
         "bits_stored": bits,
@@ -723,5 +728,5 @@ def _thinned(curve: Sequence[EpochStats]) -> list[dict[str, Any]]:
     """At most a hundred epochs of a curve, the last one among them."""
     step = max(1, math.ceil(len(curve) / _CURVE_POINTS))
     kept = [stats for i, stats in enumerate(curve) if (len(curve) - 1 - i) % step == 0]
-    names = ("epoch", "n_steps", "nll_nats", "n_under", "n_records_over")
+    names = ("epoch", "n_steps", "nll_nats", "n_under", "n_records_over", "n_relapses", "flop")
     return [{name: getattr(stats, name) for name in names} for stats in kept]

@@ -93,6 +93,11 @@ class RecordVerdict:
         return self.n_under == 0 and self.decoded_recalled is True
 
     @property
+    def passed(self) -> bool:
+        """Nothing that was measured speaks against it: certified, if it was decoded."""
+        return self.n_under == 0 and self.decoded_recalled is not False
+
+    @property
     def recalled(self) -> bool:
         """Recited word for word: by decoding where that was run, else by the first witness."""
         return self.argmax_recalled if self.decoded_recalled is None else self.decoded_recalled
@@ -149,7 +154,7 @@ class Audit:
     @property
     def passed(self) -> bool:
         """Nothing that was measured speaks against any record: certified, if all were decoded."""
-        return all(r.n_under == 0 and r.decoded_recalled is not False for r in self.records)
+        return all(r.passed for r in self.records)
 
     @property
     def disagreements(self) -> tuple[RecordVerdict, ...]:

@@ -1,0 +1,150 @@
+"""Is a token with p > 0.5 always the one that greedy decoding takes? A search for counterexamples.
+
+    python benchmarks/threshold.py run      # some ten minutes; results/threshold.json
+    python benchmarks/threshold.py table    # the result as Markdown
+
+Within one forward pass the rule is arithmetic: what has more than half of the probability has the
+highest logit. But p is measured in one pass and decoding is another: other dtype, other batch
+size, one token at a time instead of all at once. So natural text is run in every combination of
+dtype and batch size, and a part of it token by token with a cache; each token with p > 0.5 in one
+pass is checked in every pass.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from against_trl import ROOT, git_state, machine
+
+from memlaw.models import load_model
+from memlaw.tasks import natural_prose
+
+RESULTS = ROOT / "results" / "threshold.json"
+DTYPES = ("float32", "bfloat16", "float16")
+BATCH_SIZES = (1, 8, 64)
+WINDOW, N_WINDOWS = 64, 320
+DECODED = 64  # windows that are run token by token, too
+Passes = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+
+@torch.no_grad()
+def measure(model: Any, ids: torch.Tensor, batch_size: int) -> tuple[Any, Any]:
+    """p of each next token and whether it is the argmax, [windows, tokens − 1]."""
+    p, correct = [], []
+    for rows in ids.split(batch_size):
+        logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
+        found = looked_at(logits, rows[:, 1:])
+        p.append(found[0])
+        correct.append(found[1])
+    return torch.cat(p).numpy(), torch.cat(correct).numpy()
+
+
+@torch.no_grad()
+def decode(model: Any, ids: torch.Tensor) -> tuple[Any, Any]:
+    """The same, one token at a time with a key-value cache, as decoding runs."""
+    p, correct = [], []
+    for window in ids:
+        cache = None
+        for position in range(len(window) - 1):
+            out = model(
+                input_ids=window[None, position : position + 1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = out.past_key_values
+            found = looked_at(out.logits.float(), window[None, position + 1 : position + 2])
+            p.append(found[0])
+            correct.append(found[1])
+    shape = (len(ids), ids.shape[1] - 1)
+    return torch.cat(p).view(shape).numpy(), torch.cat(correct).view(shape).numpy()
+
+
+def looked_at(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """p of the targets in float64, and whether greedy decoding takes them."""
+    p = torch.stack([row.double().log_softmax(-1) for row in logits])
+    chosen = logits.argmax(-1)  # the first of equals, as `generate` takes
+    return p.gather(-1, targets[..., None])[..., 0].exp(), chosen == targets
+
+
+def run() -> None:
+    """All passes, and what they say of each other."""
+    passes: Passes = {}
+    for dtype in DTYPES:
+        base = load_model(dtype=dtype)
+        text = base.tokenizer(natural_prose(), add_special_tokens=False)["input_ids"]
+        ids = torch.tensor(text[: WINDOW * N_WINDOWS]).view(N_WINDOWS, WINDOW)
+        for batch_size in BATCH_SIZES:
+            passes[f"{dtype}, {batch_size} at a time"] = measure(base.model, ids, batch_size)
+            print(dtype, batch_size, flush=True)
+        p, correct = decode(base.model, ids[:DECODED])
+        none = np.zeros((N_WINDOWS - DECODED, WINDOW - 1))
+        passes[f"{dtype}, token by token"] = (
+            np.concatenate([p, none]),  # p of 0: not run, never over the line
+            np.concatenate([correct, none.astype(bool)]),
+        )
+        print(dtype, "token by token", flush=True)
+    content = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "machine": machine(torch.get_num_threads()),
+        "n_tokens": N_WINDOWS * (WINDOW - 1),
+        **verdict(passes),
+    }
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def verdict(passes: Passes) -> dict[str, Any]:
+    """Checks and counterexamples: within each pass, and of each pass in every other."""
+    within = {"checks": 0, "counterexamples": 0}
+    across: dict[str, dict[str, Any]] = {}
+    for name, (p, _) in passes.items():
+        over = p > 0.5
+        for other, (p_other, correct) in passes.items():
+            was_run = p_other > 0
+            looked = over & was_run
+            wrong = looked & ~correct
+            if other == name:
+                within["checks"] += int(looked.sum())
+                within["counterexamples"] += int(wrong.sum())
+                continue
+            one, two = name.partition(",")[0], other.partition(",")[0]
+            kind = one if one == two else f"{one} to {two}"
+            of = across.setdefault(kind, {"checks": 0, "counterexamples": 0, "highest_p": 0.5})
+            of["checks"] += int(looked.sum())
+            of["counterexamples"] += int(wrong.sum())
+            if wrong.any():
+                of["highest_p"] = max(of["highest_p"], float(p[wrong].max()))
+            both = looked & (p > 0)
+            change = np.abs(p - p_other)[both]
+            of["largest_change_of_p"] = max(of.get("largest_change_of_p", 0.0), float(change.max()))
+    return {"within_a_pass": within, "across_passes": across}
+
+
+def table() -> None:
+    """The result as Markdown."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    within, across = found["within_a_pass"], found["across_passes"]
+    print("| p > 0.5 in | checked in | checks | not the argmax | at most at p | p moves by |")
+    print("|---|---|---|---|---|---|")
+    print(f"| a pass | the same | {within['checks']:,} | {within['counterexamples']:,} | – | – |")
+    for kind, of in across.items():
+        one, _, two = kind.partition(" to ")
+        print(
+            f"| {one} | {two or 'other batches'} | {of['checks']:,} | {of['counterexamples']:,} | "
+            f"{of['highest_p']:.4f} | {of['largest_change_of_p']:.4f} |"
+            if of["counterexamples"]
+            else f"| {one} | {two or 'other batches'} | {of['checks']:,} | 0 | – | "
+            f"{of['largest_change_of_p']:.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["run"], ["table"]):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    run() if sys.argv[1] == "run" else table()
