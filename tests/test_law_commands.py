@@ -104,7 +104,12 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "nowhere"], "holds no cells"),
+        (["fit", "nowhere"], "nowhere does not exist. Name a folder that 'memlaw probe -o' wrote"),
+        (["fit", "."], ". holds no cells"),
+        (
+            ["plan", "STORE", "--task", "noise:1", "--tokens", "50", "--verify"],
+            "don't say how they were trained (asked, model, dtype, device, decode",
+        ),
         (["fit", "STORE", "--task", "poem"], "no task 'poem'. There are phonebook"),
         (["fit", "STORE", "--task", "noise:0.3"], "No finished cell of task noise:0.3"),
         (["plan", "STORE", "--where", "task", "--tokens", "5"], "write COLUMN=VALUE"),
@@ -115,10 +120,22 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
         (["plan", "STORE", "--task", "noise:1", "--tokens", "0"], "n_tokens is 0"),
     ],
 )
-def test_requests_that_can_t_be_met(store, arguments, message, capsys):
+def test_requests_that_can_t_be_met(store, arguments, message, capsys, monkeypatch):
+    (store.parent / "empty").mkdir()
+    monkeypatch.chdir(store.parent / "empty")
     arguments = [str(store) if a == "STORE" else a for a in arguments]
     assert cli.run(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["fit"], ["plan", "--tokens", "50"], ["report"]])
+def test_failed_cells_alone_are_nothing_to_show(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "failed.json"
+    path.write_text(json.dumps([_cells()[0] | {"status": "failed"}]))
+    assert cli.run([command[0], str(path), *command[1:]]) == 2
+    assert "o finished cell among 1. Run the probe first" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["failed.json"]
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "[1]"])
