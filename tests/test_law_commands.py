@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
 
@@ -203,6 +204,77 @@ def test_the_built_in_table_answers(capsys):
     plan = plan_rank(builtin_cells(), 100, where={"task": "noise:1"})
     assert plan.probability >= 0.9
     assert plan.extrapolates == ()
+
+
+@pytest.fixture(scope="module")
+def tiny_store(llama, tmp_path_factory):
+    """A tiny model's cells, as `memlaw probe --json` prints them: rank 2 holds 6 tokens, not 10."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = ProbeConfig(
+        model=str(llama),
+        ranks=(1, 2, 8),
+        lengths=(6, 10),
+        seeds=(0, 1),
+        steps=80,
+        placement="mlp",
+        layers=(1,),
+        retention=0.0,
+    )
+    rows = probe(folder / "runs", config).cells
+    held = {(row["rank"], row["length"]) for row in rows if row["certified"]}
+    assert held == {(2, 6), (8, 6), (8, 10)}
+    path = folder / "cells.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def usual_sigterm():
+    """The command line takes SIGTERM for itself; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_plan_that_holds_is_a_hit(tiny_store, capsys):
+    arguments = ["plan", str(tiny_store), "--tokens", "10", "--verify"]
+    assert cli.run(arguments) == 0
+    said = capsys.readouterr().out
+    rank = plan_rank(read_cells(tiny_store), 10).rank
+    assert 4 <= rank <= 8
+    assert f"trained at rank {rank} on 10 tokens not seen before, 80 steps: 0.0%" in said
+    assert f"trained at rank {rank // 2} on 10 tokens" in said
+    assert said.endswith("HIT\n")
+
+
+def test_a_plan_that_does_not_hold_is_a_miss(tiny_store, tmp_path, capsys):
+    rows = json.loads(tiny_store.read_text())
+    for row in rows:
+        row["certified"] = row["certified"] or row["rank"] == 2  # not so of 10 tokens
+    path = tmp_path / "rosy.json"
+    path.write_text(json.dumps(rows))
+    assert cli.run(["plan", str(path), "--tokens", "10", "--verify"]) == 1
+    assert capsys.readouterr().out.endswith("fails\nMISS\n")
+    assert cli.run(["plan", str(path), "--tokens", "10", "--verify", "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rank"] == 3
+    assert [(row["rank"], row["succeeded"]) for row in plan["verified"]] == [(3, False), (1, False)]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
+    tiny_store, tmp_path, monkeypatch, capsys, usual_sigterm, name
+):
+    def epoch(self, specs, epoch, epochs, nll_nats):
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("memlaw.console_probe.ConsoleProbeObserver.epoch", epoch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli.run(["plan", str(tiny_store), "--tokens", "10", "--verify"]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("memlaw: interrupted.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_is_verified_on_data_not_seen(llama, tmp_path):
