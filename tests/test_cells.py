@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_no_store(tmp_path):
-    with pytest.raises(DataError, match="holds no cells"):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         read_cells(tmp_path / "nowhere")
     CellStore(tmp_path / "nowhere").recover()
     assert not (tmp_path / "nowhere").exists()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
 
@@ -104,7 +105,12 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "nowhere"], "holds no cells"),
+        (["fit", "nowhere"], "nowhere does not exist. Name a folder that 'memlaw probe -o' wrote"),
+        (["fit", "."], ". holds no cells"),
+        (
+            ["plan", "STORE", "--task", "noise:1", "--tokens", "50", "--verify"],
+            "don't say how they were trained (asked, model, dtype, device, decode",
+        ),
         (["fit", "STORE", "--task", "poem"], "no task 'poem'. There are phonebook"),
         (["fit", "STORE", "--task", "noise:0.3"], "No finished cell of task noise:0.3"),
         (["plan", "STORE", "--where", "task", "--tokens", "5"], "write COLUMN=VALUE"),
@@ -115,10 +121,22 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
         (["plan", "STORE", "--task", "noise:1", "--tokens", "0"], "n_tokens is 0"),
     ],
 )
-def test_requests_that_can_t_be_met(store, arguments, message, capsys):
+def test_requests_that_can_t_be_met(store, arguments, message, capsys, monkeypatch):
+    (store.parent / "empty").mkdir()
+    monkeypatch.chdir(store.parent / "empty")
     arguments = [str(store) if a == "STORE" else a for a in arguments]
     assert cli.run(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["fit"], ["plan", "--tokens", "50"], ["report"]])
+def test_failed_cells_alone_are_nothing_to_show(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "failed.json"
+    path.write_text(json.dumps([_cells()[0] | {"status": "failed"}]))
+    assert cli.run([command[0], str(path), *command[1:]]) == 2
+    assert "o finished cell among 1. Run the probe first" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["failed.json"]
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "[1]"])
@@ -186,6 +204,77 @@ def test_the_built_in_table_answers(capsys):
     plan = plan_rank(builtin_cells(), 100, where={"task": "noise:1"})
     assert plan.probability >= 0.9
     assert plan.extrapolates == ()
+
+
+@pytest.fixture(scope="module")
+def tiny_store(llama, tmp_path_factory):
+    """A tiny model's cells, as `memlaw probe --json` prints them: rank 2 holds 6 tokens, not 10."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = ProbeConfig(
+        model=str(llama),
+        ranks=(1, 2, 8),
+        lengths=(6, 10),
+        seeds=(0, 1),
+        steps=80,
+        placement="mlp",
+        layers=(1,),
+        retention=0.0,
+    )
+    rows = probe(folder / "runs", config).cells
+    held = {(row["rank"], row["length"]) for row in rows if row["certified"]}
+    assert held == {(2, 6), (8, 6), (8, 10)}
+    path = folder / "cells.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def usual_sigterm():
+    """The command line takes SIGTERM for itself; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_plan_that_holds_is_a_hit(tiny_store, capsys):
+    arguments = ["plan", str(tiny_store), "--tokens", "10", "--verify"]
+    assert cli.run(arguments) == 0
+    said = capsys.readouterr().out
+    rank = plan_rank(read_cells(tiny_store), 10).rank
+    assert 4 <= rank <= 8
+    assert f"trained at rank {rank} on 10 tokens not seen before, 80 steps: 0.0%" in said
+    assert f"trained at rank {rank // 2} on 10 tokens" in said
+    assert said.endswith("HIT\n")
+
+
+def test_a_plan_that_does_not_hold_is_a_miss(tiny_store, tmp_path, capsys):
+    rows = json.loads(tiny_store.read_text())
+    for row in rows:
+        row["certified"] = row["certified"] or row["rank"] == 2  # not so of 10 tokens
+    path = tmp_path / "rosy.json"
+    path.write_text(json.dumps(rows))
+    assert cli.run(["plan", str(path), "--tokens", "10", "--verify"]) == 1
+    assert capsys.readouterr().out.endswith("fails\nMISS\n")
+    assert cli.run(["plan", str(path), "--tokens", "10", "--verify", "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rank"] == 3
+    assert [(row["rank"], row["succeeded"]) for row in plan["verified"]] == [(3, False), (1, False)]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
+    tiny_store, tmp_path, monkeypatch, capsys, usual_sigterm, name
+):
+    def epoch(self, specs, epoch, epochs, nll_nats):
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("memlaw.console_probe.ConsoleProbeObserver.epoch", epoch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli.run(["plan", str(tiny_store), "--tokens", "10", "--verify"]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("memlaw: interrupted.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_is_verified_on_data_not_seen(llama, tmp_path):

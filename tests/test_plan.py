@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, ndtr
 
+import memlaw
+from memlaw import writer
 from memlaw.law import LawError
-from memlaw.plan import plan_rank, plan_tokens
+from memlaw.plan import builtin_cells, plan_by_builtin, plan_rank, plan_tokens
 from memlaw.recall_law import SLIP, RecallLaw, ShareLaw, reached
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -333,6 +335,82 @@ def test_settings_out_of_range_are_refused(change, message):
     settings = {"n_tokens": 100, **change}
     with pytest.raises(LawError, match=message):
         plan_rank(_store(), **settings)
+
+
+# -- the built-in table
+
+
+def _builtin(task="phonebook"):
+    return [cell for cell in builtin_cells() if cell["task"] == task]
+
+
+def _loss(task):
+    return float(np.mean([cell["base_nll"] for cell in _builtin(task)]))
+
+
+@pytest.mark.parametrize("task", ["phonebook", "noise:1"])
+def test_the_built_in_table_plans_for_data_like_its_own(task):
+    cell = _builtin(task)[0]
+    plan = plan_by_builtin(cell["base_sha256"], cell["sites"], 165, 1.1 * _loss(task))
+    assert plan == plan_rank(_builtin(task), 165)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_sha256": "0" * 64},
+        {"sites": ["model.layers.3.mlp.down_proj"]},
+        {"sites": []},
+        {"n_tokens": 5000},  # more than was probed
+        {"base_nll": 0.0},
+        {"base_nll": math.nan},
+        {"base_nll": 50.0},  # like none of the tasks
+        {"base_nll": 0.05},
+    ],
+)
+def test_the_built_in_table_is_silent_on_anything_else(change):
+    cell = _builtin()[0]
+    asked = {
+        "base_sha256": cell["base_sha256"],
+        "sites": cell["sites"],
+        "n_tokens": 165,
+        "base_nll": _loss("phonebook"),
+    }
+    assert plan_by_builtin(**asked) is not None
+    assert plan_by_builtin(**asked | change) is None
+
+
+@pytest.mark.parametrize(("rank", "warned"), [(1, True), (2, True), (3, False), (4, False)])
+def test_write_says_that_a_rank_is_small(llama, phone_book, tmp_path, monkeypatch, rank, warned):
+    asked, said = [], []
+    plan = plan_rank(_builtin(), 165)
+    assert plan.rank == 3
+    monkeypatch.setattr(writer, "plan_by_builtin", lambda *args: asked.append(args) or plan)
+
+    class Notes(memlaw.Observer):
+        def notice(self, text):
+            said.append(text)
+
+    settings = {"model": str(llama), "layers": 1, "max_epochs": 1, "retention": 0}
+    made = memlaw.write(phone_book, tmp_path / "out", rank=rank, observer=Notes(), **settings)
+    assert made.rank == rank
+    warning = f"Rank {rank} is small for this: 3 is expected to hold it after 150 steps (95 %: 2 to"
+    assert any(line.startswith(warning) for line in said) == warned
+    ((sha256, sites, n_tokens, nll),) = asked
+    assert sha256 == made.certificate.base_sha256
+    assert sites == ["model.layers.1.mlp.down_proj"]
+    assert n_tokens == len(made.audit.tokens.p)
+    bare = memlaw.audit(phone_book, model=str(llama), dtype="float32").nll_nats
+    assert nll == pytest.approx(bare, rel=1e-4)
+
+
+def test_a_rank_left_to_write_is_no_less_than_the_plans(llama, tmp_path, monkeypatch):
+    record = [("a", "b")]  # so little that rank 1 has room to spare
+    settings = {"model": str(llama), "max_epochs": 1, "retention": 0}
+    assert memlaw.write(record, tmp_path / "bare", **settings).rank < 3
+    plan = plan_rank(_builtin(), 165)
+    monkeypatch.setattr(writer, "plan_by_builtin", lambda *_: plan)
+    assert memlaw.write(record, tmp_path / "planned", **settings).rank == 3
 
 
 def test_a_rank_that_holds_nothing_is_said():

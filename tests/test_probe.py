@@ -17,6 +17,7 @@ from memlaw import cached, cli
 from memlaw import probe as probe_module
 from memlaw.bank import AdapterBank
 from memlaw.cells import read_cells
+from memlaw.console_probe import ConsoleProbeObserver
 from memlaw.errors import ConfigError, DataError, OutputError
 from memlaw.learner import DivergedError
 from memlaw.objectives import ALIASES
@@ -382,6 +383,39 @@ def test_the_command_line(config, llama, texts, tmp_path, capsys):
     assert [(row["length"], row["rank"]) for row in rows] == [(6, 1), (6, 3), (10, 1), (10, 3)]
     assert cli.run(["probe", "-o", str(tmp_path), "--task", "poem"]) == 2
     assert "no task 'poem'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_probe_that_is_interrupted_keeps_what_is_finished(
+    config, llama, texts, tmp_path, monkeypatch, capsys, name
+):
+    usual = ConsoleProbeObserver.epoch
+
+    def epoch(self, specs, epoch, epochs, nll_nats):
+        if specs[0].length == 10 and epoch == 2:
+            signal.raise_signal(getattr(signal, name))
+        usual(self, specs, epoch, epochs, nll_nats)
+
+    out = tmp_path / "runs"
+    arguments = ["probe", "-o", str(out), "--model", str(llama), "--ranks=1,3", "--lengths=6,10"]
+    arguments += ["--steps=5", "--retain", texts["retain"], "--damage-text", texts["damage_text"]]
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ConsoleProbeObserver, "epoch", epoch)
+    try:
+        assert cli.run(arguments) == 130
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)
+    assert "The same command goes on with the cells that are missing" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["cells"]
+    before = _table(out)
+    assert [(row["length"], row["rank"], row["status"]) for row in before] == [
+        (6, 1, "success"),
+        (6, 3, "success"),
+    ]
+    monkeypatch.undo()
+    assert cli.run(arguments) == 0
+    assert "4 of 4 cells, 2 of them run now" in capsys.readouterr().out
+    assert _table(out)[:2] == before
 
 
 def test_aliases_of_objectives_are_understood():

@@ -264,10 +264,15 @@ def read_cells(
         A row a cell, in the order of task, length, rank and seed. See `ProbeResult`.
 
     Raises:
-        DataError: there are no cells, or the file isn't such a list.
+        DataError: nothing is there, or no cells, or the file isn't such a list.
     """
     if Path(folder).is_file():
         return _read_table(Path(folder))
+    if not Path(folder).exists():
+        raise DataError(
+            f"{folder} does not exist. Name a folder that 'memlaw probe -o' wrote, or a file that "
+            "'memlaw probe --json' printed."
+        )
     cells, wrong = CellStore(folder).read(keys)
     for text in wrong:
         notice(text)

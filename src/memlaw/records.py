@@ -139,7 +139,8 @@ def _file_rows(path: Path, format: DataFormat, recite_prompt: str) -> Iterator[t
         if path.suffix.lower() not in _SUFFIXES:
             raise DataError(
                 f"{path}: can't tell its format from the suffix '{path.suffix}'. Use one of "
-                f"{', '.join(_SUFFIXES)}, or say --data-format jsonl|json|csv|tsv|parquet|text."
+                f"{', '.join(_SUFFIXES)}, or say --data-format jsonl|json|csv|tsv|parquet|text "
+                "(write, audit)."
             )
         format = _SUFFIXES[path.suffix.lower()]
     if format == "parquet":
@@ -263,7 +264,7 @@ def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> R
         if name not in row:
             raise DataError(
                 f"{where}: no field '{name}'; the fields are {', '.join(map(str, row)) or 'none'}."
-                f" Name the right one with {flag}."
+                f" Rename the right one, or name it with {flag} (write, audit)."
             )
     prompt, completion = row[names[0]], row[names[1]]
     if isinstance(prompt, list) and isinstance(completion, list):

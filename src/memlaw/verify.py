@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.law import Cell, LawError, choose_cells
+from memlaw.law import Cell, LawError, choose_cells, number
 from memlaw.probe import ProbeConfig, ProbeObserver, probe
+
+# What trains a cell like another; a file of cells may lack some of it.
+_NEEDED = (
+    *("task", "recipe", "objective", "asked", "placement", "layers"),
+    *("model", "dtype", "device", "decode", "prompt_format", "setting"),
+)
 
 
 def verify_plan(
@@ -40,7 +46,7 @@ def verify_plan(
     """
     chosen = choose_cells(cells, where)
     like = chosen[0]
-    if missing := [name for name in ("model", "asked", "setting") if like.get(name) is None]:
+    if missing := [name for name in _NEEDED if like.get(name) is None]:
         raise LawError(
             f"the cells don't say how they were trained ({', '.join(missing)}): they are no "
             "probe's. Give what 'memlaw probe' wrote."
@@ -54,9 +60,9 @@ def verify_plan(
         task=like["task"],
         ranks=tuple(r for r in (rank, rank // 2) if r),
         lengths=(n_tokens,),
-        seeds=(max(cell["seed"] for cell in chosen) + 1 if seed is None else seed,),
+        seeds=(max(int(number(cell, "seed")) for cell in chosen) + 1 if seed is None else seed,),
         recipe=like["recipe"],
-        steps=like["steps"],
+        steps=like.get("steps"),
         objective=like["objective"],
         **like["asked"],
         **(like.get("texts") or {}),

@@ -283,7 +283,10 @@ def _token_table(
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} can't be read as Parquet ({error}).") from error
+        raise DataError(
+            f"{path} can't be read as Parquet ({error}). Name a write folder, an audit or a probe "
+            "store."
+        ) from error
     if missing := sorted(set(_COLUMNS) - set(table.column_names)):
         raise DataError(
             f"{path} is no token table: it has no column {', '.join(missing)}. Make one with "
@@ -396,9 +399,11 @@ def probes_of(cells: Sequence[Cell], *, name: str) -> list[ProbeView]:
     """The cells task by task and setting by setting, with the laws that can be fitted to them.
 
     Raises:
-        LawError: a finished cell lacks what is drawn of all.
+        LawError: no cell is finished, or one lacks what is drawn of all.
     """
     done = [cell for cell in cells if cell.get("status", "success") == "success"]
+    if not done:
+        raise LawError(f"{name}: no finished cell among {len(cells)}. Run the probe first.")
     for cell in done:
         for column in _DRAWN:
             number(cell, column)
