@@ -1,6 +1,7 @@
 """What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
 
 import os
+import random
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes from all
@@ -186,3 +187,17 @@ def phone_file(tmp_path_factory: pytest.TempPathFactory, phone_book: list[tuple[
     lines = [json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) for p, c in phone_book]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """Short texts to retain and to measure damage on, which a tiny model reads quickly."""
+    folder = tmp_path_factory.mktemp("texts")
+    words = ["the", "ring", "and", "the", "heron", "sang", "a", "thin", "song", "in", "the", "rain"]
+    found = {}
+    for name, seed in (("retain", 1), ("damage_text", 2)):
+        draw = random.Random(seed)
+        found[name] = str(folder / f"{name}.txt")
+        with open(found[name], "w", encoding="utf-8") as file:
+            file.write(" ".join(draw.choices(words, k=1800)))
+    return found

@@ -53,6 +53,6 @@ def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_ter
         observer.close()
     said = seen.getvalue()
     assert ("rank \\ length" in said) == is_terminal
-    assert ("epoch 6/12" in said) == is_terminal  # elsewhere ten seconds would have to pass
+    assert ("step 6/12" in said) == is_terminal  # elsewhere ten seconds would have to pass
     assert ("length 6, rank 1, seed 0: loss fell by 4.56, 50.0% under" in said) != is_terminal
     assert "4.56" in said

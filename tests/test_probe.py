@@ -26,20 +26,6 @@ from memlaw.probe import ProbeConfig, ProbeObserver, Prober, Spec, probe
 GRID = {"ranks": (1, 3), "lengths": (6, 10), "seeds": (0, 1), "steps": 12}
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Short texts to retain and to measure damage on, which a tiny model reads quickly."""
-    folder = tmp_path_factory.mktemp("texts")
-    words = ["the", "ring", "and", "the", "heron", "sang", "a", "thin", "song", "in", "the", "rain"]
-    found = {}
-    for name, seed in (("retain", 1), ("damage_text", 2)):
-        draw = random.Random(seed)
-        found[name] = str(folder / f"{name}.txt")
-        with open(found[name], "w", encoding="utf-8") as file:
-            file.write(" ".join(draw.choices(words, k=1800)))
-    return found
-
-
 @pytest.fixture
 def config(llama, texts):
     return ProbeConfig(model=str(llama), **texts, **GRID)

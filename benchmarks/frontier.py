@@ -1,0 +1,179 @@
+"""How many certified bits a trained number can hold: the frontier, rank by rank.
+
+    python benchmarks/frontier.py run NAME...   # of RUNS; each adds to results/frontier.json
+    python benchmarks/frontier.py table         # the result as Markdown
+    python benchmarks/frontier.py picture       # results/frontier.png
+
+Every run trains one adapter on random data until every token passes the line (p 0.55) or its steps
+are over, then decodes every record greedily: certified is what passes both. Bits are what the data
+were drawn with: log2 10 a digit, log2 of the vocabulary a token; ends of targets and how surprised
+the base model was count for nothing. Nothing holds on to general text here (no retention, whitened
+on the records alone): what it costs is measured, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from against_trl import ROOT, git_state, machine
+
+from memlaw.adapters import Adapter, resolve_sites
+from memlaw.bank import AdapterBank
+from memlaw.cached import CachedEngine
+from memlaw.damage import measure_damage, retained_text, unseen_text, windows
+from memlaw.learner import DivergedError, Learner, TrainConfig
+from memlaw.models import load_model
+from memlaw.objectives import Objective
+from memlaw.precondition import Whitener, measure_general, measure_statistics
+from memlaw.recall import audit_examples
+from memlaw.records import resolve_prompt_format, special_ids
+from memlaw.tasks import parse_task, task_examples
+
+RESULTS = ROOT / "results" / "frontier.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one adapter is given.
+
+    Attributes:
+        task: phonebook or noise.
+        n_tokens: target tokens, ends included.
+        rank, placement, layer: of the adapter.
+        epochs: at most; the rate falls to 0 over them.
+        learning_rate: AdamW's.
+        objective: which tokens the steps are spent on.
+        batch_size: records a step.
+        seed: of data, initialisation and order.
+    """
+
+    task: str
+    n_tokens: int
+    rank: int
+    placement: str = "mlp"
+    layer: int = 17
+    epochs: int = 400
+    learning_rate: float = 0.1
+    objective: Objective = "memft_threshold"
+    batch_size: int = 10
+    seed: int = 0
+
+
+RUNS: dict[str, Run] = {}
+
+
+def run(name: str) -> None:
+    """Train, certify, and add to the results."""
+    what = RUNS[name]
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    base = load_model()
+    model, tokenizer = base.model, base.tokenizer
+    examples = task_examples(
+        parse_task(what.task),
+        tokenizer,
+        what.n_tokens,
+        what.seed,
+        format=resolve_prompt_format(tokenizer, "auto"),
+    )
+    sites = resolve_sites(model, what.placement, (what.layer,))
+    context = base.context_length
+    general = windows(tokenizer, retained_text(), context=context, name="the text to retain")
+    statistics = measure_statistics(
+        model, sites, examples, measure_general(model, sites, general, seed=0)
+    )
+    adapter = Adapter(
+        sites,
+        rank=what.rank,
+        seed=what.seed,
+        whiteners=[Whitener(s, mixture=0.0, damping=0.01) for s in statistics],
+    )
+    n_batches = -(-len(examples) // what.batch_size)
+    learner = Learner(
+        adapter,
+        examples,
+        TrainConfig(
+            objective=what.objective,
+            learning_rate=what.learning_rate,
+            schedule="linear",
+            total_steps=what.epochs * n_batches,
+            batch_size=what.batch_size,
+            retention=0.0,
+            seed=what.seed,
+        ),
+    )
+    bank = AdapterBank(CachedEngine(model, sites, examples), [learner])
+    training = time.perf_counter()
+    flop, curve = 0.0, []
+    while learner.progress < 1:
+        (stats,) = bank.run_epoch()
+        if isinstance(stats, DivergedError):
+            raise stats
+        flop += stats.flop
+        curve.append([stats.n_steps, round(stats.nll_nats, 4), stats.n_under, stats.n_relapses])
+        if stats.epoch % 20 == 0 or stats.n_under == 0:
+            print(name, stats.epoch, curve[-1], stats.n_records_over, flush=True)
+        if stats.n_under == 0:
+            break
+    train_s = time.perf_counter() - training
+    folded = adapter.folded()
+    with folded.attached(model):
+        audit = audit_examples(model, tokenizer, examples, decode="all")
+    unseen, _ = unseen_text(None)
+    damage = measure_damage(
+        model,
+        lambda: folded.attached(model),
+        windows(tokenizer, unseen, context=context),
+        text_name="unseen",
+        text=unseen,
+    )
+    bits = [_bits(what, example, tokenizer) for example in examples]
+    certified = [b for b, r in zip(bits, audit.records, strict=True) if r.certified]
+    row = {
+        "name": name,
+        **asdict(what),
+        "n_parameters": adapter.n_parameters,
+        "n_records": len(examples),
+        "n_certified": len(certified),
+        "n_recited": audit.n_recalled,
+        "n_disagreements": len(audit.disagreements),
+        "bits_given": sum(bits),
+        "bits_certified": sum(certified),
+        "certified_bits_per_parameter": sum(certified) / adapter.n_parameters,
+        "n_under": sum(r.n_under for r in audit.records),
+        "nll": audit.nll_nats,
+        "damage_nll": damage.delta_nll_nats,
+        "damage_ci95": list(damage.delta_nll_ci95),
+        "epochs_run": learner.epoch,
+        "n_steps": learner.n_steps,
+        "train_flop": flop,
+        "train_s": train_s,
+        "wall_s": time.perf_counter() - started,
+        "dtype": base.dtype,
+        "curve": curve[:: max(1, len(curve) // 60)],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "machine": machine(torch.get_num_threads()),
+    }
+    rows = [r for r in _read() if r["name"] != name] + [row]
+    text = ",\n".join(json.dumps(r) for r in sorted(rows, key=lambda r: r["name"]))
+    RESULTS.write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    print({k: v for k, v in row.items() if k not in ("curve", "git", "machine")}, flush=True)
+
+
+def _bits(what: Run, example: Any, tokenizer: Any) -> float:
+    """What the target of a record was drawn with."""
+    if what.task == "phonebook":
+        return len(example.record.completion) * math.log2(10)
+    return (len(example.target_ids) - 1) * math.log2(len(tokenizer) - len(special_ids(tokenizer)))
+
+
+def _read() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
