@@ -306,27 +306,32 @@ def _admitted(shortfall, lengths, *, over, progress, over_at_start=0.0):
 
 def test_in_the_first_fifth_everything_is_admitted():
     assert _admitted([9.0, 1.0], [4, 6], over=0.0, progress=0.19) == [4, 6]
-    assert _admitted([9.0, 1.0], [4, 6], over=0.0, progress=0.2) == [0, 1]
+    assert _admitted([9.0, 1.0], [4, 6], over=0.0, progress=0.2) == [2, 6]
 
 
 def test_what_is_on_course_is_admitted_whole_records_first():
-    # a quarter learnt in half of the time: half of the 20 tokens
-    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.25, progress=0.5) == [0, 8, 2]
-    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.5, progress=0.5) == [6, 8, 6]
-    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.9, progress=0.5) == [6, 8, 6]
+    # 16 % learnt in 80 % of the time: a quarter of the 20 tokens
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.16, progress=0.8) == [0, 5, 0]
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.32, progress=0.8) == [0, 8, 2]
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.64, progress=0.8) == [6, 8, 6]
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.99, progress=0.8) == [6, 8, 6]
+
+
+def test_as_much_as_there_is_time_for_is_always_admitted():
+    assert _admitted([9.0, 1.0, 5.0], [6, 8, 6], over=0.0, progress=0.5) == [0, 8, 2]
 
 
 def test_what_was_known_before_counts_for_nothing():
     # half was known; nothing learnt since: what is known stays admitted, and no more
-    assert _admitted([3.0, 0.0], [5, 5], over=0.5, over_at_start=0.5, progress=0.5) == [0, 5]
-    # a quarter of the other half learnt in half of the time: three quarters of all
-    found = _admitted([3.0, 0.0], [10, 10], over=0.625, over_at_start=0.5, progress=0.5)
+    assert _admitted([3.0, 0.0], [5, 5], over=0.5, over_at_start=0.5, progress=0.9) == [0, 5]
+    # 8 % of the other half in 40 % of the time: half of it, so three quarters of all
+    found = _admitted([3.0, 0.0], [10, 10], over=0.54, over_at_start=0.5, progress=0.4)
     assert found == [5, 10]
     assert _admitted([0.0, 0.0], [5, 5], over=1.0, over_at_start=1.0, progress=0.5) == [5, 5]
 
 
 def test_of_one_long_record_the_beginning_is_admitted():
-    assert _admitted([99.0], [100], over=0.1, progress=0.5) == [20]
+    assert _admitted([99.0], [100], over=0.128, progress=0.8) == [20]
     assert _admitted([99.0], [100], over=0.0, progress=1.0) == [1]
 
 

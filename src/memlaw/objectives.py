@@ -203,10 +203,11 @@ def admit(
 ) -> Tensor:
     """How much of each record `triage` trains: as much in all as is on course to be finished.
 
-    If L is the share of what was to be learnt that is over the line after a share s of the
-    training, then L / s of it will be in the end, should it go on like that. So many tokens are
-    admitted, whole records first, those with the least shortfall before the others; of the first
-    that doesn't fit, its beginning. In the first fifth of the training everything is.
+    Learning starts slowly and then speeds up: on course to have all over the line in the end is
+    who has a share s² of it there after a share s of the training. If it is L instead, L / s² is
+    what to expect, and so many tokens are admitted: whole records first, those with the least
+    shortfall before the others; of the first that doesn't fit, its beginning. Never fewer than the
+    share 1 − s of the time that is left, though, and in the first fifth everything.
 
     Args:
         shortfall: [R] float ≥ 0: what each record's tokens lack in all, in nats.
@@ -221,7 +222,8 @@ def admit(
     if progress < TRIAGE_FROM or over_at_start >= 1:
         return lengths.clone()
     learnt = max(0.0, (over - over_at_start) / (1 - over_at_start))
-    share = min(1.0, max(over, over_at_start + (1 - over_at_start) * learnt / progress))
+    expected = over_at_start + (1 - over_at_start) * learnt / progress**2
+    share = min(1.0, max(over, expected, 1 - progress))
     budget = max(1, math.ceil(share * int(lengths.sum()) - 1e-6))  # 2.0000001 is 2
     order = torch.argsort(shortfall, stable=True)
     before = lengths[order].cumsum(0) - lengths[order]
