@@ -123,7 +123,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
         _stopped(phone_book, out, llama, settings, after=after, how="exception")
     result = _write(phone_book, out, llama, resume=True, **SETTINGS)
     assert result.epochs == EPOCHS
-    assert _adapter(out) == uninterrupted("sft")
+    assert _adapter(out) == uninterrupted("triage")
 
 
 @pytest.mark.parametrize("how", ["killed", "exception"])
@@ -142,8 +142,8 @@ def test_a_run_stopped_in_its_first_epoch_leaves_nothing(llama, phone_book, tmp_
 
 
 def test_resume_without_anything_to_resume_begins(llama, phone_book, tmp_path, uninterrupted):
-    _write(phone_book, tmp_path / "out", llama, resume=True, objective="sft", **SETTINGS)
-    assert _adapter(tmp_path / "out") == uninterrupted("sft")
+    _write(phone_book, tmp_path / "out", llama, resume=True, **SETTINGS)
+    assert _adapter(tmp_path / "out") == uninterrupted("triage")
 
 
 def test_more_epochs_after_giving_up_equal_one_longer_run(

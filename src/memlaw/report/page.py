@@ -373,7 +373,7 @@ def _flags(view: RunView) -> str:
             ("rank", "auto"),
             ("placement", "down_proj"),
             ("layers", "auto"),
-            ("objective", "sft"),
+            ("objective", "triage"),
             ("learning_rate", 1e-2),
             ("max_damage", None),
             ("dtype", "auto"),
