@@ -184,6 +184,7 @@ class _Epoch:
             n_under=self.n_under,
             n_records_over=self.n_over,
             n_relapses=self.n_relapses,
+            n_left_out=len(left_out),
             n_steps=self.learner.n_steps,
             rank=self.learner.adapter.rank,
             retention=self.learner.retention,

@@ -38,6 +38,7 @@ class ConsoleObserver(Progress, Observer):
         line = (
             f"epoch {stats.epoch:>4}  certified {stats.n_records_over}/{n_records}  "
             f"tokens under {stats.n_under:>4}  loss {stats.nll_nats:.4f}  rank {stats.rank}  "
+            f"{f'left out {stats.n_left_out}  ' if stats.n_left_out else ''}"
             f"{stats.n_tokens_run / stats.wall_s:,.0f} tokens/s  "
             f"{stats.flop / stats.wall_s / 1e9:,.0f} GFLOP/s  "
             f"{duration(now - self.started)}, at most {duration(left_s)} left"
@@ -72,6 +73,11 @@ def show_write(result: WriteResult) -> None:
             f"BUT NOT HARMLESS: ΔNLL may be {high:+.4f}, above --max-damage {result.max_damage:g}"
         )
     if not (result.certified and result.harmless):
+        if result.n_left_out:
+            console.print(
+                f"{result.n_left_out} record(s) were left out at the end: too far from complete "
+                "for the time that was left."
+            )
         console.print("Go on with more epochs (--resume --max-epochs N) or a higher --rank.")
 
 

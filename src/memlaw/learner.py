@@ -89,6 +89,8 @@ class EpochStats:
             an audit that failed.
         n_records_over: records with no such token.
         n_relapses: tokens under the line that were over it when they were last seen.
+        n_left_out: records that the objective left out, so far from complete that others come
+            first.
         n_steps: optimiser steps done so far, skipped ones not counted.
         rank: the adapter's.
         retention: the weight of the penalty that was trained with.
@@ -105,6 +107,7 @@ class EpochStats:
     n_under: int
     n_records_over: int
     n_relapses: int
+    n_left_out: int
     n_steps: int
     rank: int
     retention: float

@@ -82,6 +82,8 @@ class WriteResult:
         n_parameters: trained numbers.
         bits_stored: how many bits fewer it takes to tell the adapted model the targets.
         epochs: epochs trained.
+        n_left_out: records that the last of them left out: too far from complete for the time
+            that was left.
         wall_s: seconds, model loading and audit included.
         speed: of the training alone; None if no epoch was trained.
         stopped_because: why training ended.
@@ -96,6 +98,7 @@ class WriteResult:
     n_parameters: int
     bits_stored: float
     epochs: int
+    n_left_out: int
     wall_s: float
     speed: Speed | None
     stopped_because: str
@@ -500,6 +503,7 @@ class _Run:
         """All that decides which weights come out, for `--resume` to compare."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in FREE_TO_CHANGE}
         return json.loads(json.dumps(settings)) | {
+            "kind of checkpoint": 2,
             "records": json_sha256([e.record.sha256 for e in self.examples]),
             "base model": self.base.sha256,
             "tokenizer": self.base.tokenizer_sha256,
@@ -542,6 +546,7 @@ class _Run:
             n_parameters=self.learner.adapter.n_parameters,
             bits_stored=self.base_audit.total_nll_bits - audit.total_nll_bits,
             epochs=self.learner.epoch,
+            n_left_out=self.curve[-1]["n_left_out"] if self.curve else 0,
             wall_s=time.perf_counter() - started,
             speed=measure_speed(self.curve, self.base.model.dtype, self.base.model.device),
             stopped_because=stopped_because,
