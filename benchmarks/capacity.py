@@ -42,7 +42,7 @@ NAMES = {"mlp": "MLP block, in parallel", "down_proj": "MLP, down", "up_proj": "
     f"{letter}_proj": f"attention, {word}"
     for letter, word in zip("qkvo", ("query", "key", "value", "output"), strict=True)
 }
-TASKS = {"noise": (96, (0, 1, 2)), "phonebook": (440, (0,))}
+TASKS = {"noise": (96, (0, 1)), "phonebook": (440, (0,))}
 KEPT = (
     *("task", "placement", "layers", "rank", "length", "seed", "n_records", "n_tokens"),
     *("n_parameters", "base_nll", "nll", "bits_stored", "bits_per_parameter", "token_accuracy"),

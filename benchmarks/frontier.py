@@ -67,15 +67,12 @@ class Run:
 
 RUNS: dict[str, Run] = {
     "phonebook-r1-52": Run(task="phonebook", n_tokens=572, rank=1, batch_size=5, epochs=250),
-    "phonebook-r1-45": Run(task="phonebook", n_tokens=495, rank=1, batch_size=5, epochs=250),
-    "phonebook-r1-60": Run(
-        task="phonebook", n_tokens=660, rank=1, batch_size=5, epochs=250, objective="triage"
-    ),
+    "phonebook-r1-58": Run(task="phonebook", n_tokens=638, rank=1, epochs=500, objective="triage"),
     "phonebook-r2-80": Run(task="phonebook", n_tokens=880, rank=2, batch_size=5, epochs=120),
     "phonebook-r4-120": Run(task="phonebook", n_tokens=1320, rank=4, epochs=80),
     "phonebook-r8-160": Run(task="phonebook", n_tokens=1760, rank=8, epochs=60),
-    "phonebook-r16-200": Run(task="phonebook", n_tokens=2200, rank=16, epochs=50),
-    "phonebook-r32-240": Run(task="phonebook", n_tokens=2640, rank=32, epochs=40),
+    "phonebook-r16-200": Run(task="phonebook", n_tokens=2200, rank=16, epochs=30),
+    "phonebook-r32-240": Run(task="phonebook", n_tokens=2640, rank=32, epochs=25),
     "noise-r4-192": Run(task="noise", n_tokens=192, rank=4, epochs=1500),
     "noise-r4-256": Run(task="noise", n_tokens=256, rank=4, epochs=1500),
     "noise-r8-384": Run(task="noise", n_tokens=384, rank=8, epochs=1000),

@@ -3,6 +3,7 @@
     python benchmarks/objectives.py run STORE [GRID]  # an hour or more a grid; goes on if stopped
     python benchmarks/objectives.py publish STORE     # results/objectives: cells, verdicts, figures
     python benchmarks/objectives.py table             # the published verdicts as Markdown
+    python benchmarks/objectives.py stubborn OUT      # of a `memlaw write`: the last tokens to pass
 
 Each grid is a `memlaw bench objectives` that can be run by itself; `run` prints the command. The
 seeds are none that anything was tuned on.
@@ -19,10 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from against_trl import ROOT, git_state, machine
 
 from memlaw.cells import CellStore, read_cells
 from memlaw.compare import BASELINE, Comparison, at_the_edge, cell_of, compare, variant
+from memlaw.snapshots import SNAPSHOTS_FILE, read_snapshots
 
 RESULTS = ROOT / "results" / "objectives"
 SEEDS = "10,11,12,13,14"
@@ -34,6 +37,7 @@ GRIDS: dict[str, list[str]] = {
         *("--steps", "600"),
     ],
 }
+LINE, N_STUBBORN = 0.55, 8
 WITHOUT_CURRICULUM = ("noise",)  # of one record there is no curriculum
 KEPT = (
     *("task", "recipe", "placement", "layers", "length", "rank", "seed", "objective", "on_empty"),
@@ -55,6 +59,8 @@ def main() -> int:
         run(Path(given[1]), given[2:] or list(GRIDS))
     elif len(given) == 2 and given[0] == "publish":
         publish(Path(given[1]))
+    elif len(given) == 2 and given[0] == "stubborn":
+        stubborn(Path(given[1]))
     else:
         print(__doc__, file=sys.stderr)
         return 2
@@ -230,6 +236,30 @@ def trajectories(store: Path) -> None:
         for measure in list(rows[0])[2:]
     ]
     _save(alt.hconcat(*charts), "trajectories")
+
+
+def stubborn(out: Path) -> None:
+    """p of the tokens that were the last to stay over the line, epoch by epoch."""
+    import altair as alt
+
+    kept = read_snapshots(out / SNAPSHOTS_FILE)
+    p = np.stack(kept.p).astype(float)  # [epochs, tokens]
+    last_under = np.where(p < LINE, np.arange(len(p))[:, None], -1).max(axis=0)
+    relapses = ((p[:-1] >= LINE) & (p[1:] < LINE)).sum()
+    print(f"{p.shape[1]} tokens, {len(p)} epochs, {relapses / p.shape[1]:.2f} relapses a token")
+    chosen = np.argsort(last_under)[-N_STUBBORN:]
+    rows = [
+        {"epoch": epoch, "p": p[i, token], "token": int(token)}
+        for i, epoch in enumerate(kept.epochs)
+        for token in chosen
+    ]
+    lines = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line()
+        .encode(x="epoch:Q", y=alt.Y("p:Q", title="p of the token"), color="token:N")
+    )
+    rule = alt.Chart(alt.Data(values=[{"y": LINE}])).mark_rule(strokeDash=[3, 3]).encode(y="y:Q")
+    _save((lines + rule).properties(width=480, height=240), "stubborn")
 
 
 def _save(chart: Any, name: str) -> None:
