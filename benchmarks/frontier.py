@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from against_trl import ROOT, git_state, machine
@@ -50,6 +51,8 @@ class Run:
         learning_rate: AdamW's.
         objective: which tokens the steps are spent on.
         batch_size: records a step.
+        mixture: share of general text in the covariance that is whitened by.
+        dtype: what the model computes in, in training and for the certificate.
         seed: of data, initialisation and order.
     """
 
@@ -62,11 +65,16 @@ class Run:
     learning_rate: float = 0.1
     objective: Objective = "memft_threshold"
     batch_size: int = 10
+    mixture: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
 
 RUNS: dict[str, Run] = {
-    "phonebook-r1-52": Run(task="phonebook", n_tokens=572, rank=1, batch_size=5, epochs=250),
+    "phonebook-r1-52": Run(task="phonebook", n_tokens=572, rank=1, epochs=300),
+    "phonebook-r1-52-bfloat16": Run(
+        task="phonebook", n_tokens=572, rank=1, epochs=250, batch_size=5, dtype="bfloat16"
+    ),
     "phonebook-r1-58": Run(task="phonebook", n_tokens=638, rank=1, epochs=500, objective="triage"),
     "phonebook-r2-80": Run(task="phonebook", n_tokens=880, rank=2, batch_size=5, epochs=120),
     "phonebook-r4-120": Run(task="phonebook", n_tokens=1320, rank=4, epochs=80),
@@ -84,7 +92,7 @@ def run(name: str) -> None:
     what = RUNS[name]
     torch.manual_seed(0)
     started = time.perf_counter()
-    base = load_model()
+    base = load_model(dtype=what.dtype)
     model, tokenizer = base.model, base.tokenizer
     examples = task_examples(
         parse_task(what.task),
@@ -103,7 +111,7 @@ def run(name: str) -> None:
         sites,
         rank=what.rank,
         seed=what.seed,
-        whiteners=[Whitener(s, mixture=0.0, damping=0.01) for s in statistics],
+        whiteners=[Whitener(s, mixture=what.mixture, damping=0.01) for s in statistics],
     )
     n_batches = -(-len(examples) // what.batch_size)
     learner = Learner(
@@ -130,6 +138,7 @@ def run(name: str) -> None:
         curve.append([stats.n_steps, round(stats.nll_nats, 4), stats.n_under, stats.n_relapses])
         if stats.epoch % 20 == 0 or stats.n_under == 0:
             print(name, stats.epoch, curve[-1], stats.n_records_over, flush=True)
+            torch.save(adapter.folded().state_dict(), f"{tempfile.gettempdir()}/{name}.pt")
         if stats.n_under == 0:
             break
     train_s = time.perf_counter() - training
@@ -166,7 +175,6 @@ def run(name: str) -> None:
         "train_flop": flop,
         "train_s": train_s,
         "wall_s": time.perf_counter() - started,
-        "dtype": base.dtype,
         "curve": curve[:: max(1, len(curve) // 60)],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
