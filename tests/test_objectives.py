@@ -283,13 +283,12 @@ def test_an_unknown_objective_lists_those_there_are():
 
 
 def test_triage_weighs_softly_what_is_admitted():
-    p = torch.tensor([[1.0, 0.8, 0.5, 1e-9], [0.8, 0.8, 0.8, 0.8]])
+    p = torch.tensor([[1.0, 0.7, 0.5, 1e-9], [0.7, 0.7, 0.7, 0.7]])
     admitted = torch.tensor([4, 2])
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     weights, state = triage(-p.log(), mask, mask, {"a": 1}, admitted=admitted, threshold=0.6)
-    # sigmoid(4·ln(0.8 / p))
-    expected = [[0.8**4 / (1 + 0.8**4), 0.5, 1.6**4 / (1 + 1.6**4), 1.0], [0.5, 0.5, 0, 0]]
-    assert weights.tolist() == [pytest.approx(row, rel=1e-5) for row in expected]
+    expected = [[0.7**10 / (1 + 0.7**10), 0.5, 1.4**10 / (1 + 1.4**10), 1.0], [0.5, 0.5, 0, 0]]
+    assert weights.tolist() == [pytest.approx(row, rel=1e-4) for row in expected]
     assert weights.dtype == torch.float32
     assert state == {"a": 1}
 

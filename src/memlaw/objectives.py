@@ -38,7 +38,7 @@ WINDOW_PATIENCE = 3
 WINDOW_GROWTH = 0.5
 WINDOW_MAX_GROWTH = 4.0
 CURRICULUM_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-TRIAGE_SHARPNESS = 4.0
+TRIAGE_SHARPNESS = 10.0
 TRIAGE_FROM = 0.2  # of the training: before, nobody knows what can be finished
 
 
@@ -175,9 +175,9 @@ def triage(
 ) -> tuple[Tensor, State]:
     """What can still be finished, and of it mostly what isn't safe yet.
 
-    `sigmoid(4·(nll + ln p₁))`, p₁ halfway from the threshold to 1, on the first `admitted` tokens
-    of each record: a token that is far under the line weighs 1, one at p₁ a half, one that is
-    certain about a quarter, so that it stays. Which tokens are admitted is `admit`'s to say.
+    `sigmoid(10·(nll + ln p₁))`, p₁ a quarter of the way from the threshold to 1, on the first
+    `admitted` tokens of each record: a token under the line weighs about 1, one at p₁ a half, one
+    that is certain next to nothing. Which tokens are admitted is `admit`'s to say.
 
     Args:
         nll, correct, mask, state: as for `sft`.
@@ -187,7 +187,7 @@ def triage(
     Returns:
         weights [B, T] float32 in [0, 1], and the state, unchanged.
     """
-    safe_p = (1 + threshold) / 2
+    safe_p = threshold + (1 - threshold) / 4
     weights = torch.sigmoid(TRIAGE_SHARPNESS * (nll.float() + math.log(safe_p)))
     among = torch.arange(nll.shape[1], device=nll.device) < admitted[:, None]
     return torch.where(mask & among, weights, torch.zeros_like(weights)), state
