@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from against_trl import ROOT, git_state, machine
 
+from memlaw.bench import VARIANTS
 from memlaw.cells import CellStore, read_cells
 from memlaw.compare import BASELINE, Comparison, at_the_edge, cell_of, compare, variant
 from memlaw.snapshots import SNAPSHOTS_FILE, read_snapshots
@@ -120,7 +121,8 @@ def by_grid(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def compared(rows: list[dict[str, Any]]) -> dict[str, list[Comparison]]:
     """Each objective beside SFT: at the edge, and elsewhere."""
     edge = at_the_edge(rows)
-    names = [name for name in dict.fromkeys(variant(row) for row in rows) if name != BASELINE]
+    present = {variant(row) for row in rows}
+    names = [name for name in VARIANTS if name in present and name != BASELINE]
     parts = {
         "edge": [row for row in rows if cell_of(row) in edge],
         "elsewhere": [row for row in rows if cell_of(row) not in edge],
@@ -147,10 +149,13 @@ def table() -> None:
             means = [f"{of[name]['baseline_mean']:.3g}" for name in (*SHOWN, "relapses a token")]
             print("| sft | " + " | ".join(means) + " |")
             for comparison in comparisons:
-                of = comparison["measures"]
-                shown = [f"{_change(of[name])}" for name in SHOWN]
+                of, name = comparison["measures"], comparison["objective"]
+                if comparison["cells"] != first["cells"]:
+                    some = ", ".join(f"{n} at rank {r}" for _, n, r in comparison["cells"])
+                    name = f"{name} ({some} only)"
+                shown = [_change(of[measure]) for measure in SHOWN]
                 shown.append(f"{of['relapses a token']['mean']:.3g}")
-                print(f"| {comparison['objective']} | " + " | ".join(shown) + " |")
+                print(f"| {name} | " + " | ".join(shown) + " |")
             print()
 
 
@@ -179,19 +184,16 @@ def forest(verdicts: dict[str, Any]) -> None:
         for of in [comparison["measures"]["records recited" if grid != "noise" else MEASURE_OF_ONE]]
         if of["ratio"] is not None
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("objective:N", title=None))
-    points = base.mark_point(filled=True, size=70).encode(
-        x=alt.X("ratio:Q", title="in SFT's (95 % interval over seeds)")
-    )
-    bars = base.mark_rule().encode(x="low:Q", x2="high:Q")
     one = alt.Chart(alt.Data(values=[{"x": 1}])).mark_rule(strokeDash=[3, 3]).encode(x="x:Q")
-    charts = [
-        alt.layer(one, bars, points)
-        .transform_filter(f"datum.grid == '{grid}' || isValid(datum.x)")
-        .properties(width=360, title=TITLES[grid])
-        for grid in verdicts
-        if any(row["grid"] == grid for row in rows)
-    ]
+    charts = []
+    for grid in dict.fromkeys(row["grid"] for row in rows):
+        of_grid = alt.Data(values=[row for row in rows if row["grid"] == grid])
+        base = alt.Chart(of_grid).encode(y=alt.Y("objective:N", title=None))
+        bars = base.mark_rule().encode(x="low:Q", x2="high:Q")
+        points = base.mark_point(filled=True, size=70).encode(
+            x=alt.X("ratio:Q", title="in SFT's (95 % interval over seeds)")
+        )
+        charts.append(alt.layer(one, bars, points).properties(width=360, title=TITLES[grid]))
     _save(alt.vconcat(*charts), "edge")
 
 
@@ -220,7 +222,7 @@ def trajectories(store: Path) -> None:
         {
             "objective": name,
             "step": step,
-            "tokens under p 0.55": statistics.mean(e["n_under"] for e in epochs),
+            "tokens under the line": statistics.mean(e["n_under"] for e in epochs),
             "records over it": statistics.mean(e["n_records_over"] for e in epochs),
             "tokens fallen back since the last look": statistics.mean(
                 e["n_relapses"] for e in epochs
