@@ -6,8 +6,8 @@
     python benchmarks/capacity.py table                # the published maps as Markdown
 
 Each cell is one of `memlaw probe --placement PART --layers DEPTH`, with the defaults but without
-measuring damage, at ranks that give every part about as many trainable numbers. They share a loaded model and its statistics of
-general text, which is all that running them here saves.
+measuring damage, at ranks that give every part about as many trainable numbers. They share a loaded
+model and its statistics of general text, which is all that running them here saves.
 """
 
 from __future__ import annotations
