@@ -6,8 +6,8 @@
 Every run trains one adapter on random data until every token passes the line (p 0.55) or its steps
 are over, then decodes every record greedily: certified is what passes both. Bits are what the data
 were drawn with: log2 10 a digit, log2 of the vocabulary a token; ends of targets and how surprised
-the base model was count for nothing. Nothing holds on to general text here (no retention, whitened
-on the records alone): what it costs is measured, too.
+the base model was count for nothing. Nothing holds on to general text here: what that costs is
+measured, too.
 """
 
 from __future__ import annotations
@@ -75,15 +75,21 @@ RUNS: dict[str, Run] = {
     "phonebook-r1-52-bfloat16": Run(
         task="phonebook", n_tokens=572, rank=1, epochs=250, batch_size=5, dtype="bfloat16"
     ),
-    "phonebook-r1-58": Run(task="phonebook", n_tokens=638, rank=1, epochs=500, objective="triage"),
-    "phonebook-r2-80": Run(task="phonebook", n_tokens=880, rank=2, batch_size=5, epochs=120),
-    "phonebook-r4-120": Run(task="phonebook", n_tokens=1320, rank=4, epochs=80),
-    "phonebook-r8-160": Run(task="phonebook", n_tokens=1760, rank=8, epochs=60),
-    "phonebook-r16-200": Run(task="phonebook", n_tokens=2200, rank=16, epochs=30),
-    "phonebook-r32-240": Run(task="phonebook", n_tokens=2640, rank=32, epochs=25),
-    "noise-r4-192": Run(task="noise", n_tokens=192, rank=4, epochs=1500),
-    "noise-r4-256": Run(task="noise", n_tokens=256, rank=4, epochs=1500),
-    "noise-r8-384": Run(task="noise", n_tokens=384, rank=8, epochs=1000),
+    **{
+        f"noise-r{rank}-{n_tokens}": Run(
+            task="noise",
+            n_tokens=n_tokens,
+            rank=rank,
+            placement="down_proj",
+            layer=20,
+            epochs=400,
+            learning_rate=0.05,
+            objective="memft_threshold",
+            mixture=0.9,
+            dtype="bfloat16",
+        )
+        for rank, n_tokens in ((1, 40), (2, 80), (4, 160), (8, 320), (16, 640), (32, 1280))
+    },
 }
 
 
