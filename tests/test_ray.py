@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_probe import _table, config, texts  # noqa: F401  (fixtures)
+from test_probe import _table, config  # noqa: F401  (fixtures)
 
 from memlaw import cli
 from memlaw.cells import read_cells
