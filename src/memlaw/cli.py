@@ -15,7 +15,6 @@ from typing import Any
 
 from memlaw.errors import ConfigError, MemlawError
 
-_GOES_ON = "Interrupted. The same command goes on with the cells that are missing."
 DONE, NOT_CERTIFIED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 HELP = """usage: memlaw COMMAND ...
@@ -226,18 +225,12 @@ def _probe(args: list[str]) -> int:
 
     given = _parse(ProbeArguments, "probe", _listed(args))
     _quiet()
-    from memlaw.console_probe import ConsoleProbeObserver, show_probe
-    from memlaw.probe import ProbeConfig, probe
+    from memlaw.console_probe import show_probe
+    from memlaw.probe import probe
 
-    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
-    observer = ConsoleProbeObserver()
-    try:
-        result = probe(given.out, config, launcher=_launcher(given), observer=observer)
-    except KeyboardInterrupt:
-        observer.notice(_GOES_ON)
+    result = _probed(given, lambda config, how: probe(given.out, config, **how))
+    if result is None:
         return INTERRUPTED
-    finally:
-        observer.close()
     if given.json:
         print(json.dumps(result.cells, ensure_ascii=False, indent=2))
     else:
@@ -245,13 +238,25 @@ def _probe(args: list[str]) -> int:
     return NOT_CERTIFIED if result.n_failed else DONE
 
 
-def _launcher(given: Any) -> Any:
-    """What runs the cells of a probe; None runs them in this process."""
-    if given.launcher != "ray":
-        return None
-    from memlaw.ray_launcher import ray_launcher
+def _probed(given: Any, run: Callable[[Any, dict[str, Any]], Any]) -> Any:
+    """What `run` makes of a probe's settings, and of launcher and observer; None if interrupted."""
+    from memlaw.console_probe import ConsoleProbeObserver
+    from memlaw.probe import ProbeConfig
 
-    return ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
+    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
+    launcher = None
+    if given.launcher == "ray":
+        from memlaw.ray_launcher import ray_launcher
+
+        launcher = ray_launcher(address=given.ray_address, cpus=given.ray_cpus, gpus=given.ray_gpus)
+    observer = ConsoleProbeObserver()
+    try:
+        return run(config, {"launcher": launcher, "observer": observer})
+    except KeyboardInterrupt:
+        observer.notice("Interrupted. The same command goes on with the cells that are missing.")
+        return None
+    finally:
+        observer.close()
 
 
 def _bench(args: list[str]) -> int:
@@ -263,20 +268,14 @@ def _bench(args: list[str]) -> int:
     given = _parse(BenchObjectivesArguments, "bench objectives", _listed(args[1:] or args))
     _quiet()
     from memlaw.bench import compare_objectives
-    from memlaw.console_probe import ConsoleProbeObserver, show_comparison
-    from memlaw.probe import ProbeConfig
+    from memlaw.console_probe import show_comparison
 
-    config = ProbeConfig(**{f.name: getattr(given, f.name) for f in fields(ProbeConfig)})
-    observer = ConsoleProbeObserver()
-    try:
-        found = compare_objectives(
-            given.out, config, given.objectives, launcher=_launcher(given), observer=observer
-        )
-    except KeyboardInterrupt:
-        observer.notice(_GOES_ON)
+    found = _probed(
+        given,
+        lambda config, how: compare_objectives(given.out, config, given.objectives, **how),
+    )
+    if found is None:
         return INTERRUPTED
-    finally:
-        observer.close()
     if given.json:
         print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
     else:
