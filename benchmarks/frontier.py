@@ -54,6 +54,7 @@ class Run:
         mixture: share of general text in the covariance that is whitened by.
         dtype: what the model computes in, in training and for the certificate.
         seed: of data, initialisation and order.
+        start: the run whose adapter, left in the folder for temporary files, this one begins with.
     """
 
     task: str
@@ -68,10 +69,19 @@ class Run:
     mixture: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    start: str | None = None
 
 
 RUNS: dict[str, Run] = {
     "phonebook-r1-52": Run(task="phonebook", n_tokens=572, rank=1, epochs=300),
+    "phonebook-r1-53": Run(
+        task="phonebook",
+        n_tokens=583,
+        rank=1,
+        epochs=70,
+        learning_rate=0.03,
+        start="phonebook-r1-52",
+    ),
     "phonebook-r1-52-bfloat16": Run(
         task="phonebook", n_tokens=572, rank=1, epochs=250, batch_size=5, dtype="bfloat16"
     ),
@@ -119,6 +129,12 @@ def run(name: str) -> None:
         seed=what.seed,
         whiteners=[Whitener(s, mixture=what.mixture, damping=0.01) for s in statistics],
     )
+    if what.start:
+        kept = torch.load(f"{tempfile.gettempdir()}/{what.start}.pt", weights_only=True)
+        whitening = adapter.whiteners[0].apply(torch.eye(sites[0].d_in))
+        with torch.no_grad():
+            adapter.a[0].copy_(torch.linalg.solve(whitening, kept["a.0"]))
+            adapter.b[0].copy_(kept["b.0"])
     n_batches = -(-len(examples) // what.batch_size)
     learner = Learner(
         adapter,
