@@ -78,7 +78,7 @@ def test_a_retained_text_that_is_too_short_is_refused(llama, phone_book, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-SETTINGS = {"retention": 3.0, "max_epochs": 300}
+SETTINGS = {"objective": "sft", "retention": 3.0, "max_epochs": 300}
 
 
 def _scripted(monkeypatch, highs):

@@ -81,6 +81,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
 def test_a_write_keeps_what_its_epochs_saw_also_when_resumed(llama, phone_book, tmp_path):
     settings = {
         "model": str(llama),
+        "objective": "sft",  # what triage does depends on max_epochs
         "rank": 8,
         "retention": 0.0,
         "threshold": 0.9,
