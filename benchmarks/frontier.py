@@ -82,6 +82,14 @@ RUNS: dict[str, Run] = {
         learning_rate=0.03,
         start="phonebook-r1-52",
     ),
+    "phonebook-r1-53-longer": Run(
+        task="phonebook",
+        n_tokens=583,
+        rank=1,
+        epochs=60,
+        learning_rate=0.02,
+        start="phonebook-r1-53",
+    ),
     "phonebook-r1-52-bfloat16": Run(
         task="phonebook", n_tokens=572, rank=1, epochs=250, batch_size=5, dtype="bfloat16"
     ),
@@ -163,6 +171,7 @@ def run(name: str) -> None:
             torch.save(adapter.folded().state_dict(), f"{tempfile.gettempdir()}/{name}.pt")
         if stats.n_under == 0:
             break
+    torch.save(adapter.folded().state_dict(), f"{tempfile.gettempdir()}/{name}.pt")
     train_s = time.perf_counter() - training
     folded = adapter.folded()
     with folded.attached(model):
