@@ -30,16 +30,27 @@ from memlaw.snapshots import SNAPSHOTS_FILE, read_snapshots
 
 RESULTS = ROOT / "results" / "objectives"
 SEEDS = "10,11,12,13,14"
-GRIDS: dict[str, list[str]] = {
-    "phonebook": ["--task", "phonebook", "--ranks", "1,2", "--lengths", "132,198,264"],
-    "noise": ["--task", "noise", "--ranks", "2,3", "--lengths", "64,128"],
-    "paper": [
-        *("--task", "phonebook", "--recipe", "paper", "--ranks", "4,8", "--lengths", "132"),
-        *("--steps", "600"),
-    ],
+GRIDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "phonebook": (
+        ["--task", "phonebook", "--ranks", "1,2", "--lengths", "132,198,264"],
+        ("sft", "memft_threshold", "triage"),
+    ),
+    "less-room": (["--task", "phonebook", "--ranks", "1", "--lengths", "231"], ("sft", "triage")),
+    "more": (["--task", "phonebook", "--ranks", "2", "--lengths", "330"], ("sft", "triage")),
+    "variants": (["--task", "phonebook", "--ranks", "2", "--lengths", "264"], VARIANTS),
+    "noise": (
+        ["--task", "noise", "--ranks", "2,3", "--lengths", "64,128"],
+        ("sft", "memft_threshold", "memft_window", "triage"),
+    ),
+    "paper": (
+        [
+            *("--task", "phonebook", "--recipe", "paper", "--ranks", "4", "--lengths", "132"),
+            *("--steps", "400"),
+        ],
+        ("sft", "memft_threshold:sft"),
+    ),
 }
 LINE, N_STUBBORN = 0.55, 8
-WITHOUT_CURRICULUM = ("noise",)  # of one record there is no curriculum
 KEPT = (
     *("task", "recipe", "placement", "layers", "length", "rank", "seed", "objective", "on_empty"),
     *("dtype", "base_sha256", "data_sha256", "learning_rate", "batch_size", "total_steps"),
@@ -71,11 +82,9 @@ def main() -> int:
 def run(store: Path, names: list[str]) -> None:
     """The grids, one after the other, into one store."""
     for name in names:
-        command = ["memlaw", "bench", "objectives", "-o", str(store), *GRIDS[name]]
-        command += ["--seeds", SEEDS]
-        if name in WITHOUT_CURRICULUM:
-            kept = ("sft", "memft_threshold", "memft_threshold:sft", "memft_window", "triage")
-            command += ["--objectives", *kept]
+        grid, objectives = GRIDS[name]
+        command = ["memlaw", "bench", "objectives", "-o", str(store), *grid]
+        command += ["--seeds", SEEDS, "--objectives", *objectives]
         print("$", *command, flush=True)
         module = [sys.executable, "-c", "from memlaw.cli import main; main()"]
         subprocess.run(module + command[1:], check=True)

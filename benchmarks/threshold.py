@@ -27,8 +27,8 @@ from memlaw.tasks import natural_prose
 RESULTS = ROOT / "results" / "threshold.json"
 DTYPES = ("float32", "bfloat16", "float16")
 BATCH_SIZES = (1, 8, 64)
-WINDOW, N_WINDOWS = 64, 320
-DECODED = 64  # windows that are run token by token, too
+WINDOW, N_WINDOWS = 64, 160
+DECODED = 4  # windows that are run token by token, too
 Passes = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
