@@ -212,7 +212,7 @@ def run(name: str) -> None:
         "machine": machine(torch.get_num_threads()),
     }
     rows = [r for r in _read() if r["name"] != name] + [row]
-    text = ",\n".join(json.dumps(r) for r in sorted(rows, key=lambda r: r["name"]))
+    text = ",\n".join(json.dumps(r) for r in sorted(rows, key=_order))
     RESULTS.write_text(f"[\n{text}\n]\n", encoding="utf-8")
     print({k: v for k, v in row.items() if k not in ("curve", "git", "machine")}, flush=True)
 
@@ -224,6 +224,10 @@ def _bits(what: Run, example: Any, tokenizer: Any) -> float:
     return (len(example.target_ids) - 1) * math.log2(len(tokenizer) - len(special_ids(tokenizer)))
 
 
+def _order(row: dict[str, Any]) -> Any:
+    return row["dtype"], row["n_records"], row["n_certified"]
+
+
 def _read() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
 
@@ -231,14 +235,15 @@ def _read() -> list[dict[str, Any]]:
 def table() -> None:
     """What the published runs came to."""
     print(
-        "| rank | numbers | records | certified | bits a number | ΔNLL | steps | TFLOP | minutes |"
+        "| run | numbers | records | recited | certified | certified bits a number | ΔNLL | steps | "
+        "TFLOP | minutes |"
     )
-    print("|---" * 9 + "|")
-    for row in sorted(_read(), key=lambda r: (r["task"], r["rank"], r["bits_given"])):
+    print("|---" * 10 + "|")
+    for row in _read():
         print(
-            f"| {row['rank']} ({row['placement']}, layer {row['layer']}) | "
-            f"{row['n_parameters']:,} | {row['n_records']} | {row['n_certified']} | "
-            f"{row['certified_bits_per_parameter']:.2f} | {row['damage_nll']:+.2f} | "
+            f"| {row['name']} ({row['dtype']}) | {row['n_parameters']:,} | {row['n_records']} | "
+            f"{row['n_recited']} | {row['n_certified']} | "
+            f"{row['certified_bits_per_parameter']:.3f} | {row['damage_nll']:+.1f} | "
             f"{row['n_steps']:,} | {row['train_flop'] / 1e12:,.0f} | {row['train_s'] / 60:.0f} |"
         )
 
