@@ -235,8 +235,8 @@ def _read() -> list[dict[str, Any]]:
 def table() -> None:
     """What the published runs came to."""
     print(
-        "| run | numbers | records | recited | certified | certified bits a number | ΔNLL | steps | "
-        "TFLOP | minutes |"
+        "| run | numbers | records | recited | certified | certified bits a number | ΔNLL | "
+        "steps | TFLOP | minutes |"
     )
     print("|---" * 10 + "|")
     for row in _read():
