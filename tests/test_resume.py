@@ -304,7 +304,8 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     llama, phone_file, phone_book, tmp_path, name, epoch, status
 ):
     out = tmp_path / "out"
-    settings = {"rank": 4, "learning_rate": 1e-3, "max_epochs": 100_000}
+    # what triage does depends on max_epochs
+    settings = {"objective": "sft", "rank": 4, "learning_rate": 1e-3, "max_epochs": 100_000}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     args = ["write", str(phone_file), "-o", str(out), "--model", str(llama), *flags]
     code, said = _signalled(args, getattr(signal, name), epoch=epoch)
