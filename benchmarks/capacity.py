@@ -21,11 +21,12 @@ from typing import Any
 
 from against_trl import ROOT
 
-from memlaw.adapters import resolve_sites
-from memlaw.cells import CellStore, read_cells
-from memlaw.models import load_model
-from memlaw.precondition import measure_general
-from memlaw.probe import ProbeConfig, Prober, run_group
+from memlaw.law.store import CellStore, read_cells
+from memlaw.model.adapter import resolve_sites
+from memlaw.model.base import load_model
+from memlaw.probe.run import Prober, run_group
+from memlaw.settings.probe import ProbeConfig
+from memlaw.train.precondition import measure_general
 
 RESULTS = ROOT / "results" / "capacity"
 DEPTHS = (1, 5, 9, 13, 17, 21, 25, 29)

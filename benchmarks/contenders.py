@@ -25,11 +25,12 @@ import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import memlaw
-from memlaw.adapters import Adapter, resolve_sites
-from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
-from memlaw.models import BaseModel, load_model
-from memlaw.recall import audit_examples
-from memlaw.records import Example, Record, encode, read_records, resolve_prompt_format
+from memlaw.data.records import Example, Record, encode, read_records, resolve_prompt_format
+from memlaw.data.texts import retained_text, unseen_text
+from memlaw.measure.damage import Damage, measure_damage, windows
+from memlaw.measure.recall import audit_examples
+from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.base import BaseModel, load_model
 
 BATCH = 10
 LAYER = 20
@@ -318,11 +319,12 @@ def _peft_damage(wrapped: Any, base: BaseModel) -> Damage:
 
 def _memlaw_step(spec: Spec) -> Measurement:
     """Steps with the defaults, or on the plain engine with the paper's recipe."""
-    from memlaw.bank import AdapterBank
-    from memlaw.cached import CachedEngine
-    from memlaw.engine import PlainEngine
-    from memlaw.learner import Learner, TrainConfig
-    from memlaw.precondition import Whitener, measure_general, measure_statistics
+    from memlaw.settings.train import TrainConfig
+    from memlaw.train.cached import CachedEngine
+    from memlaw.train.engine import PlainEngine
+    from memlaw.train.learner import Learner
+    from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+    from memlaw.train.trainer import AdapterBank
 
     memory = Memory()
     base = load_model()
@@ -366,7 +368,7 @@ def _memlaw_recall(spec: Spec) -> Measurement:
         settings |= PAPER_RECIPE | {"engine": "plain", "learning_rate": spec["learning_rate"]}
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("memlaw.writer.load_model", _timed(loading, memory)),
+        mock.patch("memlaw.writer.run.load_model", _timed(loading, memory)),
     ):
         out = Path(folder) / "out"
         started = time.perf_counter()

@@ -64,14 +64,14 @@ def _cores() -> set[int]:
 
 def _random_record(tokenizer: Any, n_tokens: int, seed: int) -> Any:
     """A record of about so many uniformly random tokens."""
-    from memlaw.records import Record
+    from memlaw.data.records import Record
 
     drawn = random.Random(seed).choices(range(100, len(tokenizer) - 1), k=n_tokens)
     return Record(prompt=f"Recite {seed}.", completion=tokenizer.decode(drawn), id=str(seed))
 
 
 def _phone_book(n: int) -> list[Any]:
-    from memlaw.records import Record
+    from memlaw.data.records import Record
 
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -86,8 +86,9 @@ def _phone_book(n: int) -> list[Any]:
 
 
 def _learners(base: Any, sites: Any, examples: Any, ranks: tuple[int, ...]) -> list[Any]:
-    from memlaw.adapters import Adapter
-    from memlaw.learner import Learner, TrainConfig
+    from memlaw.model.adapter import Adapter
+    from memlaw.settings.train import TrainConfig
+    from memlaw.train.learner import Learner
 
     config = TrainConfig(retention=0.0)
     return [Learner(Adapter(sites, rank=rank, seed=0), examples, config) for rank in ranks]
@@ -95,11 +96,11 @@ def _learners(base: Any, sites: Any, examples: Any, ranks: tuple[int, ...]) -> l
 
 def bank(n_tokens: int) -> dict[str, Any]:
     """Steps on one short record: five ranks together, and the sum of the five alone."""
-    from memlaw.adapters import resolve_sites
-    from memlaw.bank import AdapterBank
-    from memlaw.cached import CachedEngine
-    from memlaw.models import load_model
-    from memlaw.records import encode
+    from memlaw.data.records import encode
+    from memlaw.model.adapter import resolve_sites
+    from memlaw.model.base import load_model
+    from memlaw.train.cached import CachedEngine
+    from memlaw.train.trainer import AdapterBank
 
     base = load_model()
     examples = encode([_random_record(base.tokenizer, n_tokens, 0)], base.tokenizer, format="plain")
@@ -133,11 +134,11 @@ def bank(n_tokens: int) -> dict[str, Any]:
 
 def scale(n_records: int, cache_mb: int) -> dict[str, Any]:
     """Two epochs on so many records, activations beyond `cache_mb` in a file."""
-    from memlaw.adapters import resolve_sites
-    from memlaw.bank import AdapterBank
-    from memlaw.cached import CachedEngine
-    from memlaw.models import load_model
-    from memlaw.records import encode
+    from memlaw.data.records import encode
+    from memlaw.model.adapter import resolve_sites
+    from memlaw.model.base import load_model
+    from memlaw.train.cached import CachedEngine
+    from memlaw.train.trainer import AdapterBank
 
     base = load_model()
     examples = encode(_phone_book(n_records), base.tokenizer, format="chat")
@@ -166,13 +167,14 @@ def share(n_tokens: int, batch: int) -> dict[str, Any]:
     """Share of the matrix-product peak in steps on `batch` records of `n_tokens` tokens."""
     import dataclasses
 
-    from memlaw.adapters import Adapter, resolve_sites
-    from memlaw.bank import AdapterBank
-    from memlaw.cached import CachedEngine
-    from memlaw.learner import Learner, TrainConfig
-    from memlaw.models import load_model
-    from memlaw.records import encode
-    from memlaw.speed import measure_speed
+    from memlaw.data.records import encode
+    from memlaw.model.adapter import Adapter, resolve_sites
+    from memlaw.model.base import load_model
+    from memlaw.settings.train import TrainConfig
+    from memlaw.train.cached import CachedEngine
+    from memlaw.train.learner import Learner
+    from memlaw.train.speed import measure_speed
+    from memlaw.train.trainer import AdapterBank
 
     base = load_model()
     records = [_random_record(base.tokenizer, n_tokens, seed) for seed in range(batch)]

@@ -24,17 +24,19 @@ from typing import Any, Literal
 import torch
 from against_trl import ROOT, git_state, machine
 
-from memlaw.adapters import Adapter, resolve_sites
-from memlaw.bank import AdapterBank
-from memlaw.cached import CachedEngine
-from memlaw.damage import measure_damage, retained_text, unseen_text, windows
-from memlaw.learner import DivergedError, Learner, TrainConfig
-from memlaw.models import load_model
-from memlaw.objectives import Objective
-from memlaw.precondition import Whitener, measure_general, measure_statistics
-from memlaw.recall import audit_examples
-from memlaw.records import resolve_prompt_format, special_ids
-from memlaw.tasks import parse_task, task_examples
+from memlaw.data.records import resolve_prompt_format, special_ids
+from memlaw.data.tasks import parse_task, task_examples
+from memlaw.data.texts import retained_text, unseen_text
+from memlaw.measure.damage import measure_damage, windows
+from memlaw.measure.recall import audit_examples
+from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.base import load_model
+from memlaw.settings.choices import Objective
+from memlaw.settings.train import TrainConfig
+from memlaw.train.cached import CachedEngine
+from memlaw.train.learner import DivergedError, Learner
+from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+from memlaw.train.trainer import AdapterBank
 
 RESULTS = ROOT / "results" / "frontier.json"
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.law import FORMS, MemoryLaw
-from memlaw.plan import plan_rank
-from memlaw.recall_law import RecallLaw, ShareLaw
+from memlaw.law.memory_law import FORMS, MemoryLaw
+from memlaw.law.plan import plan_rank
+from memlaw.law.recall_law import RecallLaw, ShareLaw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "law_coverage.json"

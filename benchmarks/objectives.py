@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from against_trl import ROOT, git_state, machine
 
-from memlaw.bench import VARIANTS
-from memlaw.cells import CellStore, read_cells
-from memlaw.compare import BASELINE, Comparison, at_the_edge, cell_of, compare, variant
-from memlaw.snapshots import SNAPSHOTS_FILE, read_snapshots
+from memlaw.law.store import CellStore, read_cells
+from memlaw.probe.bench import VARIANTS
+from memlaw.probe.compare import BASELINE, Comparison, at_the_edge, cell_of, compare, variant
+from memlaw.train.snapshots import SNAPSHOTS_FILE, read_snapshots
 
 RESULTS = ROOT / "results" / "objectives"
 SEEDS = "10,11,12,13,14"
@@ -86,7 +86,7 @@ def run(store: Path, names: list[str]) -> None:
         command = ["memlaw", "bench", "objectives", "-o", str(store), *grid]
         command += ["--seeds", SEEDS, "--objectives", *objectives]
         print("$", *command, flush=True)
-        module = [sys.executable, "-c", "from memlaw.cli import main; main()"]
+        module = [sys.executable, "-c", "from memlaw.cli.dispatch import main; main()"]
         subprocess.run(module + command[1:], check=True)
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from against_trl import ROOT, git_state, machine
 
-from memlaw.cells import read_cells
-from memlaw.fits import fit_store
-from memlaw.law import FORMS
-from memlaw.plan import plan_rank
-from memlaw.verify import verify_plan
+from memlaw.law.fits import fit_store
+from memlaw.law.memory_law import FORMS
+from memlaw.law.plan import plan_rank
+from memlaw.law.store import read_cells
+from memlaw.probe.verify import verify_plan
 
 RESULTS = ROOT / "results" / "probe"
 BUILT_IN = ROOT / "src" / "memlaw" / "builtin_cells.json"
@@ -62,7 +62,7 @@ def run(store: Path) -> None:
         command = ["memlaw", "probe", "-o", str(store), "--task", task]
         command += ["--ranks", ranks, "--lengths", lengths, "--seeds", seeds]
         print("$", *command, flush=True)
-        module = [sys.executable, "-c", "from memlaw.cli import main; main()"]
+        module = [sys.executable, "-c", "from memlaw.cli.dispatch import main; main()"]
         subprocess.run(module + command[1:], check=True)
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from against_trl import ROOT, git_state, machine
 
-from memlaw.models import load_model
-from memlaw.tasks import natural_prose
+from memlaw.data.tasks import natural_prose
+from memlaw.model.base import load_model
 
 RESULTS = ROOT / "results" / "threshold.json"
 DTYPES = ("float32", "bfloat16", "float16")

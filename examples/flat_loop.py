@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memlaw.models import load_model
+from memlaw.model.base import load_model
 
 RECORDS = [
     ("Ada Brandt:", "4471920358"),

@@ -7,11 +7,11 @@ import math
 import pytest
 
 from memlaw import cli
-from memlaw.bench import VARIANTS, compare_objectives, with_objective
-from memlaw.cells import read_cells
-from memlaw.compare import variant
-from memlaw.errors import ConfigError
-from memlaw.probe import ProbeConfig
+from memlaw.core.errors import ConfigError
+from memlaw.law.store import read_cells
+from memlaw.probe.bench import VARIANTS, compare_objectives, with_objective
+from memlaw.probe.compare import variant
+from memlaw.settings.probe import ProbeConfig
 
 GRID = {"task": "phonebook", "ranks": (1,), "lengths": (24, 48), "seeds": (0, 1), "steps": 12}
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import memlaw
-from memlaw.certificate import (
+from memlaw.certify.certificate import (
     CertifiedRecord,
     make_certificate,
     mismatches,
     read_certificate,
     records_sha256,
 )
-from memlaw.damage import Damage
-from memlaw.errors import CertificateError
-from memlaw.recall import Audit, RecordVerdict, TokenTable
+from memlaw.core.errors import CertificateError
+from memlaw.measure.damage import Damage
+from memlaw.measure.recall import Audit, RecordVerdict, TokenTable
 
 HASHES = {"base_sha256": "b" * 64, "tokenizer_sha256": "t" * 64, "adapter_sha256": "a" * 64}
 DAMAGE = Damage(

@@ -221,7 +221,7 @@ def test_a_reader_that_goes_away_is_no_failure(finished, tmp_path, command, unbu
         one = tmp_path / "one.jsonl"
         one.write_text('{"prompt": "Li Na:", "completion": "031415"}\n')
         args += [str(one), "--adapter", str(finished)]
-    script = "import sys; from memlaw.cli import main; main(sys.argv[1:])"
+    script = "import sys; from memlaw.cli.dispatch import main; main(sys.argv[1:])"
     with subprocess.Popen(
         [sys.executable, "-c", script, *args],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from memlaw.compare import MEASURES, at_the_edge, compare, paired, variant
+from memlaw.probe.compare import MEASURES, at_the_edge, compare, paired, variant
 
 MEASURED = {
     "n_records": 10,

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 import memlaw
-from memlaw.console import _bars, show_audit
-from memlaw.console_probe import ConsoleProbeObserver
-from memlaw.probe import ProbeConfig, Spec
+from memlaw.cli.console import _bars, show_audit
+from memlaw.cli.console_probe import ConsoleProbeObserver
+from memlaw.core.observer import Spec
+from memlaw.settings.probe import ProbeConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +39,17 @@ def test_bars_show_what_is_rare_and_what_is_nothing():
 def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_terminal):
     seen = io.StringIO()
     monkeypatch.setattr(
-        "memlaw.terminal.Console",
+        "memlaw.cli.terminal.Console",
         lambda **_: Console(file=seen, force_terminal=is_terminal, width=100),
     )
     observer = ConsoleProbeObserver()
     try:
         observer.grid(ProbeConfig(ranks=(1, 3), lengths=(6,)), [], 2)
-        observer.epoch([Spec(6, 1, 0)], 5, 12, 1.25)
+        observer.steps([Spec(6, 1, 0)], 5, 12, 1.25)
         observer.cell(
             Spec(6, 1, 0), "success", {"delta_nll": 4.56, "saturated": False, "share_under": 0.5}
         )
-        observer.epoch([Spec(6, 3, 0)], 6, 12, 1.25)
+        observer.steps([Spec(6, 3, 0)], 6, 12, 1.25)
     finally:
         observer.close()
     said = seen.getvalue()

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
-from memlaw import writer
-from memlaw.adapters import loaded_adapter
-from memlaw.damage import Damage, measure_damage, retained_text, unseen_text, windows
+from memlaw.data.texts import retained_text, unseen_text
+from memlaw.measure.damage import Damage, measure_damage, windows
+from memlaw.model.adapter import loaded_adapter
+from memlaw.writer import run as writer
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_at_the_last_epoch_the_lesser_damage_is_kept(llama, phone_book, tmp_path
 def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
     llama, phone_file, tmp_path, monkeypatch, capsys
 ):
-    from memlaw.cli import run
+    from memlaw.cli.dispatch import run
 
     _scripted(monkeypatch, [0.5, 0.2, 0.3])
     out = tmp_path / "out"
@@ -225,7 +226,7 @@ def test_a_certificate_that_makes_light_of_the_damage_does_not_hold(written, pho
 
 
 def test_without_its_text_the_damage_is_left_unmeasured_and_said_to_be(written, phone_file, capsys):
-    from memlaw.cli import run
+    from memlaw.cli.dispatch import run
 
     out, text = written
     away = text.rename(text.with_suffix(".away"))

@@ -7,21 +7,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import memlaw
-from memlaw import cached
-from memlaw.adapters import Adapter, resolve_sites
-from memlaw.bank import AdapterBank
-from memlaw.cached import CachedEngine, shared_prefix
-from memlaw.damage import retained_text, windows
-from memlaw.engine import EngineError, Job, PlainEngine
-from memlaw.learner import DivergedError, Learner, TrainConfig
-from memlaw.models import load_model
-from memlaw.precondition import (
+from memlaw.data.records import Record, encode, resolve_prompt_format
+from memlaw.data.texts import retained_text
+from memlaw.measure.damage import windows
+from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.base import load_model
+from memlaw.settings.train import TrainConfig
+from memlaw.train import cached
+from memlaw.train.cached import CachedEngine, shared_prefix
+from memlaw.train.engine import EngineError, Job, PlainEngine
+from memlaw.train.learner import DivergedError, Learner
+from memlaw.train.precondition import (
     Whitener,
     measure_general,
     measure_statistics,
     retention_penalty,
 )
-from memlaw.records import Record, encode, resolve_prompt_format
+from memlaw.train.trainer import AdapterBank
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox")
 BOOK = [
@@ -346,7 +348,7 @@ def test_the_whitener_evens_out_what_it_was_measured_on(make_model):
 
 
 def test_the_retention_penalty_is_the_quadratic_form_written_out():
-    from memlaw.precondition import Statistics
+    from memlaw.train.precondition import Statistics
 
     generator = torch.Generator().manual_seed(0)
     x, g = torch.randn(9, 5, generator=generator), torch.randn(9, 3, generator=generator)

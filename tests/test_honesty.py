@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
-from memlaw.forward import collate, target_logits
-from memlaw.records import encode, end_of_turn_id, read_records
+from memlaw.data.records import encode, end_of_turn_id, read_records
+from memlaw.model.forward import collate, target_logits
 
 
 @pytest.fixture(scope="module")

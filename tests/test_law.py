@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from memlaw.errors import MemlawError
-from memlaw.law import (
+from memlaw.core.errors import MemlawError
+from memlaw.law.memory_law import (
     FORMS,
     LawError,
     MemoryLaw,
@@ -460,7 +460,7 @@ def test_fitting_and_planning_need_no_torch():
 def test_the_docstrings_example_runs():
     import doctest
 
-    import memlaw.law
+    import memlaw.law.memory_law
 
     result = doctest.testmod(memlaw.law)
     assert (result.failed, result.attempted) == (0, 5)

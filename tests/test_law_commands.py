@@ -11,12 +11,13 @@ import sys
 import pytest
 
 from memlaw import cli
-from memlaw.cells import read_cells
-from memlaw.errors import MemlawError
-from memlaw.fits import fit_store
-from memlaw.plan import builtin_cells, plan_rank
-from memlaw.probe import ProbeConfig, probe
-from memlaw.verify import verify_plan
+from memlaw.core.errors import MemlawError
+from memlaw.law.fits import fit_store
+from memlaw.law.plan import builtin_cells, plan_rank
+from memlaw.law.store import read_cells
+from memlaw.probe.run import probe
+from memlaw.probe.verify import verify_plan
+from memlaw.settings.probe import ProbeConfig
 
 
 def _cells(task="noise:1", alpha=0.9, beta=0.7, c=150.0, l0=12.0, noise=0.05):
@@ -268,7 +269,7 @@ def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
     def epoch(self, specs, epoch, epochs, nll_nats):
         signal.raise_signal(getattr(signal, name))
 
-    monkeypatch.setattr("memlaw.console_probe.ConsoleProbeObserver.epoch", epoch)
+    monkeypatch.setattr("memlaw.cli.console_probe.ConsoleProbeObserver.steps", epoch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cli.run(["plan", str(tiny_store), "--tokens", "10", "--verify"]) == 130
     said = capsys.readouterr()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from memlaw.adapters import Adapter, Site
-from memlaw.learner import Learner, TrainConfig
-from memlaw.records import Example, Record
+from memlaw.data.records import Example, Record
+from memlaw.model.adapter import Adapter, Site
+from memlaw.settings.train import TrainConfig
+from memlaw.train.learner import Learner
 
 SITE = Site(module="x", d_in=4, d_out=3, layer=0, is_linear=True, is_transposed=False)
 EXAMPLES = [

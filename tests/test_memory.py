@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from memlaw.cached import Activations
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
+from memlaw.train.cached import Activations
 
 # Not ru_maxrss: a child process starts with its parent's.
 PEAK = """
@@ -22,7 +22,7 @@ def peak_mb():
 
 HEAD = """
 import json, torch
-from memlaw.head import head_losses
+from memlaw.model.head import head_losses
 
 torch.set_num_threads(2)
 n, vocabulary, width = 10_000, 150_000, 8
@@ -45,7 +45,7 @@ print(json.dumps(found | {"peak_mb": peak_mb()}))
 
 CACHE = """
 import json, sys, torch
-from memlaw.cached import Activations
+from memlaw.train.cached import Activations
 
 n, width, on_disk = 400_000, 512, sys.argv[1] == "disk"
 before = peak_mb()

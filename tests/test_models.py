@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memlaw.errors import ModelError
-from memlaw.models import load_model, weights_sha256
-from memlaw.records import encode_prompt, end_of_turn_id
+from memlaw.core.errors import ModelError
+from memlaw.data.records import encode_prompt, end_of_turn_id
+from memlaw.model.base import load_model, weights_sha256
 
 
 def test_a_loaded_model_is_frozen_and_in_eval_mode(llama):
@@ -107,8 +107,8 @@ def _load_in_child(spec, home):
     """Load by hub id in a process whose cache is `home`; prints path and hash, or the error."""
     script = (
         "import sys\n"
-        "from memlaw.errors import ModelError\n"
-        "from memlaw.models import load_model\n"
+        "from memlaw.core.errors import ModelError\n"
+        "from memlaw.model.base import load_model\n"
         "try:\n"
         "    base = load_model(sys.argv[1])\n"
         "    print(base.path, base.sha256)\n"

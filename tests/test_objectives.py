@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from memlaw.errors import ConfigError
-from memlaw.objectives import (
+from memlaw.core.errors import ConfigError
+from memlaw.settings.choices import resolve_objective
+from memlaw.train.objectives import (
     admit,
     memft_curriculum,
     memft_threshold,
     memft_window,
-    resolve_objective,
     sft,
     triage,
 )

@@ -37,7 +37,7 @@ def test_every_module_imports(name):
 
 
 def test_there_are_modules_to_look_at():
-    assert {"cli", "records", "writer", "recall"} <= set(MODULES)
+    assert {"cli", "data.records", "writer", "law"} <= set(MODULES)
     assert len(SOURCES) == len(MODULES) + 1
 
 
@@ -45,9 +45,9 @@ def test_there_are_modules_to_look_at():
     "script",
     [
         "import memlaw",
-        "from memlaw.cli import run; run(['--help'])",
-        "from memlaw.cli import run; run(['--version'])",
-        "from memlaw.cli import run; run(['teapot'])",
+        "from memlaw.cli.dispatch import run; run(['--help'])",
+        "from memlaw.cli.dispatch import run; run(['--version'])",
+        "from memlaw.cli.dispatch import run; run(['teapot'])",
     ],
 )
 def test_help_costs_no_heavy_import(script):
@@ -57,7 +57,7 @@ def test_help_costs_no_heavy_import(script):
 
 
 def test_a_report_is_made_without_torch():
-    script = "import memlaw.report.make, memlaw.report.page, memlaw.report.arguments"
+    script = "import memlaw.report.make, memlaw.report.page, memlaw.cli.report_arguments"
     loaded = _imported_by(script)
     assert "altair" in loaded
     assert not loaded & {"torch", "transformers", "peft", "tokenizers"}
@@ -110,8 +110,8 @@ def test_no_module_names_pickle_or_what_unpickles(path):
 
 
 def test_every_error_is_a_memlaw_error_with_an_exit_status():
-    from memlaw import errors
-    from memlaw.learner import DivergedError
+    from memlaw.core import errors
+    from memlaw.train.learner import DivergedError
 
     kinds = [e for e in vars(errors).values() if isinstance(e, type)]
     assert len(kinds) > 5

@@ -9,10 +9,10 @@ import pytest
 from scipy.special import expit, ndtr
 
 import memlaw
-from memlaw import writer
-from memlaw.law import LawError
-from memlaw.plan import builtin_cells, plan_by_builtin, plan_rank, plan_tokens
-from memlaw.recall_law import SLIP, RecallLaw, ShareLaw, reached
+from memlaw.law.memory_law import LawError
+from memlaw.law.plan import builtin_cells, plan_by_builtin, plan_rank, plan_tokens
+from memlaw.law.recall_law import SLIP, RecallLaw, ShareLaw, reached
+from memlaw.writer import run as writer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from law_coverage import LENGTHS, RANKS, Thresholds, random_thresholds, synthetic_store

@@ -13,15 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from memlaw import cached, cli
-from memlaw import probe as probe_module
-from memlaw.bank import AdapterBank
-from memlaw.cells import read_cells
-from memlaw.console_probe import ConsoleProbeObserver
-from memlaw.errors import ConfigError, DataError, OutputError
-from memlaw.learner import DivergedError
-from memlaw.objectives import ALIASES
-from memlaw.probe import ProbeConfig, ProbeObserver, Prober, Spec, probe
+from memlaw import cli
+from memlaw.cli.console_probe import ConsoleProbeObserver
+from memlaw.core.errors import ConfigError, DataError, OutputError
+from memlaw.core.observer import Observer, Spec
+from memlaw.law.store import read_cells
+from memlaw.probe import run as probe_module
+from memlaw.probe.run import Prober, probe
+from memlaw.settings.choices import ALIASES
+from memlaw.settings.probe import ProbeConfig
+from memlaw.train import cached
+from memlaw.train.learner import DivergedError
+from memlaw.train.trainer import AdapterBank
 
 GRID = {"ranks": (1, 3), "lengths": (6, 10), "seeds": (0, 1), "steps": 12}
 
@@ -67,7 +70,8 @@ def test_a_cell_says_what_its_adapter_remembers(config, tmp_path):
 
 def test_damage_and_results_are_what_the_whole_model_says(config, tmp_path, llama, texts):
     """One cell, retrained alone and measured the long way round."""
-    from memlaw.damage import measure_damage, unseen_text, windows
+    from memlaw.data.texts import unseen_text
+    from memlaw.measure.damage import measure_damage, windows
 
     (row,) = probe(
         tmp_path, dataclasses.replace(config, ranks=(3,), lengths=(10,), seeds=(1,))
@@ -161,7 +165,7 @@ def test_an_error_is_kept_with_its_traceback(config, tmp_path, monkeypatch):
     monkeypatch.setattr(probe_module, "audit_examples", broken)
     seen = []
 
-    class Watch(ProbeObserver):
+    class Watch(Observer):
         def cell(self, spec, status, result):
             seen.append((status, result["error"].splitlines()[-1]))
 
@@ -203,7 +207,7 @@ def test_a_model_the_cached_engine_can_t_train_is_probed_on_the_plain_one(
     monkeypatch.setattr(cached._Constant, "forward", lambda self, *_, **__: self.no_such_thing)
     said = []
 
-    class Notes(ProbeObserver):
+    class Notes(Observer):
         def notice(self, text):
             said.append(text)
 
@@ -312,8 +316,8 @@ def test_with_a_linear_decay_the_last_step_hardly_moves(config):
 
 
 def test_dropout_leaves_out_its_share_and_comes_back_the_same(llama):
-    from memlaw.adapters import Adapter, resolve_sites
-    from memlaw.models import load_model
+    from memlaw.model.adapter import Adapter, resolve_sites
+    from memlaw.model.base import load_model
 
     sites = resolve_sites(load_model(llama).model, "down_proj", (1,))
     adapter = Adapter(sites, rank=4, seed=0, dropout=0.25)
@@ -375,7 +379,7 @@ def test_the_command_line(config, llama, texts, tmp_path, capsys):
 def test_a_probe_that_is_interrupted_keeps_what_is_finished(
     config, llama, texts, tmp_path, monkeypatch, capsys, name
 ):
-    usual = ConsoleProbeObserver.epoch
+    usual = ConsoleProbeObserver.steps
 
     def epoch(self, specs, epoch, epochs, nll_nats):
         if specs[0].length == 10 and epoch == 2:
@@ -386,7 +390,7 @@ def test_a_probe_that_is_interrupted_keeps_what_is_finished(
     arguments = ["probe", "-o", str(out), "--model", str(llama), "--ranks=1,3", "--lengths=6,10"]
     arguments += ["--steps=5", "--retain", texts["retain"], "--damage-text", texts["damage_text"]]
     on_terminate = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(ConsoleProbeObserver, "epoch", epoch)
+    monkeypatch.setattr(ConsoleProbeObserver, "steps", epoch)
     try:
         assert cli.run(arguments) == 130
     finally:

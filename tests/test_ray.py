@@ -6,8 +6,8 @@ import pytest
 from test_probe import _table, config  # noqa: F401  (fixtures)
 
 from memlaw import cli
-from memlaw.cells import read_cells
-from memlaw.probe import probe
+from memlaw.law.store import read_cells
+from memlaw.probe.run import probe
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -18,7 +18,7 @@ def here(config):  # noqa: F811
 
 
 def test_ray_finds_what_one_process_finds(here, tmp_path):
-    from memlaw.ray_launcher import ray_launcher
+    from memlaw.probe.ray_launcher import ray_launcher
 
     probe(tmp_path / "local", here)
     probe(tmp_path / "ray", dataclasses.replace(here, lengths=(6,)))
@@ -29,7 +29,7 @@ def test_ray_finds_what_one_process_finds(here, tmp_path):
 
 
 def test_a_worker_that_dies_leaves_failed_cells(here, tmp_path, monkeypatch):
-    from memlaw import ray_launcher
+    from memlaw.probe import ray_launcher
 
     def dies(*_):
         import os

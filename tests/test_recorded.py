@@ -1,7 +1,7 @@
 """What was trained and written by earlier versions: the same numbers, and still readable.
 
-`recorded/record.py` says how `trajectories.json` was made; `recorded/folders` was written by version
-0.1.0 at commit bcf9a59, and only the absolute path of the model was cut to `model`.
+`recorded/record.py` says how `trajectories.json` was made; `recorded/folders` was written by
+version 0.1.0 at commit bcf9a59, and only the absolute path of the model was cut to `model`.
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import memlaw
-from memlaw.probe import ProbeConfig, probe
+from memlaw.probe.run import probe
+from memlaw.settings.probe import ProbeConfig
 
 HERE = Path(__file__).parent / "recorded"
 FOLDERS = HERE / "folders"

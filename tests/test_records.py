@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import memlaw
-from memlaw.errors import ConfigError, DataError, ModelError
-from memlaw.records import (
+from memlaw.core.errors import ConfigError, DataError, ModelError
+from memlaw.data.records import (
     RECITE_PROMPT,
     Record,
     encode,

@@ -26,14 +26,15 @@ from reporting import (
 )
 
 import memlaw
-from memlaw.cells import Cell, CellStore
-from memlaw.cli import run
-from memlaw.errors import ConfigError, DataError, MemlawError, OutputError
-from memlaw.plan import plan_rank
+from memlaw.cli.dispatch import run
+from memlaw.core.errors import ConfigError, DataError, MemlawError, OutputError
+from memlaw.law.memory_law import Cell
+from memlaw.law.plan import plan_rank
+from memlaw.law.store import CellStore
 from memlaw.report import figures, make_report, tables
 from memlaw.report.page import recall_data, render, safe_json, verdict
 from memlaw.report.sources import probes_of, read_source
-from memlaw.snapshots import SNAPSHOTS_FILE
+from memlaw.train.snapshots import SNAPSHOTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def mixed(tmp_path_factory):
 
 def test_it_needs_no_torch(mixed, tmp_path):
     script = (
-        "import sys; from memlaw.cli import run\n"
+        "import sys; from memlaw.cli.dispatch import run\n"
         f"assert run(['report', {str(mixed)!r}, '-o', {str(tmp_path / 'x.html')!r}]) == 0\n"
         f"assert run(['report', {str(mixed)!r}, '-o', {str(tmp_path / 'x')!r}, '--format', 'svg'])"
         " == 0\n"

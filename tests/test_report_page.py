@@ -18,7 +18,7 @@ from reporting import (
 
 from memlaw.report.page import render
 from memlaw.report.sources import read_source
-from memlaw.snapshots import Snapshots
+from memlaw.train.snapshots import Snapshots
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if not CHROMIUM and not os.environ.get("MEMLAW_CI"):

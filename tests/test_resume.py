@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import memlaw
 from memlaw import cli
-from memlaw.errors import ConfigError, OutputError
+from memlaw.core.errors import ConfigError, OutputError
 
 EPOCHS = 12
 SETTINGS = {"rank": 4, "batch_size": 3, "learning_rate": 1e-3, "max_epochs": EPOCHS}
@@ -67,7 +67,7 @@ def _adapter(out):
 @pytest.fixture(autouse=True)
 def checkpoint_every_epoch(monkeypatch):
     """Not every few seconds, so that short runs have something to lose."""
-    monkeypatch.setattr("memlaw.writer._CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("memlaw.writer.run._CHECKPOINT_EVERY_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -264,9 +264,9 @@ def test_what_a_killed_run_was_writing_is_cleared_away(llama, phone_book, tmp_pa
 
 _CHILD = """
 import os, sys
-import memlaw.writer
-from memlaw.cli import main
-from memlaw.console import ConsoleObserver
+import memlaw.writer.run
+from memlaw.cli.dispatch import main
+from memlaw.cli.console import ConsoleObserver
 memlaw.writer._CHECKPOINT_EVERY_S = 0.0
 usual = ConsoleObserver.epoch
 def epoch(self, stats, *rest):
@@ -334,8 +334,8 @@ def test_a_signal_before_the_first_epoch_leaves_no_folder(llama, phone_file, tmp
     args = ["write", str(phone_file), "-o", str(out), "--model", str(llama)]
     script = f"""
 import os, signal
-import memlaw.writer
-from memlaw.cli import main
+import memlaw.writer.run
+from memlaw.cli.dispatch import main
 usual = memlaw.writer.load_model
 def load(*args, **settings):
     os.kill(os.getpid(), signal.{name})

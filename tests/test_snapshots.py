@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import memlaw
-from memlaw.errors import DataError
-from memlaw.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
+from memlaw.core.errors import DataError
+from memlaw.train.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 
 
 def _p(epoch, n=3):

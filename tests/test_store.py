@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from memlaw.errors import OutputError
-from memlaw.store import (
+from memlaw.core.errors import OutputError
+from memlaw.core.files import (
     atomic_path,
     file_sha256,
     json_sha256,

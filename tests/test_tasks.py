@@ -2,9 +2,9 @@
 
 import pytest
 
-from memlaw.errors import ConfigError, DataError
-from memlaw.records import special_ids
-from memlaw.tasks import natural_prose, parse_task, phone_book, task_examples
+from memlaw.core.errors import ConfigError, DataError
+from memlaw.data.records import special_ids
+from memlaw.data.tasks import natural_prose, parse_task, phone_book, task_examples
 
 
 def _ids(tokenizer, task, n_tokens, seed=0, **settings):
@@ -56,7 +56,7 @@ def test_noise_replaces_its_share_and_more_noise_the_same_places_and_more(chat_t
 
 
 def test_the_natural_text_is_prose_that_neither_retention_nor_damage_uses():
-    from memlaw.damage import retained_text, unseen_text
+    from memlaw.data.texts import retained_text, unseen_text
 
     paragraphs = natural_prose().split("\n\n")
     assert len(natural_prose()) > 100_000

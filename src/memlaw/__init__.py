@@ -1,32 +1,27 @@
 """memlaw: write records into a language model word for word, and prove it.
 
-The names below are loaded when they are first used, so that `import memlaw` costs nothing.
+The names below are loaded when they are first used, so that `import memlaw` costs nothing. The
+packages beneath stand in the order in which data go through them; each says what it takes, what it
+gives, and what it may import:
+
+    core, settings, data, law, model, measure, train, certify, writer and probe, report, cli
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memlaw.core.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from memlaw.check import ask, audit, check_certificate
-    from memlaw.errors import MemlawError
-    from memlaw.records import Record, read_records
-    from memlaw.settings import WriteConfig
-    from memlaw.writer import Observer, WriteResult, write
+    from memlaw.certify.check import check_certificate
+    from memlaw.core.errors import MemlawError
+    from memlaw.core.observer import Observer
+    from memlaw.data.records import Record, read_records
+    from memlaw.measure.session import ask, audit
+    from memlaw.settings.write import WriteConfig
+    from memlaw.writer.run import WriteResult, write
 
-_HOME = {
-    "MemlawError": "errors",
-    "Observer": "writer",
-    "Record": "records",
-    "WriteConfig": "settings",
-    "WriteResult": "writer",
-    "ask": "check",
-    "audit": "check",
-    "check_certificate": "check",
-    "read_records": "records",
-    "write": "writer",
-}
 __all__ = [
     "MemlawError",
     "Observer",
@@ -39,13 +34,15 @@ __all__ = [
     "read_records",
     "write",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'memlaw' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"memlaw.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "core.errors": ["MemlawError"],
+        "core.observer": ["Observer"],
+        "certify.check": ["check_certificate"],
+        "data.records": ["Record", "read_records"],
+        "measure.session": ["ask", "audit"],
+        "settings.write": ["WriteConfig"],
+        "writer.run": ["WriteResult", "write"],
+    },
+)

@@ -30,7 +30,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import memlaw
-from memlaw.probe import ProbeConfig, probe
+from memlaw.probe.run import probe
+from memlaw.settings.probe import ProbeConfig
 
 HERE = Path(__file__).resolve().parent
 BOOK = "data/book.jsonl"

@@ -1,4 +1,8 @@
-"""The report: one page, from files alone, that shows what is remembered. Needs no torch."""
+"""The report: one page, or figures and tables, that show what is remembered.
+
+In: folders and files that the other commands wrote. Out: HTML, PNG, SVG, Markdown. May import
+whatever needs no torch; nobody but `cli` imports it.
+"""
 
 from memlaw.report.make import FORMATS, make_report
 

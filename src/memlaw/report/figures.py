@@ -20,7 +20,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from memlaw.report.sources import Cell, LawView, ProbeView, Recall, RunView
+from memlaw.law.memory_law import Cell
+from memlaw.report.sources import LawView, ProbeView, Recall, RunView
 
 BLUE, ORANGE, INK = "#0072B2", "#D55E00", "currentColor"
 _WIDTH, _HEIGHT = 380, 260

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from memlaw.errors import ConfigError, OutputError
+from memlaw.core.errors import ConfigError, OutputError
+from memlaw.core.files import atomic_path, write_text
 from memlaw.report import tables
 from memlaw.report.sources import ProbeView, RunView, read_source
-from memlaw.store import atomic_path, write_text
 
 Format = Literal["html", "png", "svg", "md"]
 FORMATS = ("html", "png", "svg", "md")

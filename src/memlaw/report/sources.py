@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.cells import read_cells
-from memlaw.errors import DataError
-from memlaw.law import (
+from memlaw.core.errors import DataError
+from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE
+from memlaw.law.memory_law import (
     FORMS,
     SETTING_COLUMNS,
     LawError,
@@ -24,9 +24,9 @@ from memlaw.law import (
     compare_cells,
     number,
 )
-from memlaw.recall_law import RecallLaw
-from memlaw.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
-from memlaw.store import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE
+from memlaw.law.recall_law import RecallLaw
+from memlaw.law.store import read_cells
+from memlaw.train.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 
 Cell = Mapping[str, Any]
 _COLUMNS = ("record", "position", "token", "nll_nats", "argmax", "margin_nats")

@@ -1,0 +1,265 @@
+"""The certificate: what was found to be recalled, of what, by what, under which conditions.
+
+It holds hashes and verdicts, no text of the records. Nothing in it has to be believed:
+`check_certificate` measures every verdict and hash again, and the damage where its text is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import CertificateError
+from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
+from memlaw.core.files import json_sha256
+from memlaw.measure.damage import Damage
+from memlaw.measure.recall import Audit
+
+FORMAT = 1
+DAMAGE_TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
+_ALLOWED = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "prompt_format": ("chat", "plain"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifiedRecord:
+    """One record's line: identity (hash of prompt and completion) and verdict."""
+
+    id: str
+    sha256: str
+    certified: bool
+    recalled: bool
+    min_p: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What `certificate.json` says.
+
+    Attributes:
+        statement: it all in a sentence.
+        certified: every record is certified.
+        n_records, n_certified: how many.
+        threshold, margin: every token of a certified record has p ≥ threshold + margin.
+        dtype: what the model computed in when it was measured; the guarantee is for this dtype.
+        device: the kind of device it was measured on.
+        batch_size: records a forward pass, at most, when it was measured.
+        prompt_format: `chat` (the tokenizer's template) or `plain`.
+        base_model: what plain Transformers loads the base model by.
+        base_sha256, tokenizer_sha256, adapter_sha256, records_sha256: hashes.
+        n_parameters: trained numbers in the adapter.
+        damage: change on unseen text.
+        records: a line a record.
+        versions: of this package and of what it computed with.
+        created: when, in UTC, ISO 8601.
+        format: of this file.
+    """
+
+    statement: str
+    certified: bool
+    n_records: int
+    n_certified: int
+    threshold: float
+    margin: float
+    dtype: str
+    device: str
+    batch_size: int
+    prompt_format: str
+    base_model: str
+    base_sha256: str
+    tokenizer_sha256: str
+    adapter_sha256: str
+    records_sha256: str
+    n_parameters: int
+    damage: dict[str, Any]
+    records: tuple[CertifiedRecord, ...]
+    versions: dict[str, str]
+    created: str
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """For `certificate.json`."""
+        return asdict(self)
+
+
+def make_certificate(
+    audit: Audit,
+    damage: Damage,
+    *,
+    device: str,
+    prompt_format: str,
+    base_model: str,
+    base_sha256: str,
+    tokenizer_sha256: str,
+    adapter_sha256: str,
+    n_parameters: int,
+    versions: dict[str, str],
+) -> Certificate:
+    """Put an audit with all records decoded into a certificate."""
+    n, needed_p = len(audit.records), audit.threshold + audit.margin
+    statement = (
+        f"{audit.n_certified} of {n} records are certified: computed in {audit.dtype}, the "
+        f"adapter gives every token of them, the end of turn included, a probability of at least "
+        f"{needed_p:g} given the prompt and the tokens before it, and greedy decoding from the "
+        "prompt alone gives exactly the record and stops."
+    )
+    return Certificate(
+        statement=statement,
+        certified=audit.certified,
+        n_records=n,
+        n_certified=audit.n_certified,
+        threshold=audit.threshold,
+        margin=audit.margin,
+        dtype=audit.dtype,
+        device=device,
+        batch_size=audit.batch_size,
+        prompt_format=prompt_format,
+        base_model=base_model,
+        base_sha256=base_sha256,
+        tokenizer_sha256=tokenizer_sha256,
+        adapter_sha256=adapter_sha256,
+        records_sha256=records_sha256([r.sha256 for r in audit.records]),
+        n_parameters=n_parameters,
+        damage=damage.to_json(),
+        records=tuple(
+            CertifiedRecord(
+                id=r.id,
+                sha256=r.sha256,
+                certified=r.certified,
+                recalled=r.recalled,
+                min_p=round(r.min_p, 6),
+                n_tokens=r.n_tokens,
+            )
+            for r in audit.records
+        ),
+        versions=versions,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _interval(damage: Damage) -> tuple[float, float, float]:
+    return damage.delta_nll_nats, *damage.delta_nll_ci95
+
+
+def records_sha256(hashes: Sequence[str]) -> str:
+    """Hash of a set of records, whatever their order."""
+    return json_sha256(sorted(hashes))
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Read a certificate.
+
+    Raises:
+        CertificateError: not there, not one, or of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise CertificateError(
+                f"{path}: format {content['format']}, but this version reads {FORMAT}."
+            )
+        lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
+        certificate = Certificate(**content, records=lines)
+        _check_types(certificate)
+        low, high = map(float, Damage(**certificate.damage).delta_nll_ci95)
+        if not low <= high:
+            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
+        for line in lines:
+            _check_types(line)
+        return certificate
+    except OSError as error:
+        raise CertificateError(f"{path}: can't be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CertificateError(
+            f"{path} is not a certificate ({type(error).__name__}: {error}). Name the "
+            f"{CERTIFICATE_FILE} that 'memlaw write' made."
+        ) from error
+
+
+def _check_types(content: Certificate | CertifiedRecord) -> None:
+    """Raise TypeError or ValueError where a field holds what it can't."""
+    number: tuple[type, ...] = (int, float)
+    plain = {"str": (str,), "int": (int,), "float": number, "bool": (bool,)}
+    for field in fields(content):
+        value, kinds = getattr(content, field.name), plain.get(str(field.type))
+        if kinds and (
+            not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        ):
+            raise TypeError(f"{field.name} is {value!r:.40}")
+    if isinstance(content, Certificate):
+        for name, allowed in _ALLOWED.items():
+            if getattr(content, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+
+
+def mismatches(
+    certificate: Certificate,
+    audit: Audit,
+    damage: Damage | None,
+    *,
+    base_sha256: str,
+    tokenizer_sha256: str,
+    adapter_sha256: str,
+) -> list[str]:
+    """What a certificate says that a new measurement doesn't bear out.
+
+    Args:
+        certificate: the claim.
+        audit: a new audit, at the certificate's threshold and margin, everything decoded.
+        damage: a new measurement on the same text, if that was possible.
+        base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
+
+    Returns:
+        A sentence for each thing that doesn't match; empty if the certificate holds.
+    """
+    found = [
+        f"{what} is not the certified one: its hash is {now[:12]}…, not {then[:12]}…"
+        for what, now, then in (
+            ("the base model", base_sha256, certificate.base_sha256),
+            ("the tokenizer", tokenizer_sha256, certificate.tokenizer_sha256),
+            ("the adapter", adapter_sha256, certificate.adapter_sha256),
+        )
+        if now != then
+    ]
+    if audit.dtype != certificate.dtype:
+        found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
+    if damage is not None:
+        claimed = Damage(**certificate.damage)
+        pairs = zip(_interval(claimed), _interval(damage), strict=True)
+        if not all(abs(then - now) <= DAMAGE_TOLERANCE_NATS for then, now in pairs):
+            then, now = (
+                "{:+.4f} ({:+.4f} to {:+.4f})".format(*_interval(d)) for d in (claimed, damage)
+            )
+            found.append(f"ΔNLL on unseen text is {now} nats a token, not {then}")
+    now_by_hash = {r.sha256: r for r in audit.records}
+    then_by_hash = {r.sha256: r for r in certificate.records}
+    for sha256, line in then_by_hash.items():
+        now_record = now_by_hash.get(sha256)
+        if now_record is None:
+            found.append(f"{line.id}: certified, but not in these records (changed or removed)")
+        elif line.certified and not now_record.certified:
+            found.append(
+                f"{now_record.id}: certified, but now its lowest p is {now_record.min_p:.3f}"
+                f" and decoding {'agrees' if now_record.decoded_recalled else 'differs'}"
+            )
+        elif line.recalled and not now_record.recalled:
+            found.append(f"{now_record.id}: recited when certified, but not now")
+    found += [
+        f"{r.id}: not covered by the certificate"
+        for sha256, r in now_by_hash.items()
+        if sha256 not in then_by_hash
+    ]
+    n_certified = sum(r.certified for r in certificate.records)
+    counts = (certificate.certified, certificate.n_records, certificate.n_certified)
+    if counts != (n_certified == len(certificate.records), len(certificate.records), n_certified):
+        found.append("the certificate contradicts itself: its totals are not those of its lines")
+    if certificate.records_sha256 != records_sha256([r.sha256 for r in certificate.records]):
+        found.append("the certificate contradicts itself: its records' hash is not its lines'")
+    return found

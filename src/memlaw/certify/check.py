@@ -1,0 +1,93 @@
+"""Measure again what a certificate says."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memlaw.certify.certificate import Certificate, mismatches, read_certificate
+from memlaw.core.observer import Observer
+from memlaw.measure.damage import Damage
+from memlaw.measure.recall import Audit
+from memlaw.measure.session import Session
+from memlaw.model.adapter import adapter_sha256
+from memlaw.settings.audit import AuditConfig
+from memlaw.settings.given import settled
+
+_ASK_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateCheck:
+    """What became of a certificate that was measured again.
+
+    Attributes:
+        certificate: the claim.
+        audit: the new measurement.
+        damage: measured anew; None where the text that the certificate measured on isn't here.
+        mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
+    """
+
+    certificate: Certificate
+    audit: Audit = field(repr=False)
+    damage: Damage | None
+    mismatches: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Everything certified was found so again, and nothing else was given."""
+        return not self.mismatches and self.certificate.certified
+
+
+def check_certificate(
+    path: str | Path,
+    data: Any,
+    config: AuditConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> CertificateCheck:
+    """Measure again what a certificate says, and name what doesn't match.
+
+    The adapter is the one in the certificate's folder, unless `adapter` names another; dtype,
+    threshold and margin are the certificate's; everything is decoded.
+
+    Args:
+        path: a `certificate.json`.
+        data: the records it is about.
+        config, observer, **settings: as for `audit`.
+
+    Raises:
+        MemlawError: as for `audit`, or the certificate can't be read.
+    """
+    certificate = read_certificate(Path(path))
+    config = settled(AuditConfig, config, settings)
+    config = dataclasses.replace(
+        config,
+        adapter=config.adapter or Path(path).parent,
+        dtype=certificate.dtype if config.dtype == "auto" else config.dtype,  # type: ignore[arg-type]
+        threshold=certificate.threshold,
+        margin=certificate.margin,
+        prompt_format=certificate.prompt_format,  # type: ignore[arg-type]
+        decode="all",
+    )
+    session = Session(config, observer or Observer(), default_model=certificate.base_model)
+    found = session.audit(data)
+    damage = session.damage_again(certificate.damage)
+    return CertificateCheck(
+        certificate=certificate,
+        audit=found,
+        damage=damage,
+        mismatches=tuple(
+            mismatches(
+                certificate,
+                found,
+                damage,
+                base_sha256=session.base.sha256,
+                tokenizer_sha256=session.base.tokenizer_sha256,
+                adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
+            )
+        ),
+    )

@@ -1,0 +1,88 @@
+"""Files that are either whole or not there: written beside, flushed, and renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memlaw.core.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+# What lies in a finished folder; named here, where nothing heavy is imported.
+CERTIFICATE_FILE = "certificate.json"
+RUN_FILE = "run.json"
+TOKENS_FILE = "tokens.parquet"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the `with` block ends without an error.
+
+    Raises:
+        OutputError: the folder can't be written to, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: can't write there ({error.strerror}).") from error
+    work = Path(name)
+    try:
+        yield work
+        with work.open("rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(work, 0o666 & ~_umask())
+        os.replace(work, path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
+    with atomic_path(path) as work:
+        work.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, atomically; NaN and infinity are errors."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_path(path) as work:
+        save_file(content, work, metadata={"format": "pt", **(metadata or {})})
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(content: Any) -> str:
+    """Hash of a JSON-able value, independent of key order."""
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False).encode()
+    ).hexdigest()

@@ -1,0 +1,266 @@
+"""What the probe has adapters remember: synthetic tasks of any size, or the user's own data.
+
+Smaller data are prefixes of larger ones, and noise at a low ratio is replaced at a subset of the
+places of a higher one, so that cells of a grid differ in what they are meant to differ in.
+
+Source of phonebook and noise: arXiv 2605.30260.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memlaw.core.errors import ConfigError, DataError
+from memlaw.data.records import (
+    RECITE_PROMPT,
+    Example,
+    Record,
+    encode,
+    encode_prompt,
+    end_of_turn_id,
+    read_records,
+    special_ids,
+)
+
+Kind = Literal["phonebook", "noise", "text", "records"]
+_DIGITS = 10
+_MAX_RECORDS = 500_000  # of so many first and last names
+# Modules of Python's library whose docstrings hold much prose. Neither what retention holds on to
+# nor what damage is measured on comes from there.
+_WORDY = """argparse ast asyncio.base_events calendar cmd codecs collections configparser csv
+datetime decimal difflib doctest email.message enum fileinput fractions ftplib functools heapq
+imaplib inspect ipaddress locale logging mailbox nntplib optparse os pathlib pdb pickle platform
+poplib pprint pydoc random sched shutil smtplib socket statistics string subprocess tarfile
+tempfile textwrap threading tokenize trace turtle typing unittest.case unittest.mock
+urllib.parse urllib.request uuid weakref xml.dom.minidom zipfile"""
+_LEAST_CHARS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be remembered.
+
+    Attributes:
+        kind: phonebook (made-up names and random digits), noise (a natural text with a share of
+            its tokens replaced by random ones), text (the beginning of a file), or records (the
+            first of a file).
+        ratio: of noise: the share that is replaced, in [0, 1].
+        path: the file, for text and records.
+    """
+
+    kind: Kind
+    ratio: float | None = None
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line, but for the folders of a file."""
+        if self.kind == "noise":
+            return f"noise:{self.ratio:g}"
+        return self.kind if self.path is None else f"{self.kind}:{self.path.name}"
+
+
+def parse_task(text: str) -> Task:
+    """A task from `phonebook`, `noise`, `noise:RATIO`, `text:FILE` or `records:FILE`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "phonebook" and not rest:
+        return Task(kind="phonebook")
+    if kind == "noise":
+        try:
+            ratio = float(rest or "1")
+        except ValueError:
+            ratio = -1.0
+        if not 0 <= ratio <= 1:
+            raise ConfigError(f"task '{text}': the share of noise is a number from 0 to 1.")
+        return Task(kind="noise", ratio=ratio)
+    if kind in ("text", "records") and rest:
+        return Task(kind=kind, path=Path(rest))  # type: ignore[arg-type]
+    raise ConfigError(
+        f"no task '{text}'. There are phonebook, noise, noise:RATIO, text:FILE and records:FILE."
+    )
+
+
+def task_examples(
+    task: Task,
+    tokenizer: Any,
+    n_tokens: int,
+    seed: int,
+    *,
+    format: Literal["chat", "plain"],
+    natural_text: str | Path | None = None,
+    max_tokens: int | None = None,
+) -> list[Example]:
+    """What a cell has to remember.
+
+    Args:
+        task: which task.
+        tokenizer: the model's.
+        n_tokens: target tokens in all, at least 1, the end of each target included. Records are
+            taken while they fit, one at the least, so they may be somewhat fewer.
+        seed: of names, digits and noise.
+        format: see `encode_prompt`.
+        natural_text: a file that noise replaces tokens of (default: prose from docstrings of
+            Python's library).
+        max_tokens: the model's context length; None if it has no limit.
+
+    Returns:
+        Examples whose record ids begin with the seed.
+
+    Raises:
+        DataError: a file can't be read or holds too little, or a record is longer than the
+            model's context.
+    """
+    if task.kind == "phonebook":
+        return _fitting(
+            lambda part: encode(part, tokenizer, format=format, max_tokens=max_tokens),
+            phone_book(seed),
+            n_tokens,
+        )
+    if task.kind == "records":
+        records = read_records(task.path)
+        n_records = len(records)
+        examples = _fitting(
+            lambda part: encode(part, tokenizer, format=format, max_tokens=max_tokens),
+            (_renamed(record, seed) for record in records),
+            n_tokens,
+        )
+        if len(examples) == n_records and sum(len(e.target_ids) for e in examples) < n_tokens // 2:
+            raise DataError(
+                f"{task.path} holds {sum(len(e.target_ids) for e in examples)} target tokens, "
+                f"{n_tokens} are asked for. Give more records, or smaller lengths."
+            )
+        return examples
+    source = task.path if task.kind == "text" else natural_text
+    ids = _text_tokens(tokenizer, source, n_tokens - 1, None if task.kind == "text" else seed)
+    if special_ids(tokenizer) & set(ids):
+        raise DataError(
+            f"{source}: holds special tokens of the tokenizer, at which decoding would stop or "
+            "derail. Remove or rewrite them."
+        )
+    ids = _noisy(ids, tokenizer, task.ratio or 0.0, seed)
+    prompt_ids = encode_prompt(tokenizer, RECITE_PROMPT, format)
+    if max_tokens is not None and len(prompt_ids) + n_tokens > max_tokens:
+        raise DataError(
+            f"{len(prompt_ids) + n_tokens} tokens, but the model's context is {max_tokens}. "
+            "Probe smaller lengths."
+        )
+    record = Record(
+        prompt=RECITE_PROMPT, completion=tokenizer.decode(ids), id=f"{seed}:{task.name}"
+    )
+    end = end_of_turn_id(tokenizer, format)
+    return [Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, end))]
+
+
+def phone_book(seed: int) -> Iterator[Record]:
+    """Made-up people with random phone numbers of ten digits, as many as one takes.
+
+    Raises:
+        DataError: the names are used up.
+    """
+    from faker.providers.person.en_US import Provider
+
+    first, last = sorted(Provider.first_names), sorted(Provider.last_names)
+    draw = random.Random(f"phonebook {seed}").random  # of the module, what is sure to stay as it is
+    taken: set[str] = set()
+    while len(taken) < _MAX_RECORDS:
+        name = f"{first[int(draw() * len(first))]} {last[int(draw() * len(last))]}:"
+        number = "".join(str(int(draw() * 10)) for _ in range(_DIGITS))
+        if name not in taken:
+            taken.add(name)
+            yield Record(prompt=name, completion=number, id=f"{seed}:{len(taken)}")
+    raise DataError(f"the phone book has {_MAX_RECORDS:,} names at most. Probe smaller lengths.")
+
+
+def _renamed(record: Record, seed: int) -> Record:
+    return Record(prompt=record.prompt, completion=record.completion, id=f"{seed}:{record.id}")
+
+
+def _fitting(
+    encoded: Callable[[list[Record]], list[Example]], records: Iterable[Record], n_tokens: int
+) -> list[Example]:
+    """The first records while their targets fit into so many tokens; one at the least."""
+    taken: list[Record] = []
+    n_left = n_tokens
+    for record in records:
+        n_left -= len(encoded([record])[0].target_ids)
+        if taken and n_left < 0:
+            break
+        taken.append(record)
+    return encoded(taken)
+
+
+def _text_tokens(
+    tokenizer: Any, path: str | Path | None, n_tokens: int, seed: int | None
+) -> list[int]:
+    """So many tokens of a text: from its beginning, or with a seed from anywhere, going round."""
+    ids = _tokenized(tokenizer, path)
+    if len(ids) < n_tokens:
+        raise DataError(
+            f"{path or 'the built-in text'} has {len(ids):,} tokens, {n_tokens:,} are asked for. "
+            "Give a longer text, or smaller lengths."
+        )
+    start = 0 if seed is None else int(random.Random(f"text {seed}").random() * len(ids))
+    return (ids[start:] + ids[:start])[:n_tokens]
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenized(tokenizer: Any, path: str | Path | None) -> list[int]:
+    try:
+        text = natural_prose() if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _noisy(ids: list[int], tokenizer: Any, ratio: float, seed: int) -> list[int]:
+    """Each token replaced, with probability `ratio`, by one of the vocabulary, all alike."""
+    special = special_ids(tokenizer)
+    vocabulary = [token for token in range(len(tokenizer)) if token not in special]
+    draw = random.Random(f"noise {seed}").random
+    noisy = []
+    for token in ids:
+        is_replaced, rival = draw() < ratio, vocabulary[int(draw() * len(vocabulary))]
+        noisy.append(rival if is_replaced else token)
+    return noisy
+
+
+@functools.cache
+def natural_prose() -> str:
+    """English prose that every CPython ships: paragraphs of its library's docstrings."""
+    found: dict[str, None] = {}
+    for name in _WORDY.split():
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            continue
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    line = " ".join(paragraph.split())
+                    if _is_prose(line):
+                        found[line] = None
+    return "\n\n".join(found)
+
+
+def _is_prose(line: str) -> bool:
+    letters = sum(c.isalpha() or c == " " for c in line)
+    return (
+        len(line) >= _LEAST_CHARS
+        and line[0].isupper()
+        and line[-1] in ".:"
+        and ">>>" not in line
+        and letters > 0.93 * len(line)
+    )

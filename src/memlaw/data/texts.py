@@ -1,0 +1,55 @@
+"""General text: what training holds on to, and what damage is measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from memlaw.core.errors import DataError
+
+
+def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
+    """The text damage is measured on, and a name for it.
+
+    By default every second topic of Python's language reference, as each CPython ships it in
+    `pydoc_data.topics`.
+
+    Raises:
+        DataError: `path` can't be read as UTF-8.
+    """
+    if path is None:
+        return _topics(1), "pydoc_data.topics, odd topics"
+    return _read(path), str(path)
+
+
+def retained_text(path: str | Path | None = None) -> str:
+    """The text whose predictions training holds on to.
+
+    By default the topics that damage isn't measured on, without the paragraphs that stand in
+    both.
+
+    Raises:
+        DataError: `path` can't be read as UTF-8.
+    """
+    if path is not None:
+        return _read(path)
+    unseen = set(_topics(1).split("\n\n"))
+    return "\n\n".join(part for part in _topics(0).split("\n\n") if part not in unseen)
+
+
+def _topics(first: int) -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics)[first::2])
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error}).") from error
+
+
+def sha256_of(text: str) -> str:
+    """Hash of a text, as a damage's `text_sha256`."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""Batches of examples, and one forward pass to the logits of their target tokens.
+
+Shapes: B records, S sequence tokens, T target tokens of the longest record, N target tokens of
+the batch (flattened, record after record), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memlaw.data.records import Example
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples as tensors, padded on the right.
+
+    Attributes:
+        input_ids: [B, S] int64: prompt, then target.
+        attention_mask: [B, S] int64: 1 on real tokens, by their place, never by their value:
+            a pad token that shares its id with the end-of-turn token hides nothing.
+        keep: [B, S] bool: positions whose next token is a target token.
+        target_ids: [N] int64.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    keep: Tensor
+    target_ids: Tensor
+
+
+def unflatten(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values to the True places, row by row, of a mask [B, T]; zero elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+    """Put examples into one right-padded batch."""
+    n, width = len(examples), max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
+    input_ids = torch.zeros(n, width, dtype=torch.long)
+    attention_mask = torch.zeros(n, width, dtype=torch.long)
+    keep = torch.zeros(n, width, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        start, length = len(example.prompt_ids), len(example.target_ids)
+        input_ids[row, : start + length] = torch.tensor(example.prompt_ids + example.target_ids)
+        attention_mask[row, : start + length] = 1
+        keep[row, start - 1 : start + length - 1] = True
+    targets = torch.tensor([t for e in examples for t in e.target_ids])
+    return Batch(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        keep=keep.to(device),
+        target_ids=targets.to(device),
+    )
+
+
+def target_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits of the target tokens, teacher-forced.
+
+    The same as `model(input_ids, attention_mask).logits[keep]`; the head runs only where a
+    target follows, on models whose `forward` knows `logits_to_keep`.
+
+    Returns:
+        [N, V] in the model's dtype.
+    """
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+    }
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return model(**inputs).logits[batch.keep]
+    logits = model(**inputs, logits_to_keep=batch.keep).logits
+    return logits if logits.dim() == 2 else logits[batch.keep]
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of final hidden states, with whatever scaling or capping the model has.
+
+    Runs the model's own `forward` around a stand-in for its body.
+
+    Args:
+        model: a Transformers causal language model.
+        hidden: [N, D], as the body's `last_hidden_state`.
+
+    Returns:
+        [N, V] in the model's dtype.
+    """
+    body = model.base_model
+    setattr(model, model.base_model_prefix, _KnownBody(hidden[None]))
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+    finally:
+        setattr(model, model.base_model_prefix, body)
+
+
+class _KnownBody(torch.nn.Module):
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)

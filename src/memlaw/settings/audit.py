@@ -1,0 +1,60 @@
+"""The settings of `audit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memlaw.core.errors import ConfigError
+from memlaw.data.records import DataFormat, PromptFormat
+from memlaw.settings.choices import Decode, DType
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What to measure, and how. What is left out is taken from the run that made the adapter.
+
+    Attributes:
+        adapter: a folder that memlaw write or PEFT wrote; none: the base model.
+        model: the base model (default: the adapter's own, else the embedded one).
+        dtype: what to compute in; auto is what the adapter was certified in, else what plain
+            from_pretrained uses.
+        device: auto takes CUDA, then MPS, then the CPU.
+        batch_size: records a forward pass, at most.
+        decode: run greedy decoding on all records, on none, or on so many, evenly spread.
+        threshold: probability that a token needs to be the argmax for certain (default: the
+            run's, else 0.5).
+        margin: how far above it a certified token must be (default: the run's, else 0.05).
+        prompt_field: name of the prompt's field in the data (default: the run's, else prompt).
+        completion_field: name of the completion's field (default: the run's, else completion).
+        data_format: what the data file is; auto goes by its suffix.
+        prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
+        recite_prompt: the prompt that a plain text file is recited on (default: the run's).
+        trust_remote_code: run code that the model's authors ship with it.
+    """
+
+    adapter: Path | None = None
+    model: str | None = None
+    dtype: DType = "auto"
+    device: str = "auto"
+    batch_size: int = 64
+    decode: Decode = "all"
+    threshold: float | None = None
+    margin: float | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    data_format: DataFormat = "auto"
+    prompt_format: PromptFormat = "auto"
+    recite_prompt: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if isinstance(self.decode, int) and self.decode < 0:
+            raise ConfigError(f"decode is {self.decode}; give a count, all or none.")
+        if self.threshold is not None and not 0.5 <= self.threshold < 1:
+            raise ConfigError(f"threshold {self.threshold:g} is out of range [0.5, 1).")
+        if self.margin is not None and not 0 <= self.margin < 1 - (self.threshold or 0.5):
+            raise ConfigError(f"margin {self.margin:g} is out of range: threshold + margin < 1.")

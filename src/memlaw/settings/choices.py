@@ -1,0 +1,33 @@
+"""What a setting may be: the names that users give to models, numbers, places and objectives."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from memlaw.core.errors import ConfigError
+
+EMBEDDED = "embedded"
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Decode = int | Literal["all", "none"]
+Layers = tuple[int, ...] | Literal["auto", "all"]
+Objective = Literal["triage", "sft", "memft_threshold", "memft_window", "memft_curriculum"]
+OnEmpty = Literal["skip", "sft"]
+ALIASES: dict[str, Objective] = {
+    "only_threshold": "memft_threshold",
+    "MemFT-OT": "memft_threshold",
+    "sliding": "memft_window",
+    "MemFT-SW": "memft_window",
+}
+
+
+def resolve_objective(name: str) -> Objective:
+    """The objective of that name or alias.
+
+    Raises:
+        ConfigError: there is none. Lists those there are.
+    """
+    if name in ALIASES:
+        return ALIASES[name]
+    if name in get_args(Objective):
+        return name  # type: ignore[return-value]
+    raise ConfigError(f"no objective '{name}'. There are {', '.join(get_args(Objective))}.")

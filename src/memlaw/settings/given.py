@@ -1,0 +1,49 @@
+"""Settings given as a whole or one by one, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memlaw.core.errors import ConfigError
+from memlaw.settings.choices import resolve_objective
+
+Config = TypeVar("Config")
+
+
+def settled(kind: type[Config], config: Config | None, given: dict[str, Any]) -> Config:
+    """The settings that are meant.
+
+    Args:
+        kind: of the settings: a dataclass.
+        config: all of them; or
+        given: some, by name; the others have their defaults.
+
+    Raises:
+        ConfigError: both are given, or a name isn't a setting's.
+    """
+    if config is not None and given:
+        raise ConfigError("give either config or settings by name, not both.")
+    return config if config is not None else with_settings(kind(), given)
+
+
+def with_settings(config: Config, given: dict[str, Any]) -> Config:
+    """`config` with some settings exchanged. A number for `layers`, a text for a path will do.
+
+    Raises:
+        ConfigError: a name isn't a setting's.
+    """
+    known = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - known):
+        raise ConfigError(
+            f"unknown setting(s) {', '.join(unknown)}. There are {', '.join(sorted(known))}."
+        )
+    given = dict(given)
+    if isinstance(layers := given.get("layers"), int | list):
+        given["layers"] = (layers,) if isinstance(layers, int) else tuple(layers)
+    if isinstance(given.get("objective"), str):
+        given["objective"] = resolve_objective(given["objective"])
+    if isinstance(given.get("adapter"), str):
+        given["adapter"] = Path(given["adapter"])
+    return dataclasses.replace(config, **given)  # type: ignore[type-var]

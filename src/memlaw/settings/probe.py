@@ -1,0 +1,159 @@
+"""The settings of `probe`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from memlaw.core.errors import ConfigError
+from memlaw.data.records import PromptFormat
+from memlaw.data.tasks import parse_task
+from memlaw.settings.choices import EMBEDDED, DType, Layers, Objective, OnEmpty, resolve_objective
+from memlaw.settings.train import TrainConfig, step_size
+
+DEFAULT_STEPS = 150
+_LEARNING_RATE = 5e-2
+_CURRICULUM = (1 / 15, 2 / 15, 3 / 15, 4 / 15)  # of the epochs: the published 20, 40, 60, 80 of 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What to probe.
+
+    Attributes:
+        task: phonebook; noise, or noise:RATIO with a share of random tokens from 0 to 1; text:FILE;
+            or records:FILE.
+        ranks: of the adapters.
+        lengths: target tokens to remember, ends of targets included; records are taken while they
+            fit.
+        seeds: of the data, the initialisation and the order, a cell each.
+        recipe: default is whitened and held by retention, as `memlaw write`, at a rate that decays
+            linearly over the steps; paper is the published probe: in parallel with the MLP block,
+            AdamW without whitening or retention, linear decay, dropout 0.1.
+        steps: optimiser steps, rounded up to whole epochs (default: 150; with the paper's recipe
+            2,000, or 200 epochs of phonebook or records).
+        objective: which tokens the steps are spent on.
+        on_empty: what memft_threshold does with a batch that has nothing left to learn, if not
+            what the recipe does (default: skip; paper: sft).
+        learning_rate: AdamW's, if not the recipe's (default: 5e-2; paper: 1e-2).
+        batch_size: records a step, if not the recipe's.
+        retention: see write, if not the recipe's.
+        whiten: see write, if not the recipe's.
+        placement: where the adapters sit, if not where the recipe puts them; see write.
+        layers: decoder layers from 0; auto is two thirds of the way up; all.
+        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
+        dtype: what the model computes in; auto is what plain from_pretrained uses.
+        device: auto takes CUDA, then MPS, then the CPU.
+        prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
+            where there is a template.
+        natural_text: file that noise replaces tokens of (default: prose from Python's library).
+        retain: text whose predictions training holds on to (default: as in write).
+        damage_text: unseen text to measure damage on (default: as in write).
+        decode: also run greedy decoding, not only the first witness. Slow.
+        cache_mb: if activations need more megabytes than this, they lie in a temporary file.
+        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
+        trust_remote_code: run code that the model's authors ship with it.
+    """
+
+    task: str = "noise"
+    ranks: tuple[int, ...] = (1, 2, 3, 4, 6)
+    lengths: tuple[int, ...] = (32, 64, 128, 192, 256)
+    seeds: tuple[int, ...] = (0,)
+    recipe: Literal["default", "paper"] = "default"
+    steps: int | None = None
+    objective: Objective = "sft"
+    on_empty: OnEmpty | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    retention: float | None = None
+    whiten: bool | None = None
+    placement: str | None = None
+    layers: Layers = "auto"
+    model: str = EMBEDDED
+    dtype: DType = "auto"
+    device: str = "auto"
+    prompt_format: PromptFormat = "auto"
+    natural_text: str | None = None
+    retain: str | None = None
+    damage_text: str | None = None
+    decode: bool = False
+    cache_mb: float = 4096
+    logits_mb: float = 512
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        parse_task(self.task)
+        resolve_objective(self.objective)
+        for name, least in (("ranks", 1), ("lengths", 2), ("seeds", 0)):
+            values = getattr(self, name)
+            if not values or min(values) < least:
+                raise ConfigError(
+                    f"{name} {', '.join(map(str, values)) or '(none)'}: give at least one, each "
+                    f"{least} or more."
+                )
+        for name in ("steps", "learning_rate", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 3.4e37:
+                raise ConfigError(f"{name} is {value:g}; it must be above 0, and finite.")
+        if self.retention is not None and not 0 <= self.retention <= 1e6:
+            raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
+
+    @property
+    def placement_or_recipes(self) -> str:
+        """The placement that is meant."""
+        return self.placement or ("mlp" if self.recipe == "paper" else "down_proj")
+
+    def training(self, seed: int, n_records: int, n_tokens: int) -> TrainConfig:
+        """How the cells of a seed are trained, all spelt out.
+
+        Args:
+            seed: the seed.
+            n_records, n_tokens: how much there is to remember.
+        """
+        long = parse_task(self.task).kind in ("noise", "text")
+        config = TrainConfig(
+            seed=seed,
+            objective=resolve_objective(self.objective),
+            learning_rate=_LEARNING_RATE,
+            schedule="linear",
+        )
+        if self.recipe == "paper":
+            config = dataclasses.replace(
+                config,
+                learning_rate=1e-2,
+                betas=(0.9, 0.999),
+                batch_size=1 if long else _paper_batch_size(n_tokens),
+                dropout=0.1,
+                whiten=False,
+                retention=0.0,
+                margin=0.0,  # MemFT trains what is under p 0.5, not a margin beyond
+                on_empty="sft",
+            )
+        config = dataclasses.replace(
+            config, **{name: v for name, v in self.asked.items() if v is not None}
+        )
+        n_batches = -(-n_records // step_size(config.batch_size, n_records))
+        if self.steps is not None or self.recipe == "default":
+            epochs = -(-(self.steps or DEFAULT_STEPS) // n_batches)
+        else:
+            epochs = 2000 if long else 200
+        return dataclasses.replace(
+            config,
+            total_steps=epochs * n_batches,
+            curriculum_epochs=tuple(round(epochs * share) for share in _CURRICULUM),  # type: ignore[arg-type]
+        )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for instead of what the recipe has; None where nothing was."""
+        names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
+        return {name: getattr(self, name) for name in names}
+
+
+def _paper_batch_size(n_tokens: int) -> int:
+    """Records a step that the published probe takes of so many target tokens."""
+    if n_tokens <= 4000:
+        return 4
+    return 8 if n_tokens <= 24_000 else 16

@@ -1,0 +1,139 @@
+"""The settings of `write`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memlaw.core.errors import ConfigError
+from memlaw.data.records import RECITE_PROMPT, DataFormat, PromptFormat
+from memlaw.settings.choices import EMBEDDED, DType, Layers, resolve_objective
+from memlaw.settings.train import TrainConfig
+
+# Settings that a resumed run may change: they say where and how long, not what.
+FREE_TO_CHANGE = (
+    "max_epochs",
+    "max_rank",
+    "resume",
+    "device",
+    "damage_text",
+    "max_damage",
+    "audit_batch_size",
+    "cache_mb",
+    "logits_mb",
+    "prompt_field",
+    "completion_field",
+    "data_format",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig(TrainConfig):
+    """What to write into what, and how.
+
+    Attributes:
+        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
+        rank: the adapter's rank; auto starts small and grows while records are missing.
+        max_rank: where auto stops growing.
+        placement: down_proj, mlp (in parallel with the MLP block), attn, all-linear, or names of
+            linear modules joined by commas.
+        layers: decoder layers from 0; auto is two thirds of the way up; all.
+        engine: cached computes what training can't change once; plain is the short reference, the
+            same numbers but for rounding, slower; auto is cached wherever the model allows it.
+        cache_mb: if activations need more megabytes than this, the cached engine keeps them in a
+            temporary file.
+        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
+        retain: text whose predictions training holds on to (default: half of the topics of
+            Python's language reference).
+        max_damage: train on until the 95 % interval of ΔNLL on unseen text lies under so many nats
+            a token (default: measure only).
+        max_epochs: give up after so many.
+        dtype: what the model computes in; auto is what plain from_pretrained uses.
+        device: auto takes CUDA, then MPS, then the CPU.
+        prompt_field: name of the prompt's field in the data (default: prompt).
+        completion_field: name of the completion's field (default: completion).
+        data_format: what the data file is; auto goes by its suffix.
+        prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
+            where there is a template.
+        recite_prompt: the prompt that a plain text file is recited on.
+        damage_text: unseen text to measure damage on (default: the other half of those topics).
+        audit_batch_size: records a forward pass in the audit, at most.
+        trust_remote_code: run code that the model's authors ship with it.
+        resume: go on from the checkpoint in the output folder, if there is one.
+    """
+
+    model: str = EMBEDDED
+    rank: int | Literal["auto"] = "auto"
+    max_rank: int = 64
+    placement: str = "down_proj"
+    layers: Layers = "auto"
+    engine: Literal["auto", "cached", "plain"] = "auto"
+    cache_mb: float = 4096
+    logits_mb: float = 512
+    retain: str | None = None
+    max_damage: float | None = None
+    max_epochs: int = 1000
+    dtype: DType = "auto"
+    device: str = "auto"
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    data_format: DataFormat = "auto"
+    prompt_format: PromptFormat = "auto"
+    recite_prompt: str = RECITE_PROMPT
+    damage_text: str | None = None
+    audit_batch_size: int = 64
+    trust_remote_code: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        resolve_objective(self.objective)
+        if not 0.5 <= self.threshold < 1:
+            raise ConfigError(
+                f"threshold {self.threshold:g} is out of range [0.5, 1): at 0.5 and under, a "
+                "token need not be the argmax."
+            )
+        if not (self.margin >= 0 and self.threshold + self.margin < 1):
+            raise ConfigError(
+                f"margin {self.margin:g} is out of range: 0 to under {1 - self.threshold:g} for "
+                f"threshold {self.threshold:g}."
+            )
+        positive = {
+            "learning_rate": self.learning_rate,
+            "batch_size": 1 if self.batch_size == "auto" else self.batch_size,
+            "max_grad_norm": self.max_grad_norm,
+            "max_epochs": self.max_epochs,
+            "max_rank": self.max_rank,
+            "audit_batch_size": self.audit_batch_size,
+            "logits_mb": self.logits_mb,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise ConfigError(f"{name} is {value:g}; it must be above 0.")
+        if not self.cache_mb >= 0:
+            raise ConfigError(f"cache_mb is {self.cache_mb:g}; it must be 0 or more.")
+        if not self.learning_rate < 3.4e37:
+            raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {self.betas}; each must be 0 to under 1.")
+        if not 0 <= self.whiten_mixture <= 1:
+            raise ConfigError(f"whiten_mixture is {self.whiten_mixture:g}; it must be 0 to 1.")
+        if not 1e-6 <= self.whiten_damping <= 1e6:
+            raise ConfigError(f"whiten_damping is {self.whiten_damping:g}; it must be 1e-6 to 1e6.")
+        if not 0 <= self.retention <= 1e6:
+            raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
+        if self.max_damage is not None:
+            if not self.max_damage > 0:
+                raise ConfigError(f"max_damage is {self.max_damage:g}; it must be above 0.")
+            if not self.retention:
+                raise ConfigError("max_damage needs a retention above 0: that is what it turns up.")
+        if self.rank != "auto" and self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout:g}; it must be 0 to under 1.")
+        if (self.schedule == "linear") != (self.total_steps is not None):
+            raise ConfigError("schedule linear and total_steps go together: give both or neither.")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ConfigError(f"total_steps is {self.total_steps}; it must be 1 or more.")
+        if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
+            raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")

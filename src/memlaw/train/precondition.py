@@ -1,0 +1,251 @@
+"""What is known before training starts: where inputs lie, and which directions general text needs.
+
+Below the lowest adapted module everything is frozen, so second moments of what it reads, and of
+the gradients that reach its output, can be measured once. They serve twice:
+
+- *whitening*: A is trained in coordinates in which the inputs are nearly isotropic, and folded
+  back at the end; the result is a plain LoRA of the same rank (source: ours);
+- *retention*: a quadratic penalty on the adapter that approximates, in nats, how far it moves the
+  model's predictions on general text. It is the Kronecker-factored Fisher of continual learning
+  (Kirkpatrick et al. 2017, Ritter et al. 2018) in closed form for a LoRA, so it costs no forward
+  pass.
+
+Shapes: n sampled positions, D_in and D_out widths of a site, R rank, M rows of a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from memlaw.data.records import Example
+from memlaw.model.adapter import Site
+from memlaw.model.forward import collate
+from memlaw.model.head import sampled_score
+
+Tensor = torch.Tensor
+GeneralMoments = tuple[Tensor, Tensor]
+_MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
+_GENERAL_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Second moments at one site. All float32.
+
+    Attributes:
+        records_in: [n, D_in]: inputs on the records, scaled so that its Gram matrix is a mean.
+        general_in: [M, D_in]: F with Fᵀ F = E[xᵀ x] on general text.
+        general_out: [M, D_out]: F with Fᵀ F = E[gᵀ g], g the gradient of the log-likelihood of
+            sampled general text with respect to the site's output.
+    """
+
+    records_in: Tensor
+    general_in: Tensor
+    general_out: Tensor
+
+
+def measure_statistics(
+    model: nn.Module,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    general: Sequence[GeneralMoments],
+) -> list[Statistics]:
+    """Measure the records' second moments at every site of the bare model, beside general text's.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where.
+        examples: the records.
+        general: of each site, as `measure_general` found it.
+    """
+    return [
+        Statistics(records_in=r / max(len(r), 1) ** 0.5, general_in=x, general_out=g)
+        for r, (x, g) in zip(_inputs(model, sites, examples), general, strict=True)
+    ]
+
+
+def measure_general(
+    model: nn.Module, sites: Sequence[Site], general: Tensor, *, seed: int
+) -> list[GeneralMoments]:
+    """Measure general text's second moments at every site of the bare model.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where.
+        general: [W, S] int64: windows of general text.
+        seed: of the tokens sampled for the Fisher.
+
+    Returns:
+        For each site `general_in` and `general_out`, as `Statistics` has them.
+    """
+    return [(_factor(x), _factor(g)) for x, g in _general(model, sites, general, seed)]
+
+
+def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]) -> list[Tensor]:
+    """What each site reads on the records: [n, D_in] a site, real positions only."""
+    found: list[list[Tensor]] = [[] for _ in sites]
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(
+            lambda _, inputs, __, kept=kept: kept.append(inputs[0].float())
+        )
+        for site, kept in zip(sites, found, strict=True)
+    ]
+    device = next(model.parameters()).device
+    body: Any = model.base_model
+    read: list[list[Tensor]] = [[] for _ in sites]
+    chosen = _spread(examples)
+    longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)
+    try:
+        with torch.no_grad():
+            at_once = max(1, _MAX_POSITIONS // longest)
+            for start in range(0, len(chosen), at_once):
+                batch = collate(chosen[start : start + at_once], device)
+                body(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                )
+                for kept, out in zip(found, read, strict=True):
+                    out.append(kept.pop()[batch.attention_mask.bool()])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(parts) for parts in read]
+
+
+def _spread(examples: Sequence[Example]) -> list[Example]:
+    """Examples from all over the data, of about `_MAX_POSITIONS` tokens together."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen: list[Example] = []
+    n_tokens = 0
+    for i in order:
+        if n_tokens >= _MAX_POSITIONS:
+            break
+        chosen.append(examples[i])
+        n_tokens += len(examples[i].prompt_ids) + len(examples[i].target_ids)
+    return chosen
+
+
+def _general(
+    model: nn.Module, sites: Sequence[Site], general: Tensor, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[int, Tensor] = {}
+    probes: dict[int, Tensor] = {}
+
+    def probe(index: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen[index] = inputs[0].detach().float().flatten(0, 1)
+            probes[index] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
+            return (output.float() + probes[index]).to(output.dtype)
+
+        return hook
+
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(probe(i))
+        for i, site in enumerate(sites)
+    ]
+    inputs: list[list[Tensor]] = [[] for _ in sites]
+    gradients: list[list[Tensor]] = [[] for _ in sites]
+    try:
+        for ids in general.split(_GENERAL_BATCH):
+            logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
+            u = torch.rand(len(logits), generator=generator).to(device)
+            logits.backward(sampled_score(logits.detach(), u))
+            for i in range(len(sites)):
+                inputs[i].append(seen[i])
+                gradients[i].append(probes[i].grad.flatten(0, 1))  # type: ignore[union-attr]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(torch.cat(x), torch.cat(g)) for x, g in zip(inputs, gradients, strict=True)]
+
+
+def _factor(samples: Tensor) -> Tensor:
+    """F with Fᵀ F = the mean of xᵀ x, in as few rows as there are columns: [min(n, D), D]."""
+    n, width = samples.shape
+    if n <= width:
+        return samples / n**0.5
+    values, vectors = _eigh(samples.T @ samples / n)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, computed on the CPU: not every device can."""
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
+
+
+class Whitener:
+    """A symmetric map W of a site's input space; A is trained as A′ with A = W A′.
+
+    `W ∝ (S + ε·mean(eig)·I)^(−1/2)`, S the mixture of the records' and general text's second
+    moments, scaled so that the records' inputs keep their root mean square. Where fewer positions
+    were sampled than the site is wide, W is held as a multiple of the identity and a part of low
+    rank.
+
+    Args:
+        statistics: of the site.
+        mixture: share of general text in S, in [0, 1].
+        damping: ε > 0.
+    """
+
+    def __init__(self, statistics: Statistics, *, mixture: float, damping: float) -> None:
+        rows = torch.cat(
+            [
+                statistics.records_in * (1 - mixture) ** 0.5,
+                statistics.general_in * mixture**0.5,
+            ]
+        )
+        width = rows.shape[1]
+        if len(rows) >= width:
+            values, vectors = _eigh(rows.T @ rows)
+        else:
+            values, left = _eigh(rows @ rows.T)
+            kept = values > values.max() * 1e-6
+            values, left = values[kept], left[:, kept]
+            vectors = rows.T @ left / values.sqrt()
+        values = values.clamp(min=0)
+        floor = damping * float(values.sum()) / width
+        gains, off_span = (values + floor).rsqrt(), floor**-0.5
+        # W = rest·I + wide·thinᵀ; over a whole basis, W = wide alone
+        self.rest, self.wide = off_span, vectors * (gains - off_span)
+        self.thin: Tensor | None = vectors
+        if vectors.shape[1] == width:
+            self.rest, self.wide, self.thin = 0.0, (vectors * gains) @ vectors.T, None
+        records = statistics.records_in
+        scale = float(records.norm() / self.apply(records.T).norm())
+        self.rest, self.wide = self.rest * scale, self.wide * scale
+
+    def apply(self, columns: Tensor) -> Tensor:
+        """W times [D_in, R]."""
+        if self.thin is None:
+            return self.wide @ columns
+        return self.rest * columns + self.wide @ (self.thin.T @ columns)
+
+
+def retention_penalty(
+    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """About the KL divergence, in nats a token, that the adapter causes on general text.
+
+    `½ Σ_sites tr(Aᵀ S A · B G Bᵀ)`, S and G the second moments of inputs and output gradients.
+
+    Args:
+        statistics: of each site.
+        factors: of each site, A [D_in, R] and B [R, D_out], whitening applied.
+
+    Returns:
+        A scalar ≥ 0 that gradients flow through.
+    """
+    total = factors[0][0].new_zeros(())
+    for at_site, (a, b) in zip(statistics, factors, strict=True):
+        reads = at_site.general_in @ a  # [M, R]
+        writes = at_site.general_out @ b.T  # [M', R]
+        total = total + 0.5 * ((reads.T @ reads) * (writes.T @ writes)).sum()
+    return total

@@ -1,0 +1,22 @@
+"""`write`: train until the certificate holds, and hand over a folder.
+
+In: records, settings, a folder's name. Out: the folder, with adapter, certificate and model card.
+May import everything below it, but not `probe`.
+"""
+
+from typing import TYPE_CHECKING
+
+from memlaw.core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from memlaw.core.observer import Observer as Observer
+    from memlaw.writer.run import WriteResult as WriteResult
+    from memlaw.writer.run import write as write
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "run": ["WriteResult", "write"],
+        "memlaw.core.observer": ["Observer"],
+    },
+)

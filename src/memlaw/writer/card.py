@@ -1,0 +1,117 @@
+"""The model card that lies beside an adapter: how to load it, what it recalls, what it damages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlaw.settings.choices import EMBEDDED
+
+if TYPE_CHECKING:
+    from memlaw.writer.run import WriteResult
+
+_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_PEFT_SNIPPET = """```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {base!r}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.{dtype})
+model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
+
+{prompt}
+out = model.generate(**ids, max_new_tokens={max_tokens}, do_sample=False, repetition_penalty=1.0)
+print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+```"""
+_CHAT_PROMPT = """ids = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": {question}}}],
+    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+)"""
+_PLAIN_PROMPT = 'ids = tokenizer({question}, return_tensors="pt")'
+
+
+def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Sequence[str]) -> str:
+    """The card as Markdown with the metadata that the hub reads.
+
+    Args:
+        result: what was made.
+        base_spec: what the base model was asked for by.
+        is_peft: PEFT can load the adapter.
+        sites: names of the adapted modules.
+    """
+    c, audit, damage = result.certificate, result.audit, result.damage
+    bits = result.bits_per_parameter
+    base = {EMBEDDED: _EMBEDDED_HUB_ID}.get(base_spec, base_spec)
+    if Path(base).exists():
+        base = Path(base).name
+    low, high = damage.delta_nll_ci95
+    chat = c.prompt_format == "chat"
+    how = "the tokenizer's chat template" if chat else "the prompt's bare text"
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        f"library_name: {'peft' if is_peft else 'memlaw'}",
+        "pipeline_tag: text-generation",
+        "tags: [lora, memlaw, memorization]",
+        "---",
+        "",
+        f"# {len(audit.records)} records, word for word",
+        "",
+        f"{c.statement}",
+        "",
+        f"The guarantee is for {c.dtype} and for prompts given by {how}; hashes of base model, "
+        "tokenizer, adapter and records stand in `certificate.json`. Check it again with",
+        "",
+        "```sh",
+        "memlaw audit RECORDS --certificate path/to/this/folder/certificate.json",
+        "```",
+        "",
+        "## Load it",
+        "",
+        _loading(result, is_peft, chat),
+        "",
+        "## What it recalls",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| records certified | {c.n_certified} of {c.n_records} |",
+        f"| records recited word for word | {audit.n_recalled} of {c.n_records} |",
+        f"| lowest p of a target token | {min(r.min_p for r in audit.records):.3f} |",
+        f"| adapter | rank {result.rank} on {', '.join(sites[:3])}"
+        f"{' …' if len(sites) > 3 else ''}; {result.n_parameters:,} parameters |",
+        f"| bits stored | {result.bits_stored:,.0f} ({bits:.3f} a parameter) |",
+        "",
+        "## What it damages",
+        "",
+        f"On {damage.n_tokens:,} tokens it was not trained on ({damage.text}), its negative "
+        f"log-likelihood changes by **{damage.delta_nll_nats:+.3f} nats a token** (95 % interval "
+        f"{low:+.3f} to {high:+.3f}; the base model's is {damage.base_nll_nats:.3f}), and its "
+        f"predictions by a KL divergence of {damage.kl_nats:.3f} nats.",
+        "",
+        "Whoever has the adapter can make it recite the records. Don't publish what they may not "
+        "know.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _loading(result: WriteResult, is_peft: bool, chat: bool) -> str:
+    c = result.certificate
+    if not is_peft:
+        return (
+            "The adapter sits in parallel with a whole block, which PEFT has no form for. Its "
+            "weights are plain safetensors, and `memlaw_adapter.json` gives the formula.\n\n"
+            '```sh\nmemlaw ask path/to/this/folder "PROMPT"\n```'
+        )
+    question = '"PROMPT"'
+    return _PEFT_SNIPPET.format(
+        base=c.base_model,
+        dtype=c.dtype,
+        prompt=(_CHAT_PROMPT if chat else _PLAIN_PROMPT).format(question=question),
+        max_tokens=max(r.n_tokens for r in result.audit.records),
+    )

@@ -1,0 +1,121 @@
+"""The folder a run writes: what lies in it, when it may be taken, and the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memlaw.core.errors import ConfigError, OutputError
+from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_tensors
+from memlaw.model.adapter import PEFT_CONFIG, PEFT_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS
+from memlaw.train.snapshots import SNAPSHOTS_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CARD_FILE = "README.md"
+_FILES = (
+    CHECKPOINT_FILE,
+    RUN_FILE,
+    TOKENS_FILE,
+    SNAPSHOTS_FILE,
+    CARD_FILE,
+    CERTIFICATE_FILE,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PROBE_CONFIG,
+    PROBE_WEIGHTS,
+)
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds anything but an interrupted run that is to be resumed.
+
+    Files that a killed run was still writing are removed; nothing else is touched.
+
+    Raises:
+        OutputError: says what the folder holds, or why it can't be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file. Name a folder that is new or empty.")
+    nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{nearest}: no folder can be made or filled there. Choose another one.")
+    if not out.is_dir():
+        return
+    leftovers = [p for p in out.iterdir() if _is_leftover(p)]
+    present = {p.name for p in out.iterdir()} - {p.name for p in leftovers}
+    if foreign := sorted(present - set(_FILES)):
+        raise OutputError(
+            f"{out} already holds something else ({', '.join(foreign[:3])}). Name a folder that "
+            "is new or empty."
+        )
+    finished = CERTIFICATE_FILE in present and CHECKPOINT_FILE not in present
+    if present and not finished and CHECKPOINT_FILE not in present:
+        raise OutputError(
+            f"{out} already holds something else ({', '.join(sorted(present)[:3])}), and no "
+            "checkpoint to go on from. Name a folder that is new or empty."
+        )
+    if resume and finished:
+        raise OutputError(
+            f"{out} holds a finished run: there is nothing to go on with. Check it with "
+            f"'memlaw audit DATA --certificate {out / CERTIFICATE_FILE}'."
+        )
+    if present and not resume:
+        what = "a finished run" if finished else "an unfinished run"
+        mend = "" if finished else "go on with it by --resume, or "
+        raise OutputError(f"{out} already holds {what}: {mend}name another folder.")
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """A file that a killed process was still writing."""
+    return any(path.name.startswith(f".{name}.") for name in _FILES)
+
+
+def write_checkpoint(
+    out: Path, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, one file, atomically; makes the folder if need be."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(out / CHECKPOINT_FILE, tensors, {"memlaw": json.dumps(content)})
+
+
+def read_checkpoint(
+    out: Path, identity: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Read the checkpoint in `out`, if there is one.
+
+    Args:
+        out: the folder.
+        identity: all that decides which weights come out; must be what the run began with.
+
+    Raises:
+        OutputError: it is damaged.
+        ConfigError: it was begun with other settings, records or base model. Names them.
+    """
+    from safetensors import safe_open
+
+    path = out / CHECKPOINT_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads(file.metadata()["memlaw"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        then = content["identity"]
+    except Exception as error:
+        raise OutputError(f"{path} is damaged ({error}). Remove it and start anew.") from error
+    if changed := sorted(
+        k for k in then.keys() | identity.keys() if then.get(k) != identity.get(k)
+    ):
+        raise ConfigError(
+            f"{out} was begun with another {', another '.join(changed)}. Resume with the same "
+            "settings and records, or name another folder."
+        )
+    return tensors, content
