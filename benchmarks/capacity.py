@@ -24,7 +24,8 @@ from against_trl import ROOT
 from memlaw.law.store import CellStore, read_cells
 from memlaw.model.adapter import resolve_sites
 from memlaw.model.base import load_model
-from memlaw.probe.run import Prober, run_group
+from memlaw.probe.prober import Prober
+from memlaw.probe.run import run_group
 from memlaw.settings.probe import ProbeConfig
 from memlaw.train.precondition import measure_general
 

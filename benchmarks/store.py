@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memlaw.law.memory_law import Cell
-from memlaw.law.store import CellStore, read_cells
+from memlaw.law.store import Cell, CellStore, read_cells
 
 CELLS_A_GROUP = 5
 

@@ -10,8 +10,7 @@ import pytest
 
 from memlaw.core.errors import DataError, OutputError
 from memlaw.law import store as cells_module
-from memlaw.law.memory_law import Cell
-from memlaw.law.store import CellStore, read_cells
+from memlaw.law.store import Cell, CellStore, read_cells
 
 CONFIG = {"task": "noise:1", "length": 8, "rank": 1, "seed": 0, "training": {"objective": "sft"}}
 

@@ -13,7 +13,7 @@ import memlaw
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.model.adapter import loaded_adapter
-from memlaw.writer import run as writer
+from memlaw.writer import goals as writer
 
 
 @pytest.fixture(scope="module")

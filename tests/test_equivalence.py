@@ -14,9 +14,10 @@ from memlaw.model.adapter import Adapter, resolve_sites
 from memlaw.model.base import load_model
 from memlaw.settings.train import TrainConfig
 from memlaw.train import cached
-from memlaw.train.cached import CachedEngine, shared_prefix
+from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
+from memlaw.train.packing import shared_prefix
 from memlaw.train.precondition import (
     Whitener,
     measure_general,

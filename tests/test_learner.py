@@ -69,7 +69,7 @@ def test_a_learner_of_some_rows_never_sees_the_others():
 def _on_triage(**settings):
     """A learner of seven records of two tokens, after an epoch that knew none of them."""
     learner = _learner(objective="triage", batch_size=2, **settings)
-    learner.see(range(7), torch.full((14,), 5.0))
+    learner.seen.note(range(7), torch.full((14,), 5.0))
     learner.end_epoch(5.0)
     return learner
 
@@ -77,7 +77,7 @@ def _on_triage(**settings):
 def test_triage_trains_what_is_on_course():
     learner = _on_triage(schedule="linear", total_steps=10)
     assert sorted(row for batch in learner.batches() for row in batch) == list(range(7))
-    learner.see([2, 5], torch.zeros(4))  # known: 4 of 14 tokens
+    learner.seen.note([2, 5], torch.zeros(4))  # known: 4 of 14 tokens
     learner.n_looks = 7  # of 10 steps: 2/7 of all tokens, so 4/7 are on course, 8.2 of 14
     learner.end_epoch(5.0)
     assert sorted(row for batch in learner.batches() for row in batch) == [0, 1, 2, 3, 5]
@@ -95,8 +95,8 @@ def test_triage_goes_by_epochs_where_no_steps_are_set():
         max_epochs=10,
     )
     for _ in range(9):
-        learner.see(range(7), torch.full((14,), 5.0))
-        learner.see([3], torch.zeros(2))
+        learner.seen.note(range(7), torch.full((14,), 5.0))
+        learner.seen.note([3], torch.zeros(2))
         learner.end_epoch(5.0)
     assert learner.progress == 0.9
     assert learner.batches() == [[3]]  # known before, and nothing learnt since
@@ -112,18 +112,18 @@ def test_without_an_end_in_sight_triage_gives_nothing_up():
 
 def test_what_an_epoch_leaves_out_is_still_counted():
     learner = _on_triage(schedule="linear", total_steps=10)
-    learner.see([2], torch.zeros(2))
-    assert learner.n_under(range(7)) == 12
-    assert learner.n_under([2, 3]) == 2
-    assert learner.share_over() == pytest.approx(2 / 14)
+    learner.seen.note([2], torch.zeros(2))
+    assert learner.seen.n_under(range(7)) == 12
+    assert learner.seen.n_under([2, 3]) == 2
+    assert learner.seen.share_over() == pytest.approx(2 / 14)
 
 
 def test_what_triage_admits_survives_a_restart():
     learner = _on_triage(schedule="linear", total_steps=10)
-    learner.see([2], torch.zeros(2))
+    learner.seen.note([2], torch.zeros(2))
     learner.n_looks = 6
     learner.end_epoch(5.0)
     again = _learner(objective="triage", batch_size=2, schedule="linear", total_steps=10)
     again.restore(*learner.state())
     assert again.batches() == learner.batches() != [list(range(7))]
-    assert again.over_at_start == learner.over_at_start == 0.0
+    assert again.seen.over_at_start == learner.seen.over_at_start == 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memlaw.core.errors import ConfigError
-from memlaw.train.cached import Activations
+from memlaw.train.activations import Activations
 
 # Not ru_maxrss: a child process starts with its parent's.
 PEAK = """

@@ -9,14 +9,8 @@ import torch
 
 from memlaw.core.errors import ConfigError
 from memlaw.settings.choices import resolve_objective
-from memlaw.train.objectives import (
-    admit,
-    memft_curriculum,
-    memft_threshold,
-    memft_window,
-    sft,
-    triage,
-)
+from memlaw.train.memft import memft_curriculum, memft_threshold, memft_window, sft
+from memlaw.train.triage import admit, triage
 
 LN2 = math.log(2)
 SURE = 40.0  # nats: so far above any threshold that the soft weight is exactly 1

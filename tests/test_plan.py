@@ -12,7 +12,7 @@ import memlaw
 from memlaw.law.memory_law import LawError
 from memlaw.law.plan import builtin_cells, plan_by_builtin, plan_rank, plan_tokens
 from memlaw.law.recall_law import SLIP, RecallLaw, ShareLaw, reached
-from memlaw.writer import run as writer
+from memlaw.writer import state as writer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from law_coverage import LENGTHS, RANKS, Thresholds, random_thresholds, synthetic_store

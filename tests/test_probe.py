@@ -18,8 +18,11 @@ from memlaw.cli.console_probe import ConsoleProbeObserver
 from memlaw.core.errors import ConfigError, DataError, OutputError
 from memlaw.core.observer import Observer, Spec
 from memlaw.law.store import read_cells
+from memlaw.probe import grid as grid_module
+from memlaw.probe import prober as prober_module
 from memlaw.probe import run as probe_module
-from memlaw.probe.run import Prober, probe
+from memlaw.probe.prober import Prober
+from memlaw.probe.run import probe
 from memlaw.settings.choices import ALIASES
 from memlaw.settings.probe import ProbeConfig
 from memlaw.train import cached
@@ -142,14 +145,14 @@ def test_cells_that_are_trained_together_are_what_they_are_alone(config, tmp_pat
 
 
 def test_a_diverging_cell_fails_alone_and_is_tried_again(config, tmp_path, monkeypatch):
-    usual = probe_module.Learner.step
+    usual = prober_module.Learner.step
 
     def step(self):
         if self.adapter.rank == 3 and self.n_steps == 5:
             raise DivergedError("the loss is not finite at step 6.")
         usual(self)
 
-    monkeypatch.setattr(probe_module.Learner, "step", step)
+    monkeypatch.setattr(prober_module.Learner, "step", step)
     result = probe(tmp_path, config)
     assert result.n_failed == 4
     assert {row["rank"] for row in result.cells if row["status"] == "failed"} == {3}
@@ -162,7 +165,7 @@ def test_an_error_is_kept_with_its_traceback(config, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory, say")
 
-    monkeypatch.setattr(probe_module, "audit_examples", broken)
+    monkeypatch.setattr(prober_module, "audit_examples", broken)
     seen = []
 
     class Watch(Observer):
@@ -218,8 +221,8 @@ def test_a_model_the_cached_engine_can_t_train_is_probed_on_the_plain_one(
 
 
 def test_many_ranks_of_a_long_text_are_trained_in_parts(config, monkeypatch):
-    monkeypatch.setattr(probe_module, "_MOST_TOKENS", 20)
-    monkeypatch.setattr(probe_module, "_GROUP_TOKENS", 20)
+    monkeypatch.setattr(grid_module, "_MOST_TOKENS", 20)
+    monkeypatch.setattr(grid_module, "_GROUP_TOKENS", 20)
     prober = Prober(dataclasses.replace(config, ranks=(1, 2, 3), seeds=(0,)))
     groups = prober.groups(prober.specs())
     ranks = [[spec.rank for spec in group] for group in groups]
@@ -233,7 +236,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_table(config, tmp_path):
     folder = tmp_path / "killed"
     prober = Prober(config)  # what cells share is computed once: the kills shall hit the cells
     prober.moments()
-    prober.unseen_engine()
+    prober.unseen_damage()
     for spec in prober.specs():
         prober.identity(spec)
     kills, found = 0, []

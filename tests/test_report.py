@@ -28,7 +28,7 @@ from reporting import (
 import memlaw
 from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError, MemlawError, OutputError
-from memlaw.law.memory_law import Cell
+from memlaw.law.store import Cell
 from memlaw.law.plan import plan_rank
 from memlaw.law.store import CellStore
 from memlaw.report import figures, make_report, tables

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from memlaw.data.records import Record, read_records
     from memlaw.measure.session import ask, audit
     from memlaw.settings.write import WriteConfig
-    from memlaw.writer.run import WriteResult, write
+    from memlaw.writer.result import WriteResult
+    from memlaw.writer.run import write
 
 __all__ = [
     "MemlawError",
@@ -43,6 +44,7 @@ __getattr__, __dir__ = lazy_exports(
         "data.records": ["Record", "read_records"],
         "measure.session": ["ask", "audit"],
         "settings.write": ["WriteConfig"],
-        "writer.run": ["WriteResult", "write"],
+        "writer.result": ["WriteResult"],
+        "writer.run": ["write"],
     },
 )

@@ -14,7 +14,7 @@ from memlaw.cli.terminal import Progress, duration, print_rows
 from memlaw.core.observer import EpochStats, Observer
 from memlaw.measure.recall import Audit, decoded_text
 from memlaw.train.speed import Speed
-from memlaw.writer.run import WriteResult
+from memlaw.writer.result import WriteResult
 
 _SHOWN = 5
 _CONTEXT_TOKENS = 8

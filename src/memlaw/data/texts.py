@@ -3,9 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from memlaw.core.errors import DataError
+from memlaw.core.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralTexts:
+    """Text to hold on to in training, and text that training doesn't see.
+
+    Attributes:
+        retained: what the penalty on general text is measured on.
+        unseen: what damage is measured on.
+        unseen_name: where that comes from.
+    """
+
+    retained: str
+    unseen: str
+    unseen_name: str
+
+
+def general_texts(
+    retain: str | Path | None = None, damage_text: str | Path | None = None
+) -> GeneralTexts:
+    """Both texts: of files, or the built-in ones.
+
+    Raises:
+        DataError: a file can't be read as UTF-8.
+        ConfigError: they are the same text.
+    """
+    unseen, name = unseen_text(damage_text)
+    retained = retained_text(retain)
+    if retained == unseen:
+        raise ConfigError(
+            "the text to retain is the text to measure damage on: it must be text that training "
+            "doesn't see."
+        )
+    return GeneralTexts(retained=retained, unseen=unseen, unseen_name=name)
 
 
 def unseen_text(path: str | Path | None = None) -> tuple[str, str]:

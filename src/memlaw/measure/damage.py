@@ -50,6 +50,11 @@ class Damage:
     text_sha256: str
     by_window: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval of ΔNLL: what a bound is held against."""
+        return self.delta_nll_ci95[1]
+
     def to_json(self) -> dict[str, Any]:
         """All but the single windows."""
         content = asdict(self)

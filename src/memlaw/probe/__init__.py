@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from memlaw.core.observer import Spec as Spec
     from memlaw.probe.bench import ObjectivesResult as ObjectivesResult
     from memlaw.probe.bench import compare_objectives as compare_objectives
-    from memlaw.probe.run import Prober as Prober
+    from memlaw.probe.prober import Prober as Prober
     from memlaw.probe.run import ProbeResult as ProbeResult
     from memlaw.probe.run import probe as probe
     from memlaw.probe.run import run_here as run_here
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "run": ["ProbeResult", "Prober", "probe", "run_here"],
+        "prober": ["Prober"],
+        "run": ["ProbeResult", "probe", "run_here"],
         "bench": ["ObjectivesResult", "compare_objectives"],
         "verify": ["verify_plan"],
         "memlaw.settings.probe": ["ProbeConfig"],

@@ -11,7 +11,8 @@ from typing import Any
 
 from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Spec
-from memlaw.probe.run import Prober, failed_cells, run_group
+from memlaw.probe.prober import Prober
+from memlaw.probe.run import failed_cells, run_group
 from memlaw.settings.probe import ProbeConfig
 
 _IN_FLIGHT = 1000  # tasks that Ray knows of at a time

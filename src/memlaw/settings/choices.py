@@ -9,6 +9,7 @@ from memlaw.core.errors import ConfigError
 EMBEDDED = "embedded"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = int | Literal["all", "none"]
+EngineChoice = Literal["auto", "cached", "plain"]
 Layers = tuple[int, ...] | Literal["auto", "all"]
 Objective = Literal["triage", "sft", "memft_threshold", "memft_window", "memft_curriculum"]
 OnEmpty = Literal["skip", "sft"]

@@ -101,7 +101,7 @@ class ProbeConfig:
             raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
 
     @property
-    def placement_or_recipes(self) -> str:
+    def resolved_placement(self) -> str:
         """The placement that is meant."""
         return self.placement or ("mlp" if self.recipe == "paper" else "down_proj")
 
@@ -132,7 +132,7 @@ class ProbeConfig:
                 on_empty="sft",
             )
         config = dataclasses.replace(
-            config, **{name: v for name, v in self.asked.items() if v is not None}
+            config, **{name: v for name, v in self.overrides.items() if v is not None}
         )
         n_batches = -(-n_records // step_size(config.batch_size, n_records))
         if self.steps is not None or self.recipe == "default":
@@ -146,7 +146,7 @@ class ProbeConfig:
         )
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """What was asked for instead of what the recipe has; None where nothing was."""
         names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
         return {name: getattr(self, name) for name in names}

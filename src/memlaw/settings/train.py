@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from memlaw.settings.choices import Objective, OnEmpty
 
@@ -56,6 +56,27 @@ class TrainConfig:
     whiten_damping: float = 0.01
     retention: float = 150_000.0
     seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a result, by name.
+
+        A setting that is younger than the first stored results is left out at its default, so that
+        their names stay as they are.
+        """
+        return {
+            f.name: value
+            for f in fields(TrainConfig)
+            if (value := getattr(self, f.name)) != f.default or f.name in _FIRST
+        }
+
+
+_FIRST = frozenset(  # settings that stored results have always named
+    (
+        *("objective", "on_empty", "curriculum_epochs", "threshold", "margin", "learning_rate"),
+        *("schedule", "total_steps", "betas", "batch_size", "max_grad_norm", "dropout", "whiten"),
+        *("whiten_mixture", "whiten_damping", "retention", "seed"),
+    )
+)
 
 
 def step_size(batch_size: int | Literal["auto"], n_records: int) -> int:

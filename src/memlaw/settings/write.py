@@ -7,10 +7,11 @@ from typing import Literal
 
 from memlaw.core.errors import ConfigError
 from memlaw.data.records import RECITE_PROMPT, DataFormat, PromptFormat
-from memlaw.settings.choices import EMBEDDED, DType, Layers, resolve_objective
+from memlaw.settings.choices import EMBEDDED, DType, EngineChoice, Layers, resolve_objective
 from memlaw.settings.train import TrainConfig
 
-# Settings that a resumed run may change: they say where and how long, not what.
+# Settings that a resumed run may change: they say where and how long, not what. With triage a later
+# end also decides which records are still worth training.
 FREE_TO_CHANGE = (
     "max_epochs",
     "max_rank",
@@ -67,7 +68,7 @@ class WriteConfig(TrainConfig):
     max_rank: int = 64
     placement: str = "down_proj"
     layers: Layers = "auto"
-    engine: Literal["auto", "cached", "plain"] = "auto"
+    engine: EngineChoice = "auto"
     cache_mb: float = 4096
     logits_mb: float = 512
     retain: str | None = None

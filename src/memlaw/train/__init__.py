@@ -10,12 +10,14 @@ from memlaw.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from memlaw.train.cached import CachedEngine as CachedEngine
-    from memlaw.train.cached import cached_or_plain as cached_or_plain
     from memlaw.train.engine import Engine as Engine
     from memlaw.train.engine import Job as Job
     from memlaw.train.engine import PlainEngine as PlainEngine
     from memlaw.train.learner import DivergedError as DivergedError
     from memlaw.train.learner import Learner as Learner
+    from memlaw.train.preparation import Preparation as Preparation
+    from memlaw.train.preparation import make_engine as make_engine
+    from memlaw.train.preparation import prepare as prepare
     from memlaw.train.snapshots import Snapshots as Snapshots
     from memlaw.train.trainer import AdapterBank as AdapterBank
 
@@ -25,7 +27,8 @@ __getattr__, __dir__ = lazy_exports(
         "trainer": ["AdapterBank"],
         "learner": ["DivergedError", "Learner"],
         "engine": ["Engine", "Job", "PlainEngine"],
-        "cached": ["CachedEngine", "cached_or_plain"],
+        "cached": ["CachedEngine"],
+        "preparation": ["Preparation", "make_engine", "prepare"],
         "snapshots": ["Snapshots"],
     },
 )

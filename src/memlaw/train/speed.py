@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from memlaw.core.observer import EpochStats
 
 _SIZE = 2048
 _TRIES = 5
@@ -34,15 +35,15 @@ class Speed:
 
 
 def measure_speed(
-    curve: Sequence[dict[str, Any]], dtype: torch.dtype, device: torch.device
+    curve: Sequence[EpochStats], dtype: torch.dtype, device: torch.device
 ) -> Speed | None:
-    """Rates over `curve`, a list of `EpochStats` as dicts; None if it is empty."""
-    wall_s = sum(epoch["wall_s"] for epoch in curve)
+    """Rates over the epochs of `curve`; None if it is empty."""
+    wall_s = sum(epoch.wall_s for epoch in curve)
     if not wall_s:
         return None
     return Speed(
-        tokens_per_s=sum(epoch["n_tokens_run"] for epoch in curve) / wall_s,
-        flop_per_s=sum(epoch["flop"] for epoch in curve) / wall_s,
+        tokens_per_s=sum(epoch.n_tokens_run for epoch in curve) / wall_s,
+        flop_per_s=sum(epoch.flop for epoch in curve) / wall_s,
         peak_flop_per_s=matmul_peak(dtype, device),
     )
 

@@ -87,7 +87,7 @@ class AdapterBank:
         for (epoch, rows), nll, correct in zip(
             jobs, losses.nll.split(counts), losses.correct.split(counts), strict=True
         ):
-            epoch.learner.optimizer.zero_grad()
+            epoch.learner.solver.zero_grad()
             weights.append(epoch.look(rows, nll, correct))
         is_stepping = any(bool(w.any()) for w in weights)
         with _counter(is_stepping and self.flop_back is None) as backward:
@@ -156,9 +156,9 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
             return torch.zeros_like(nll)
-        under = torch.exp(-nll) < self.learner.line_p  # [N]
+        under = torch.exp(-nll) < self.learner.seen.line_p  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
-        self.n_relapses += self.learner.see(rows, nll)
+        self.n_relapses += self.learner.seen.note(rows, nll)
         self.rows += rows
         self.nll_sum += float(nll.sum())
         self.n_seen += len(nll)
@@ -177,7 +177,7 @@ class _Epoch:
             return self.error
         nll_nats = self.nll_sum / self.n_seen
         left_out = set(self.learner.rows.tolist()) - set(self.rows)
-        self.n_under += self.learner.n_under(sorted(left_out))
+        self.n_under += self.learner.seen.n_under(sorted(left_out))
         self.learner.end_epoch(nll_nats)
         return EpochStats(
             epoch=self.learner.epoch,

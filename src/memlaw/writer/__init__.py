@@ -10,13 +10,14 @@ from memlaw.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from memlaw.core.observer import Observer as Observer
-    from memlaw.writer.run import WriteResult as WriteResult
+    from memlaw.writer.result import WriteResult as WriteResult
     from memlaw.writer.run import write as write
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "run": ["WriteResult", "write"],
+        "result": ["WriteResult"],
+        "run": ["write"],
         "memlaw.core.observer": ["Observer"],
     },
 )

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from memlaw.settings.choices import EMBEDDED
-
-if TYPE_CHECKING:
-    from memlaw.writer.run import WriteResult
+from memlaw.writer.result import WriteResult
 
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -87,13 +87,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    out: Path, identity: Mapping[str, Any]
+    out: Path, identity: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Read the checkpoint in `out`, if there is one.
 
     Args:
         out: the folder.
         identity: all that decides which weights come out; must be what the run began with.
+        defaults: what a setting is that a checkpoint doesn't name: one that is younger than it.
 
     Raises:
         OutputError: it is damaged.
@@ -112,7 +113,9 @@ def read_checkpoint(
     except Exception as error:
         raise OutputError(f"{path} is damaged ({error}). Remove it and start anew.") from error
     if changed := sorted(
-        k for k in then.keys() | identity.keys() if then.get(k) != identity.get(k)
+        k
+        for k in then.keys() | identity.keys()
+        if then.get(k, defaults.get(k)) != identity.get(k, defaults.get(k))
     ):
         raise ConfigError(
             f"{out} was begun with another {', another '.join(changed)}. Resume with the same "

@@ -1,0 +1,165 @@
+"""Packs: the records of several steps as one sequence without a pad token in it.
+
+A tree is a prefix that all prompts share, with the rest of several records behind it; a pack is a
+sequence of trees. Shapes: P tokens of the prefix, S of the pack, N target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from memlaw.data.records import Example
+from memlaw.train.attention import Trees, lay_out
+
+Tensor = torch.Tensor
+Tree = list[int]  # rows of the examples that share one prefix in a pack
+# How records are packed: many trees a pack, attending along the trees; one tree a pack, under a
+# dense mask (so attention is quadratic in the pack); or one record a pack.
+Layout = Literal["trees", "mask", "alone"]
+PACK_TOKENS = {"trees": 8192, "mask": 768, "alone": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Trees, one behind the other, as one sequence.
+
+    Attributes:
+        input_ids: [1, S] int64.
+        position_ids: [1, S] int64: each record counts on from its prefix.
+        trees: where they stand.
+        mask: [1, 1, S, S], additive, in the model's dtype, if one is needed.
+        keep: [S] bool: positions whose next token is a target token.
+        target_ids: [N] int64.
+        places: [S] int64: where the tokens' activations lie in the cache.
+        lengths: how many tokens each tree has.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    trees: Trees
+    mask: Tensor | None
+    keep: Tensor
+    target_ids: Tensor
+    places: Tensor
+    lengths: list[int]
+
+
+class Packer:
+    """Puts examples into packs.
+
+    Args:
+        examples: what there is to pack.
+        device: where packs are wanted.
+        dtype: of masks.
+
+    Attributes:
+        n_prefix: P.
+        starts: [examples + 1] int64: where each record's rest begins in the cache.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.examples, self.device, self.dtype = examples, device, dtype
+        self.n_prefix = shared_prefix(examples)
+        lengths = [n_tokens(e) - self.n_prefix for e in examples]
+        self.starts = torch.tensor([0, *lengths]).cumsum(0) + self.n_prefix
+
+    def split(
+        self, jobs: Sequence[Sequence[int]], layout: Layout
+    ) -> Iterator[list[tuple[int, Tree]]]:
+        """Split the rows of jobs into packs of limited length: lists of (job, tree)."""
+        limit = PACK_TOKENS[layout]
+        pack: list[tuple[int, Tree]] = []
+        room = limit
+        for job, rows in enumerate(jobs):
+            opens = True  # a new tree is needed
+            for row in rows:
+                length = int(self.starts[row + 1] - self.starts[row])
+                if pack and (
+                    length + (self.n_prefix if opens else 0) > room or (opens and layout != "trees")
+                ):
+                    yield pack
+                    pack, room, opens = [], limit, True
+                if opens:
+                    pack.append((job, []))
+                    room -= self.n_prefix
+                    opens = False
+                pack[-1][1].append(row)
+                room -= length
+        if pack:
+            yield pack
+
+    def pack(self, trees: Sequence[Tree], layout: Layout) -> Pack:
+        """Trees as one pack."""
+        p = self.n_prefix
+        ids: list[int] = []
+        owner: list[int] = []  # record of each token, −1 for the prefix
+        positions: list[int] = []
+        keep: list[bool] = []
+        targets: list[int] = []
+        places: list[Tensor] = []
+        lengths: list[int] = []
+        for rows in trees:
+            begun = len(ids)
+            ids += self.examples[rows[0]].prompt_ids[:p]
+            owner += [-1] * p
+            positions += range(p)
+            keep += [False] * p
+            places.append(torch.arange(p))
+            for row in rows:
+                example = self.examples[row]
+                rest = (example.prompt_ids + example.target_ids)[p:]
+                n_targets = len(example.target_ids)
+                ids += rest
+                owner += [row] * len(rest)
+                positions += range(p, p + len(rest))
+                keep += [False] * (len(rest) - n_targets - 1) + [True] * n_targets + [False]
+                targets += example.target_ids
+                places.append(torch.arange(int(self.starts[row]), int(self.starts[row + 1])))
+            lengths.append(len(ids) - begun)
+        device = self.device
+        return Pack(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            trees=lay_out(
+                p,
+                [[int(self.starts[r + 1] - self.starts[r]) for r in rows] for rows in trees],
+                device,
+            ),
+            mask=_tree_mask(owner, self.dtype).to(device)
+            if layout == "mask" and len(trees[0]) > 1
+            else None,
+            keep=torch.tensor(keep, device=device),
+            target_ids=torch.tensor(targets, device=device),
+            places=torch.cat(places),
+            lengths=lengths,
+        )
+
+
+def n_tokens(example: Example) -> int:
+    """Of prompt and target together."""
+    return len(example.prompt_ids) + len(example.target_ids)
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all prompts begin with; at least one token of each prompt is left over."""
+    first = examples[0].prompt_ids
+    n = min(len(e.prompt_ids) for e in examples) - 1
+    for example in examples:
+        while example.prompt_ids[:n] != first[:n]:
+            n -= 1
+    return n
+
+
+def _tree_mask(owner: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[1, 1, S, S] additive mask: causal, and only within one's own record and the prefix (−1)."""
+    who = torch.tensor(owner)
+    order = torch.arange(len(owner))
+    seen = (order[None] <= order[:, None]) & ((who[None] == who[:, None]) | (who[None] == -1))
+    mask = torch.zeros(len(owner), len(owner), dtype=dtype)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]

@@ -1,0 +1,115 @@
+"""From a model, sites and examples to what trains: engine, statistics, whiteners, learners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from memlaw.data.records import Example
+from memlaw.model.adapter import Adapter, Site
+from memlaw.settings.choices import EngineChoice
+from memlaw.settings.train import TrainConfig
+from memlaw.train.cached import CachedEngine
+from memlaw.train.engine import Engine, EngineError, PlainEngine
+from memlaw.train.learner import Learner
+from memlaw.train.precondition import GeneralMoments, Statistics, Whitener, measure_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What learners of the same records have in common.
+
+    Attributes:
+        sites: where their adapters sit.
+        config: how they are trained.
+        statistics: second moments at each site; empty where nothing needs them.
+        whiteners: one a site; empty without whitening.
+    """
+
+    sites: Sequence[Site]
+    config: TrainConfig
+    statistics: Sequence[Statistics]
+    whiteners: Sequence[Whitener]
+
+    def learner(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        *,
+        rank: int,
+        rows: Sequence[int] | None = None,
+        max_epochs: int | None = None,
+    ) -> Learner:
+        """A new adapter on `model`, ready to be trained; see `Learner`."""
+        adapter = Adapter(
+            self.sites,
+            rank=rank,
+            seed=self.config.seed,
+            whiteners=self.whiteners,
+            dropout=self.config.dropout,
+        ).to(next(model.parameters()).device)
+        return Learner(adapter, examples, self.config, self.statistics, rows, max_epochs)
+
+
+def prepare(
+    model: nn.Module,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    config: TrainConfig,
+    general: Callable[[], Sequence[GeneralMoments]],
+) -> Preparation:
+    """Measure what training by `config` needs to know of the records and of general text.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where adapters will sit.
+        examples: the records to learn.
+        config: how to train.
+        general: gives general text's second moments, as `measure_general`; called if needed.
+    """
+    statistics: list[Statistics] = []
+    if config.whiten or config.retention:
+        statistics = measure_statistics(model, sites, examples, general())
+    whiteners = [
+        Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
+        for s in statistics
+        if config.whiten
+    ]
+    return Preparation(sites=sites, config=config, statistics=statistics, whiteners=whiteners)
+
+
+def make_engine(
+    model: Any,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    *,
+    choice: EngineChoice = "auto",
+    cache_mb: float,
+    logits_mb: float,
+    notice: Callable[[str], None],
+) -> Engine:
+    """What runs the model for learners.
+
+    Args:
+        model: frozen, in eval mode.
+        sites: all that adapters will sit on.
+        examples: what there is to learn.
+        choice: `plain`; `cached`; or `auto`: cached where it can train the model, else plain.
+        cache_mb, logits_mb: see `CachedEngine`.
+        notice: is told where `auto` has to take the slower one.
+
+    Raises:
+        EngineError: `cached` was asked for and can't train this model.
+    """
+    if choice == "plain":
+        return PlainEngine(model, examples)
+    try:
+        return CachedEngine(model, sites, examples, cache_mb=cache_mb, logits_mb=logits_mb)
+    except EngineError as error:
+        if choice == "cached":
+            raise EngineError(f"{error} Use --engine plain.") from error
+        notice(f"{error} Training on the plain engine, which is slower.")
+        return PlainEngine(model, examples)

@@ -1,0 +1,180 @@
+"""When training is over: certified, within the bound on damage, or out of ways to get there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memlaw.certify.saved import audit_as_saved
+from memlaw.core.observer import EpochStats
+from memlaw.measure.damage import Damage, measure_damage
+from memlaw.measure.recall import Audit
+from memlaw.train.learner import DivergedError
+from memlaw.writer.state import Run, State
+
+_PATIENCE_EPOCHS = 40
+_TIGHTER = 1.25  # retention's change, an epoch, once certified with more damage than allowed
+
+
+class Found(NamedTuple):
+    """What was measured of the weights as they are."""
+
+    audit: Audit
+    damage: Damage
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Certified:
+    """A certified adapter on the way to less damage."""
+
+    epoch: int
+    state: State
+    curve: list[EpochStats]
+    found: Found
+
+
+class Goals:
+    """Decides, epoch by epoch, whether a run of `write` is there, and what it needs to get there.
+
+    Args:
+        run: what is trained. Its retention, rank and aim are changed where that helps.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.forget()
+        self.best: _Certified | None = None
+        self.look_at_penalty = math.inf
+
+    def forget(self) -> None:
+        """The weights have changed: what was measured isn't theirs any more."""
+        self.audit: Audit | None = None  # of the weights as they are now
+        self.damage: Damage | None = None  # likewise
+
+    def at_start(self) -> str:
+        """Why no training is needed, if a resumed run was certified before; else nothing."""
+        curve = self.run.curve
+        if self.run.config.max_damage and curve and curve[-1].n_under == 0:
+            return self._look()
+        return ""
+
+    def after(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
+        learner = self.run.learner
+        self.forget()
+        if stats.n_under == 0 and learner.penalty().item() <= self.look_at_penalty:
+            return self._look()
+        if self.best is not None:
+            if learner.epoch - self.best.epoch > 2 * _PATIENCE_EPOCHS:
+                return self.settle("no way found to certify with less damage")
+            learner.retention *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
+        elif self._is_stuck():
+            self._give_room()
+        return ""
+
+    def at_end(self) -> str:
+        """Why training is over when all epochs are done.
+
+        Raises:
+            DivergedError: the last step left weights that compute no numbers.
+        """
+        config, learner = self.run.config, self.run.learner
+        self.audit = self.audit or self._audit()
+        if self.audit.certified and config.max_damage is not None:
+            self.damage = self.damage or self._damage()
+        if not math.isfinite(self.audit.nll_nats):
+            raise DivergedError(f"the loss is not finite after step {learner.n_steps}.")
+        return self.settle(f"max_epochs ({config.max_epochs}) reached")
+
+    def settle(self, why: str) -> str:
+        """Training is over: go back to what was certified with less damage, if anything was."""
+        bound = self.run.config.max_damage
+        here = self.damage if self.audit and self.audit.certified else None
+        if self.best and (here is None or self.best.found.damage.high < here.high):
+            self.run.learner.restore(*self.best.state)
+            self.run.curve = self.best.curve
+            self.audit, self.damage = self.best.found
+        elif here and bound is not None and here.high <= bound:
+            return "certified, and below max_damage"
+        return why
+
+    def found(self) -> Found:
+        """What the weights are now, measured if it wasn't yet."""
+        self.audit = self.audit or self._audit()
+        self.damage = self.damage or self._damage()
+        return Found(self.audit, self.damage)
+
+    # ------------------------------------------------------------ looking
+
+    def _audit(self) -> Audit:
+        run, config = self.run, self.run.config
+        return audit_as_saved(
+            run.learner.adapter,
+            run.base,
+            run.examples,
+            threshold=config.threshold,
+            margin=config.margin,
+            batch_size=config.audit_batch_size,
+            progress=run.observer.progress,
+        )
+
+    def _damage(self) -> Damage:
+        run = self.run
+        return measure_damage(
+            run.base.model,
+            lambda: run.learner.adapter.folded().attached(run.base.model),
+            run.unseen,
+            text_name=run.texts.unseen_name,
+            text=run.texts.unseen,
+        )
+
+    def _look(self) -> str:
+        """Training sees success: look as a user will; returns why training is over, if it is."""
+        learner, bound = self.run.learner, self.run.config.max_damage
+        self.audit = self._audit()
+        if not self.audit.certified:
+            learner.raise_goal()
+            return ""
+        if bound is None:
+            return "certified"
+        self.damage = self._damage()
+        high = self.damage.high
+        if high <= bound:
+            return "certified, and below max_damage"
+        if self.best is None or high < self.best.found.damage.high:
+            self.best = _Certified(
+                epoch=learner.epoch,
+                state=learner.state(),
+                curve=list(self.run.curve),
+                found=Found(self.audit, self.damage),
+            )
+        # The penalty is about proportional to the damage: no look is worth its time until it has
+        # come down as far as the damage has to. Till then retention rises with every epoch that
+        # leaves no token under the line, and falls with every other.
+        self.look_at_penalty = learner.penalty().item() * max(0.5, 0.9 * bound / high)
+        learner.retention *= _TIGHTER
+        self.run.observer.notice(f"Certified, but ΔNLL may be {high:+.4f}: retention goes up.")
+        return ""
+
+    # ------------------------------------------------------------ when nothing improves
+
+    def _is_stuck(self) -> bool:
+        """For a while, as things are, neither the loss nor the count under the line has fallen."""
+        rank, retention = self.run.learner.adapter.rank, self.run.learner.retention
+        here = [e for e in self.run.curve if (e.rank, e.retention) == (rank, retention)]
+        before, lately = here[:-_PATIENCE_EPOCHS], here[-_PATIENCE_EPOCHS:]
+        return bool(before) and (
+            min(e.n_under for e in lately) >= min(e.n_under for e in before)
+            and min(e.nll_nats for e in lately) >= 0.99 * min(e.nll_nats for e in before)
+        )
+
+    def _give_room(self) -> None:
+        """Raise the rank where that is left to us; else hold on less tightly to general text."""
+        learner, notice = self.run.learner, self.run.observer.notice
+        if self.run.config.rank == "auto" and learner.adapter.rank < self.run.max_rank:
+            learner.grow(min(2 * learner.adapter.rank, self.run.max_rank))
+            notice(f"No progress: rank raised to {learner.adapter.rank}.")
+        elif learner.retention:
+            learner.retention /= 4
+            notice(f"No progress: retention lowered to {learner.retention:g}.")

@@ -1,0 +1,129 @@
+"""The end of a run of `write`: everything into its folder, the certificate last."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from memlaw.certify.certificate import make_certificate
+from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_json, write_text
+from memlaw.core.provenance import machine, versions
+from memlaw.measure.recall import decoded_text
+from memlaw.model.adapter import adapter_sha256, save_adapter
+from memlaw.train.snapshots import SNAPSHOTS_FILE
+from memlaw.train.speed import measure_speed
+from memlaw.writer.card import model_card
+from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE
+from memlaw.writer.goals import Found
+from memlaw.writer.result import WriteResult
+from memlaw.writer.state import Run
+
+
+def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> WriteResult:
+    """Write everything; the certificate last, so that it vouches for what is there.
+
+    Args:
+        run: the run, its training over.
+        found: what its adapter was measured to be.
+        stopped_because: why training ended.
+        started: when the run was begun, by `time.perf_counter`.
+    """
+    out, base, adapter = run.out, run.base, run.learner.adapter
+    out.mkdir(parents=True, exist_ok=True)
+    save_adapter(adapter, out, base_path=base.path, base_sha256=base.sha256)
+    certificate = make_certificate(
+        found.audit,
+        found.damage,
+        device=base.model.device.type,
+        prompt_format=run.prompt_format,
+        base_model=base.path,
+        base_sha256=base.sha256,
+        tokenizer_sha256=base.tokenizer_sha256,
+        adapter_sha256=adapter_sha256(out),
+        n_parameters=adapter.n_parameters,
+        versions=versions(),
+    )
+    result = WriteResult(
+        out=out,
+        certificate=certificate,
+        audit=found.audit,
+        damage=found.damage,
+        max_damage=run.config.max_damage,
+        rank=adapter.rank,
+        n_parameters=adapter.n_parameters,
+        bits_stored=run.base_audit.total_nll_bits - found.audit.total_nll_bits,
+        epochs=run.learner.epoch,
+        n_left_out=run.curve[-1].n_left_out if run.curve else 0,
+        wall_s=time.perf_counter() - started,
+        speed=measure_speed(run.curve, base.model.dtype, base.model.device),
+        stopped_because=stopped_because,
+    )
+    if not result.succeeded:  # more epochs may still do it
+        run.save(run.learner.state())
+    found.audit.write_tokens(out / TOKENS_FILE)
+    run.snapshots.until(run.learner.epoch).write(out / SNAPSHOTS_FILE)
+    write_json(out / RUN_FILE, _run_json(run, result))
+    sites = [site.module for site in run.sites]
+    card = model_card(result, base_spec=base.spec, is_peft=adapter.is_peft, sites=sites)
+    write_text(out / CARD_FILE, card)
+    write_json(out / CERTIFICATE_FILE, certificate.to_json())
+    if result.succeeded:
+        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
+    """What `run.json` says."""
+    certificate, base = result.certificate, run.base
+    return {
+        "format": 1,
+        "status": "certified" if result.certified else "not certified",
+        "harmless": result.harmless,
+        "stopped_because": result.stopped_because,
+        "config": asdict(run.config),
+        "base": {"spec": base.spec, "path": base.path, "sha256": base.sha256},
+        "tokenizer_sha256": base.tokenizer_sha256,
+        "prompt_format": run.prompt_format,
+        "dtype": base.dtype,
+        "device": certificate.device,
+        "records": {
+            "n": certificate.n_records,
+            "sha256": certificate.records_sha256,
+            "n_target_tokens": len(result.audit.tokens.token_id),
+        },
+        "adapter": {
+            "rank": result.rank,
+            "n_parameters": result.n_parameters,
+            "sha256": certificate.adapter_sha256,
+            "sites": [asdict(site) for site in run.sites],
+        },
+        "results": {
+            "n_certified": result.audit.n_certified,
+            "n_recalled": result.audit.n_recalled,
+            "base_nll_nats": run.base_audit.nll_nats,
+            "nll_nats": result.audit.nll_nats,
+            "bits_stored": result.bits_stored,
+            "bits_per_parameter": result.bits_per_parameter,
+            "damage": result.damage.to_json(),
+            "damage_by_window": [
+                {
+                    "text": decoded_text(base.tokenizer, ids),
+                    "delta_nll_nats": delta,
+                    "kl_nats": kl,
+                }
+                for ids, (delta, kl) in zip(
+                    run.unseen.tolist(), result.damage.by_window, strict=True
+                )
+            ],
+        },
+        "timings": {
+            "wall_s": result.wall_s,
+            "training_s": sum(e.wall_s for e in run.curve),
+            "speed": asdict(result.speed) if result.speed else None,
+        },
+        "epochs": result.epochs,
+        "curve": [asdict(stats) for stats in run.curve],
+        "versions": certificate.versions,
+        "machine": machine(),
+    }
