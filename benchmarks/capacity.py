@@ -22,8 +22,8 @@ from typing import Any
 from against_trl import ROOT
 
 from memlaw.law.store import CellStore, read_cells
-from memlaw.model.adapter import resolve_sites
 from memlaw.model.base import load_model
+from memlaw.model.sites import resolve_sites
 from memlaw.probe.prober import Prober
 from memlaw.probe.run import run_group
 from memlaw.settings.probe import ProbeConfig

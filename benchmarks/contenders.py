@@ -25,12 +25,15 @@ import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import memlaw
-from memlaw.data.records import Example, Record, encode, read_records, resolve_prompt_format
+from memlaw.data.encoding import encode, resolve_prompt_format
+from memlaw.data.reading import read_records
+from memlaw.data.record import Example, Record
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.recall import audit_examples
-from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel, load_model
+from memlaw.model.sites import resolve_sites
 
 BATCH = 10
 LAYER = 20

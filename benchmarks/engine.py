@@ -64,14 +64,14 @@ def _cores() -> set[int]:
 
 def _random_record(tokenizer: Any, n_tokens: int, seed: int) -> Any:
     """A record of about so many uniformly random tokens."""
-    from memlaw.data.records import Record
+    from memlaw.data.record import Record
 
     drawn = random.Random(seed).choices(range(100, len(tokenizer) - 1), k=n_tokens)
     return Record(prompt=f"Recite {seed}.", completion=tokenizer.decode(drawn), id=str(seed))
 
 
 def _phone_book(n: int) -> list[Any]:
-    from memlaw.data.records import Record
+    from memlaw.data.record import Record
 
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -96,9 +96,9 @@ def _learners(base: Any, sites: Any, examples: Any, ranks: tuple[int, ...]) -> l
 
 def bank(n_tokens: int) -> dict[str, Any]:
     """Steps on one short record: five ranks together, and the sum of the five alone."""
-    from memlaw.data.records import encode
-    from memlaw.model.adapter import resolve_sites
+    from memlaw.data.encoding import encode
     from memlaw.model.base import load_model
+    from memlaw.model.sites import resolve_sites
     from memlaw.train.cached import CachedEngine
     from memlaw.train.trainer import AdapterBank
 
@@ -134,9 +134,9 @@ def bank(n_tokens: int) -> dict[str, Any]:
 
 def scale(n_records: int, cache_mb: int) -> dict[str, Any]:
     """Two epochs on so many records, activations beyond `cache_mb` in a file."""
-    from memlaw.data.records import encode
-    from memlaw.model.adapter import resolve_sites
+    from memlaw.data.encoding import encode
     from memlaw.model.base import load_model
+    from memlaw.model.sites import resolve_sites
     from memlaw.train.cached import CachedEngine
     from memlaw.train.trainer import AdapterBank
 
@@ -167,9 +167,10 @@ def share(n_tokens: int, batch: int) -> dict[str, Any]:
     """Share of the matrix-product peak in steps on `batch` records of `n_tokens` tokens."""
     import dataclasses
 
-    from memlaw.data.records import encode
-    from memlaw.model.adapter import Adapter, resolve_sites
+    from memlaw.data.encoding import encode
+    from memlaw.model.adapter import Adapter
     from memlaw.model.base import load_model
+    from memlaw.model.sites import resolve_sites
     from memlaw.settings.train import TrainConfig
     from memlaw.train.cached import CachedEngine
     from memlaw.train.learner import Learner

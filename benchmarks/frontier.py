@@ -24,13 +24,14 @@ from typing import Any, Literal
 import torch
 from against_trl import ROOT, git_state, machine
 
-from memlaw.data.records import resolve_prompt_format, special_ids
+from memlaw.data.encoding import resolve_prompt_format, special_ids
 from memlaw.data.tasks import parse_task, task_examples
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import measure_damage, windows
 from memlaw.measure.recall import audit_examples
-from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
+from memlaw.model.sites import resolve_sites
 from memlaw.settings.choices import Objective
 from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine

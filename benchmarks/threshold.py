@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from against_trl import ROOT, git_state, machine
 
-from memlaw.data.tasks import natural_prose
+from memlaw.data.texts import natural_prose
 from memlaw.model.base import load_model
 
 RESULTS = ROOT / "results" / "threshold.json"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import memlaw
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
-from memlaw.model.adapter import loaded_adapter
+from memlaw.model.formats import loaded_adapter
 from memlaw.writer import goals as writer
 
 

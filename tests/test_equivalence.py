@@ -7,11 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import memlaw
-from memlaw.data.records import Record, encode, resolve_prompt_format
+from memlaw.data.encoding import encode, resolve_prompt_format
+from memlaw.data.record import Record
 from memlaw.data.texts import retained_text
 from memlaw.measure.damage import windows
-from memlaw.model.adapter import Adapter, resolve_sites
+from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
+from memlaw.model.sites import resolve_sites
 from memlaw.settings.train import TrainConfig
 from memlaw.train import cached
 from memlaw.train.cached import CachedEngine

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
-from memlaw.data.records import encode, end_of_turn_id, read_records
+from memlaw.data.encoding import encode, end_of_turn_id
+from memlaw.data.reading import read_records
 from memlaw.model.forward import collate, target_logits
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from memlaw.data.records import Example, Record
-from memlaw.model.adapter import Adapter, Site
+from memlaw.data.record import Example, Record
+from memlaw.model.adapter import Adapter
+from memlaw.model.sites import Site
 from memlaw.settings.train import TrainConfig
 from memlaw.train.learner import Learner
 

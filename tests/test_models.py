@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memlaw.core.errors import ModelError
-from memlaw.data.records import encode_prompt, end_of_turn_id
-from memlaw.model.base import load_model, weights_sha256
+from memlaw.data.encoding import encode_prompt, end_of_turn_id
+from memlaw.model.base import load_model
+from memlaw.model.hashes import weights_sha256
 
 
 def test_a_loaded_model_is_frozen_and_in_eval_mode(llama):

@@ -37,7 +37,7 @@ def test_every_module_imports(name):
 
 
 def test_there_are_modules_to_look_at():
-    assert {"cli", "data.records", "writer", "law"} <= set(MODULES)
+    assert {"cli", "data.reading", "writer", "law"} <= set(MODULES)
     assert len(SOURCES) == len(MODULES) + 1
 
 

@@ -12,9 +12,9 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
+from memlaw.cli.console_probe import ConsoleProbeObserver
 
 from memlaw import cli
-from memlaw.cli.console_probe import ConsoleProbeObserver
 from memlaw.core.errors import ConfigError, DataError, OutputError
 from memlaw.core.observer import Observer, Spec
 from memlaw.law.store import read_cells
@@ -319,8 +319,9 @@ def test_with_a_linear_decay_the_last_step_hardly_moves(config):
 
 
 def test_dropout_leaves_out_its_share_and_comes_back_the_same(llama):
-    from memlaw.model.adapter import Adapter, resolve_sites
+    from memlaw.model.adapter import Adapter
     from memlaw.model.base import load_model
+    from memlaw.model.sites import resolve_sites
 
     sites = resolve_sites(load_model(llama).model, "down_proj", (1,))
     adapter = Adapter(sites, rank=4, seed=0, dropout=0.25)

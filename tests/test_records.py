@@ -13,15 +13,10 @@ from datasets import Dataset, DatasetDict
 
 import memlaw
 from memlaw.core.errors import ConfigError, DataError, ModelError
-from memlaw.data.records import (
-    RECITE_PROMPT,
-    Record,
-    encode,
-    encode_prompt,
-    end_of_turn_id,
-    read_records,
-    resolve_prompt_format,
-)
+from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
+from memlaw.data.readers import RECITE_PROMPT
+from memlaw.data.reading import read_records
+from memlaw.data.record import Record
 
 BOOK = [("Ann:", "017"), ("Zoë:", "2\n 3")]
 ROWS = [{"prompt": p, "completion": c} for p, c in BOOK]

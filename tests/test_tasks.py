@@ -3,8 +3,9 @@
 import pytest
 
 from memlaw.core.errors import ConfigError, DataError
-from memlaw.data.records import special_ids
-from memlaw.data.tasks import natural_prose, parse_task, phone_book, task_examples
+from memlaw.data.encoding import special_ids
+from memlaw.data.tasks import parse_task, phone_book, task_examples
+from memlaw.data.texts import natural_prose
 
 
 def _ids(tokenizer, task, n_tokens, seed=0, **settings):

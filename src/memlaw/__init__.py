@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from memlaw.certify.check import check_certificate
     from memlaw.core.errors import MemlawError
     from memlaw.core.observer import Observer
-    from memlaw.data.records import Record, read_records
+    from memlaw.data.reading import read_records
+    from memlaw.data.record import Record
     from memlaw.measure.session import ask, audit
     from memlaw.settings.write import WriteConfig
     from memlaw.writer.result import WriteResult
@@ -41,7 +42,8 @@ __getattr__, __dir__ = lazy_exports(
         "core.errors": ["MemlawError"],
         "core.observer": ["Observer"],
         "certify.check": ["check_certificate"],
-        "data.records": ["Record", "read_records"],
+        "data.reading": ["read_records"],
+        "data.record": ["Record"],
         "measure.session": ["ask", "audit"],
         "settings.write": ["WriteConfig"],
         "writer.result": ["WriteResult"],

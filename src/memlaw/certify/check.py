@@ -12,7 +12,7 @@ from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
 from memlaw.measure.recall import Audit
 from memlaw.measure.session import Session
-from memlaw.model.adapter import adapter_sha256
+from memlaw.model.formats import adapter_sha256
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import settled
 

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.measure.recall import Audit, audit_examples
-from memlaw.model.adapter import Adapter, loaded_adapter, save_adapter
+from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
+from memlaw.model.formats import loaded_adapter, save_adapter
 
 
 def audit_as_saved(

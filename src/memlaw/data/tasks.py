@@ -8,9 +8,7 @@ Source of phonebook and noise: arXiv 2605.30260.
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib.util
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,29 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError, DataError
-from memlaw.data.records import (
-    RECITE_PROMPT,
-    Example,
-    Record,
-    encode,
-    encode_prompt,
-    end_of_turn_id,
-    read_records,
-    special_ids,
-)
+from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, special_ids
+from memlaw.data.readers import RECITE_PROMPT
+from memlaw.data.reading import read_records
+from memlaw.data.record import Example, Record
+from memlaw.data.texts import natural_prose
 
 Kind = Literal["phonebook", "noise", "text", "records"]
 _DIGITS = 10
 _MAX_RECORDS = 500_000  # of so many first and last names
-# Modules of Python's library whose docstrings hold much prose. Neither what retention holds on to
-# nor what damage is measured on comes from there.
-_WORDY = """argparse ast asyncio.base_events calendar cmd codecs collections configparser csv
-datetime decimal difflib doctest email.message enum fileinput fractions ftplib functools heapq
-imaplib inspect ipaddress locale logging mailbox nntplib optparse os pathlib pdb pickle platform
-poplib pprint pydoc random sched shutil smtplib socket statistics string subprocess tarfile
-tempfile textwrap threading tokenize trace turtle typing unittest.case unittest.mock
-urllib.parse urllib.request uuid weakref xml.dom.minidom zipfile"""
-_LEAST_CHARS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,34 +217,3 @@ def _noisy(ids: list[int], tokenizer: Any, ratio: float, seed: int) -> list[int]
         is_replaced, rival = draw() < ratio, vocabulary[int(draw() * len(vocabulary))]
         noisy.append(rival if is_replaced else token)
     return noisy
-
-
-@functools.cache
-def natural_prose() -> str:
-    """English prose that every CPython ships: paragraphs of its library's docstrings."""
-    found: dict[str, None] = {}
-    for name in _WORDY.split():
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
-            continue
-        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-            continue
-        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-                    line = " ".join(paragraph.split())
-                    if _is_prose(line):
-                        found[line] = None
-    return "\n\n".join(found)
-
-
-def _is_prose(line: str) -> bool:
-    letters = sum(c.isalpha() or c == " " for c in line)
-    return (
-        len(line) >= _LEAST_CHARS
-        and line[0].isupper()
-        and line[-1] in ".:"
-        and ">>>" not in line
-        and letters > 0.93 * len(line)
-    )

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from memlaw.core.errors import ConfigError, DataError
+
+# Modules of Python's library whose docstrings hold much prose. Neither what retention holds on to
+# nor what damage is measured on comes from there.
+_WORDY = """argparse ast asyncio.base_events calendar cmd codecs collections configparser csv
+datetime decimal difflib doctest email.message enum fileinput fractions ftplib functools heapq
+imaplib inspect ipaddress locale logging mailbox nntplib optparse os pathlib pdb pickle platform
+poplib pprint pydoc random sched shutil smtplib socket statistics string subprocess tarfile
+tempfile textwrap threading tokenize trace turtle typing unittest.case unittest.mock
+urllib.parse urllib.request uuid weakref xml.dom.minidom zipfile"""
+_LEAST_CHARS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +101,34 @@ def _read(path: str | Path) -> str:
 def sha256_of(text: str) -> str:
     """Hash of a text, as a damage's `text_sha256`."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def natural_prose() -> str:
+    """English prose that every CPython ships: paragraphs of its library's docstrings."""
+    found: dict[str, None] = {}
+    for name in _WORDY.split():
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            continue
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    line = " ".join(paragraph.split())
+                    if _is_prose(line):
+                        found[line] = None
+    return "\n\n".join(found)
+
+
+def _is_prose(line: str) -> bool:
+    letters = sum(c.isalpha() or c == " " for c in line)
+    return (
+        len(line) >= _LEAST_CHARS
+        and line[0].isupper()
+        and line[-1] in ".:"
+        and ">>>" not in line
+        and letters > 0.93 * len(line)
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from memlaw.core.files import atomic_path
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.model.forward import collate, target_logits
 from memlaw.settings.choices import Decode
 

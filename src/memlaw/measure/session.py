@@ -13,19 +13,14 @@ from memlaw.certify.certificate import read_certificate
 from memlaw.core.errors import AdapterError, ConfigError, DataError
 from memlaw.core.files import RUN_FILE
 from memlaw.core.observer import Observer
-from memlaw.data.records import (
-    RECITE_PROMPT,
-    encode,
-    encode_prompt,
-    end_of_turn_id,
-    read_records,
-    resolve_prompt_format,
-)
+from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
+from memlaw.data.readers import RECITE_PROMPT
+from memlaw.data.reading import read_records
 from memlaw.data.texts import sha256_of, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.recall import Audit, audit_examples, decoded_text, greedy_decode
-from memlaw.model.adapter import PEFT_CONFIG, PROBE_CONFIG, loaded_adapter
 from memlaw.model.base import BaseModel, load_model
+from memlaw.model.formats import PEFT_CONFIG, PROBE_CONFIG, loaded_adapter
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled

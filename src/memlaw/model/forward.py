@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 
 Tensor = torch.Tensor
 

@@ -12,11 +12,12 @@ from typing import Any
 from memlaw.core.errors import ConfigError
 from memlaw.core.files import json_sha256
 from memlaw.core.observer import Observer, Spec
-from memlaw.data.records import Example, resolve_prompt_format
+from memlaw.data.encoding import resolve_prompt_format
+from memlaw.data.record import Example
 from memlaw.data.tasks import Task, parse_task, task_examples
 from memlaw.data.texts import general_texts, sha256_of
-from memlaw.model.adapter import resolve_sites
 from memlaw.model.base import BaseModel, load_model
+from memlaw.model.sites import resolve_sites
 from memlaw.settings.choices import resolve_objective
 from memlaw.settings.probe import DEFAULT_STEPS, ProbeConfig
 from memlaw.settings.train import TrainConfig

@@ -11,7 +11,7 @@ import torch
 
 from memlaw.core.intervals import mean_interval
 from memlaw.core.observer import EpochStats
-from memlaw.data.records import Example, Record
+from memlaw.data.record import Example, Record
 from memlaw.measure.recall import Audit
 from memlaw.model.adapter import Adapter
 from memlaw.train.engine import Engine, Job

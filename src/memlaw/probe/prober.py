@@ -12,7 +12,7 @@ import torch
 
 from memlaw.core.observer import EpochStats, Observer, Spec
 from memlaw.core.provenance import machine, versions
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.law.store import Cell
 from memlaw.measure.damage import windows
 from memlaw.measure.recall import Audit, audit_examples

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memlaw.core.errors import ConfigError
-from memlaw.data.records import DataFormat, PromptFormat
+from memlaw.data.encoding import PromptFormat
+from memlaw.data.readers import DataFormat
 from memlaw.settings.choices import Decode, DType
 
 

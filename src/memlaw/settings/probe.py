@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError
-from memlaw.data.records import PromptFormat
+from memlaw.data.encoding import PromptFormat
 from memlaw.data.tasks import parse_task
 from memlaw.settings.choices import EMBEDDED, DType, Layers, Objective, OnEmpty, resolve_objective
 from memlaw.settings.train import TrainConfig, step_size

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memlaw.core.errors import ConfigError
-from memlaw.data.records import RECITE_PROMPT, DataFormat, PromptFormat
+from memlaw.data.encoding import PromptFormat
+from memlaw.data.readers import RECITE_PROMPT, DataFormat
 from memlaw.settings.choices import EMBEDDED, DType, EngineChoice, Layers, resolve_objective
 from memlaw.settings.train import TrainConfig
 

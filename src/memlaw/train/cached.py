@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from memlaw.data.records import Example
-from memlaw.model.adapter import Adapter, Site, add_deltas, attached, decoder_layers
+from memlaw.data.record import Example
+from memlaw.model.adapter import Adapter, add_deltas, attached
 from memlaw.model.forward import collate, logits_of
 from memlaw.model.head import Losses, head_losses
+from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
 from memlaw.train.attention import is_replaceable, tree_attention
 from memlaw.train.engine import EngineError, Job

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from memlaw.core.errors import MemlawError
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.forward import collate, target_logits
 from memlaw.model.head import Losses

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from memlaw.core.errors import ConfigError, MemlawError
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
 from memlaw.settings.train import TrainConfig, step_size

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from memlaw.data.records import Example
+from memlaw.data.record import Example
 from memlaw.train.attention import Trees, lay_out
 
 Tensor = torch.Tensor

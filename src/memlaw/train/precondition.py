@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from memlaw.data.records import Example
-from memlaw.model.adapter import Site
+from memlaw.data.record import Example
 from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
+from memlaw.model.sites import Site
 
 Tensor = torch.Tensor
 GeneralMoments = tuple[Tensor, Tensor]

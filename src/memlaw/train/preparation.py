@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from memlaw.data.records import Example
-from memlaw.model.adapter import Adapter, Site
+from memlaw.data.record import Example
+from memlaw.model.adapter import Adapter
+from memlaw.model.sites import Site
 from memlaw.settings.choices import EngineChoice
 from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_tensors
-from memlaw.model.adapter import PEFT_CONFIG, PEFT_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS
+from memlaw.model.formats import PEFT_CONFIG, PEFT_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.observer import Observer
-from memlaw.data.records import read_records
+from memlaw.data.reading import read_records
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
 from memlaw.settings.given import settled

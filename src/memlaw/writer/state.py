@@ -13,13 +13,14 @@ import torch
 
 from memlaw.core.files import json_sha256
 from memlaw.core.observer import EpochStats, Observer
-from memlaw.data.records import Record, encode, resolve_prompt_format
+from memlaw.data.encoding import encode, resolve_prompt_format
+from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.plan import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.recall import audit_examples
-from memlaw.model.adapter import resolve_sites
 from memlaw.model.base import BaseModel
+from memlaw.model.sites import resolve_sites
 from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig
 from memlaw.train.precondition import GeneralMoments, measure_general
 from memlaw.train.preparation import make_engine, prepare

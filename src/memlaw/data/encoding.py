@@ -1,0 +1,155 @@
+"""Records as tokens: the format of the prompt, the end of the answer, and what is refused.
+
+What a model is trained on and what it is asked for come from one place, `encode_prompt` and
+`encode`, so they can't differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from memlaw.core.errors import ConfigError, DataError, ModelError
+from memlaw.data.duplicates import contradiction, shortened
+from memlaw.data.record import Example, Prompt, Record
+
+PromptFormat = Literal["auto", "chat", "plain"]
+
+
+def resolve_prompt_format(tokenizer: Any, format: PromptFormat) -> Literal["chat", "plain"]:
+    """`auto` is `chat` where the tokenizer has a chat template, else `plain`."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if format == "chat" and not has_template:
+        raise ConfigError(
+            "prompt_format 'chat' needs a tokenizer with a chat template, and this one has none. "
+            "Use 'plain'."
+        )
+    return "plain" if format == "plain" or not has_template else "chat"
+
+
+def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
+    """The token that ends an answer; it must be recalled too, or the model never stops.
+
+    `chat`: the first special token that the chat template puts behind an assistant's message
+    (`<|im_end|>`, `<end_of_turn>`, …). `plain`, and templates that put none: `eos_token`.
+
+    Raises:
+        ModelError: there is no such token.
+    """
+    if format == "chat":
+        mark = "memlaw7mark"
+        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        behind = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(mark)[2]
+        special = special_ids(tokenizer)
+        for token in tokenizer(behind, add_special_tokens=False)["input_ids"]:
+            if token in special:
+                return int(token)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has neither a chat template that ends a turn nor an eos_token, so "
+            "nothing could tell the model to stop. Set the tokenizer's eos_token."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Tokens that are no text: all special ones, added ones included."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def encode_prompt(
+    tokenizer: Any, prompt: Prompt, format: Literal["chat", "plain"]
+) -> tuple[int, ...]:
+    """The tokens a model is given for `prompt`, in training and when it is asked.
+
+    `chat`: the chat template with its generation prompt (a string is one user message).
+    `plain`: the text itself, with whatever the tokenizer puts in front (BOS); chat messages are
+    joined by line breaks.
+
+    Returns:
+        At least one token id.
+    """
+    if format == "chat":
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        )
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+    ids = tokenizer(text)["input_ids"]
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = len(ids) - len(bare)
+    while start > 0 and ids[start : start + len(bare)] != bare:  # some tokenizers append EOS too
+        start -= 1
+    return tuple(ids[: start + len(bare)])
+
+
+def encode(
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    format: Literal["chat", "plain"],
+    max_tokens: int | None = None,
+) -> list[Example]:
+    """Turn records into tokens, and refuse those that this tokenizer or model can't hold.
+
+    Args:
+        records: what to encode.
+        tokenizer: a Transformers tokenizer.
+        format: see `encode_prompt`.
+        max_tokens: the model's context length; None if it has no limit.
+
+    Raises:
+        DataError: a completion that isn't the same after encoding and decoding, that contains
+            special tokens, or is too long; or prompts that differ as text but not as tokens
+            while their completions differ.
+    """
+    end = end_of_turn_id(tokenizer, format)
+    special = special_ids(tokenizer)
+    examples: list[Example] = []
+    by_prompt: dict[tuple[int, ...], Example] = {}
+    for record in records:
+        try:
+            prompt_ids = encode_prompt(tokenizer, record.prompt, format)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise DataError(f"{record.id}: the chat template refuses it ({error}).") from error
+        ids = tokenizer(record.completion, add_special_tokens=False)["input_ids"]
+        if found := [t for t in ids if t in special]:
+            raise DataError(
+                f"{record.id}: the completion contains the tokenizer's special token "
+                f"'{tokenizer.decode(found[:1])}', at which decoding would stop or derail. "
+                "Remove or rewrite it."
+            )
+        back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if back != record.completion:
+            at = next(
+                (
+                    i
+                    for i, (a, b) in enumerate(zip(back, record.completion, strict=False))
+                    if a != b
+                ),
+                min(len(back), len(record.completion)),
+            )
+            raise DataError(
+                f"{record.id}: this tokenizer can't round-trip the completion: from character "
+                f"{at} on, {record.completion[at : at + 12]!r} comes back as "
+                f"{back[at : at + 12]!r}. Rewrite it, or use a model whose tokenizer keeps it."
+            )
+        if not prompt_ids:
+            raise DataError(f"{record.id}: the prompt has no tokens. Give it some text.")
+        example = Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, end))
+        length = len(prompt_ids) + len(example.target_ids)
+        if max_tokens is not None and length > max_tokens:
+            raise DataError(
+                f"{record.id}: {length} tokens, but the model's context is {max_tokens}. "
+                "Split the record."
+            )
+        first = by_prompt.setdefault(prompt_ids, example)
+        if first.target_ids != example.target_ids:
+            pair = f"  {first.record.id} and {record.id}: '{shortened(record.title)}'"
+            raise contradiction([pair + " (the same tokens to this model)"])
+        examples.append(example)
+    return examples

@@ -1,0 +1,142 @@
+"""Records from a file or from Python objects, with those that can't be recalled refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import DataError
+from memlaw.data.duplicates import distinct
+from memlaw.data.readers import RECITE_PROMPT, DataFormat, Row, file_rows
+from memlaw.data.record import Record
+
+# Fields of the memory probe's published data (arXiv 2605.30260), read without being named.
+_PUBLISHED = (("query", "target"), ("question", "matching"))
+
+
+def read_records(
+    source: Any,
+    *,
+    prompt_field: str | None = None,
+    completion_field: str | None = None,
+    format: DataFormat = "auto",
+    recite_prompt: str = RECITE_PROMPT,
+    notice: Callable[[str], None] = lambda text: None,
+) -> list[Record]:
+    """Read records from a file or from Python objects, and refuse what can't be recalled.
+
+    Args:
+        source: a path (JSONL, JSON array, CSV, TSV, Parquet, or plain text, which is one long
+            record), or an iterable of `Record`s, of mappings (so also a `datasets.Dataset`), or
+            of `(prompt, completion)` pairs.
+        prompt_field: name of the prompt's field. Default: `prompt`.
+        completion_field: name of the completion's field. Default: `completion`. A row without
+            both but with `messages` is a chat whose last message is the completion; `query` and
+            `target`, `question` and `matching` are understood.
+        format: what the file is; `auto` goes by its suffix.
+        recite_prompt: the prompt of a plain-text file.
+        notice: called with a sentence when something was put right (duplicates merged).
+
+    Returns:
+        The records in their order, each (prompt, completion) once; at least one.
+
+    Raises:
+        DataError: nothing there, unreadable, a field missing or of the wrong type, an empty
+            prompt or completion, or two completions for one prompt. Names file and line.
+    """
+    if isinstance(source, str | Path):
+        rows = file_rows(Path(source), format, recite_prompt)
+        name = str(source)
+    else:
+        rows, name = _object_rows(source), "the data"
+    fields = (prompt_field, completion_field)
+    records = [
+        _checked(row) if isinstance(row, Record) else _to_record(row, where, fields)
+        for where, row in rows
+    ]
+    if not records:
+        raise DataError(f"{name} holds no records. Give at least one prompt and completion.")
+    return distinct(records, notice)
+
+
+def _object_rows(source: Any) -> Iterator[Row]:
+    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
+        raise DataError(
+            f"records of type {type(source).__name__} are not understood. Give a path, or a list "
+            "of dicts, of (prompt, completion) pairs or of Records, or a datasets.Dataset (one "
+            "split of it: ds['train'])."
+        )
+    for n, row in enumerate(source, 1):
+        if isinstance(row, tuple | list) and len(row) == 2:
+            row = {"prompt": row[0], "completion": row[1]}
+        yield f"record:{n}", row
+
+
+def _checked(record: Record) -> Record:
+    """A record made by hand, refused like one that was read."""
+    if isinstance(record.prompt, str):
+        _text(record.prompt, "prompt", record.id)
+        _text(record.completion, "completion", record.id)
+        return record
+    answer = {"role": "assistant", "content": record.completion}
+    _from_messages([*record.prompt, answer], record.id)
+    return record
+
+
+def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> Record:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: {type(row).__name__} instead of an object with fields.")
+    if fields == (None, None) and "messages" in row:
+        return _from_messages(row["messages"], where)
+    published = next((pair for pair in _PUBLISHED if set(pair) <= row.keys()), None)
+    if fields == (None, None) and published and "prompt" not in row:
+        fields = published
+    names = (fields[0] or "prompt", fields[1] or "completion")
+    for name, flag in zip(names, ("--prompt-field", "--completion-field"), strict=True):
+        if name not in row:
+            raise DataError(
+                f"{where}: no field '{name}'; the fields are {', '.join(map(str, row)) or 'none'}."
+                f" Rename the right one, or name it with {flag} (write, audit)."
+            )
+    prompt, completion = row[names[0]], row[names[1]]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _from_messages([*prompt, *completion], where)
+    return Record(
+        prompt=_text(prompt, names[0], where),
+        completion=_text(completion, names[1], where),
+        id=where,
+    )
+
+
+def _from_messages(messages: Any, where: str) -> Record:
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise DataError(f"{where}: 'messages' must be a list of at least two messages.")
+    for n, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
+        _text(message["content"], f"messages[{n}].content", where)
+    if messages[-1]["role"] != "assistant":
+        raise DataError(
+            f"{where}: the last message is from '{messages[-1]['role']}'. It must be the "
+            "assistant's: it is what gets recalled."
+        )
+    prompt = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
+    return Record(prompt=prompt, completion=messages[-1]["content"], id=where)
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str):
+        kind = "empty" if value is None else f"a {type(value).__name__} ({value!r:.40})"
+        mend = "" if value is None else " Put it in quotes, so that no digit of it is lost."
+        raise DataError(f"{where}: field '{field}' is {kind}, not text.{mend}")
+    if not value.strip():
+        raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: field '{field}' holds half a surrogate pair at character {error.start}, "
+            "which no tokenizer can represent. Mend the text."
+        ) from error
+    return value

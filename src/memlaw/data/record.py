@@ -1,0 +1,55 @@
+"""A record, and a record as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Message = Mapping[str, str]
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One thing to remember.
+
+    Attributes:
+        prompt: what is asked: a string, or the chat messages up to the answer.
+        completion: what must be recited, to the character.
+        id: where the record comes from, as `file:line` or `name:number` (from 1). Unique.
+    """
+
+    prompt: Prompt
+    completion: str
+    id: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of prompt and completion (not of the id): the record's identity everywhere."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
+        return hashlib.sha256(
+            json.dumps([prompt, self.completion], ensure_ascii=True, sort_keys=True).encode()
+        ).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The prompt in one line: what to call the record when talking to a person."""
+        text = self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        return " ".join(text.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A record as tokens.
+
+    Attributes:
+        record: the record.
+        prompt_ids: the tokens given; at least one.
+        target_ids: the tokens to be produced: the completion's, then the end-of-turn token.
+    """
+
+    record: Record
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]

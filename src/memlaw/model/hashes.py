@@ -1,0 +1,67 @@
+"""Hashes by which a certificate names a base model: of its weights and of its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from memlaw.core.errors import ModelError
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of all tensors in a folder's safetensors files: names, dtypes, shapes and bytes.
+
+    The same for one file and for many shards.
+
+    Raises:
+        ModelError: there are none, or they can't be read.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _stored_tensors(folder):
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    try:
+        if index.is_file():
+            place = json.loads(index.read_text())["weight_map"]
+        elif single.is_file():
+            with safe_open(single, framework="pt") as file:
+                place = dict.fromkeys(file.keys(), single.name)
+        else:
+            raise ModelError(
+                f"{folder} has no model.safetensors. Pickled weights (.bin, .pt) are never "
+                "loaded; convert them with save_pretrained in an environment you trust."
+            )
+        with contextlib.ExitStack() as stack:
+            shards = {
+                name: stack.enter_context(safe_open(folder / name, framework="pt"))
+                for name in sorted(set(place.values()))
+            }
+            for name in sorted(place):
+                yield name, shards[place[name]].get_tensor(name)
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelError(f"{folder}: unreadable weights ({error}). Fetch them again.") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(f"{folder}: damaged weights ({error}). Fetch them again.") from error
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of a tokenizer and its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    template = json.dumps(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(f"{content}\n{template}".encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""Where in a model adapters sit: which modules a placement means, in which layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from memlaw.core.errors import AdapterError, ConfigError
+from memlaw.settings.choices import Layers
+
+# What architectures call the same thing. Where a name is in the model as it is, it needs no entry.
+_MLP_BLOCKS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_ATTENTION_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
+_SYNONYMS = {
+    "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2"),
+    "up_proj": ("mlp.up_proj", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc1", "fc1"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One adapted module.
+
+    Attributes:
+        module: its qualified name in the model.
+        d_in, d_out: widths of what it reads and writes.
+        layer: index of the decoder layer it lies in, from 0.
+        is_linear: it is a linear map, so a stock LoRA; else a whole block (the paper's probe).
+        is_transposed: its weight is stored as [D_in, D_out] (GPT-2's Conv1D).
+    """
+
+    module: str
+    d_in: int
+    d_out: int
+    layer: int
+    is_linear: bool
+    is_transposed: bool
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The qualified name and the list of the model's decoder layers.
+
+    Raises:
+        AdapterError: the model has no list of layers.
+    """
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and m]
+    if not lists:
+        raise AdapterError(f"{type(model).__name__} has no list of decoder layers to adapt.")
+    return max(lists, key=lambda item: len(item[1]))
+
+
+def auto_layer(n_layers: int) -> int:
+    """The default layer: two thirds of the way up (20 of 30; the paper's 24 of 36)."""
+    return min(n_layers - 1, round(n_layers * 2 / 3))
+
+
+def resolve_sites(model: nn.Module, placement: str, layers: Layers) -> tuple[Site, ...]:
+    """Find the modules that a placement means in this model.
+
+    Args:
+        model: a Transformers decoder.
+        placement: `mlp` (in parallel with the whole MLP block: the paper's probe), `attn` (every
+            linear map of the attention), `all-linear` (every linear map of the layer),
+            `down_proj`, `up_proj`, or names of linear modules, joined by commas.
+        layers: indices from 0; `auto` is two thirds of the way up; `all`.
+
+    Raises:
+        ConfigError: a layer out of range.
+        AdapterError: no such module in a layer. Lists what there is.
+    """
+    list_name, blocks = decoder_layers(model)
+    if layers == "auto":
+        layers = (auto_layer(len(blocks)),)
+    elif layers == "all":
+        layers = tuple(range(len(blocks)))
+    for layer in layers:
+        if not 0 <= layer < len(blocks):
+            raise ConfigError(
+                f"layer {layer} is out of range: the model's layers are 0 to {len(blocks) - 1}."
+            )
+    width = int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    sites: list[Site] = []
+    for layer in sorted(set(layers)):
+        block = dict(blocks[layer].named_modules())
+        names = [n for part in placement.split(",") for n in _find(block, part.strip())]
+        for name in dict.fromkeys(names):
+            sites.append(_site(block[name], f"{list_name}.{layer}.{name}", layer, width))
+    return tuple(sites)
+
+
+def _find(block: dict[str, nn.Module], placement: str) -> list[str]:
+    linears = [name for name, module in block.items() if _linear_shape(module) is not None]
+    if placement == "mlp":
+        found = [name for name in _MLP_BLOCKS if name in block]
+    elif placement == "attn":
+        found = [n for n in linears if n.partition(".")[0] in _ATTENTION_BLOCKS]
+    elif placement == "all-linear":
+        found = linears
+    else:
+        found = [n for n in linears if n == placement or n.endswith("." + placement)]
+        found = found or [n for n in _SYNONYMS.get(placement, ()) if n in linears][:1]
+    if not found:
+        raise AdapterError(
+            f"no module '{placement}' to adapt in this model's layers. Placements: mlp, attn, "
+            f"all-linear, down_proj, or any of {', '.join(linears)}."
+        )
+    return found
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int, bool] | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features, False
+    if type(module).__name__ == "Conv1D":
+        d_in, d_out = module.weight.shape  # type: ignore[misc]
+        return int(d_in), int(d_out), True
+    return None
+
+
+def _site(module: nn.Module, name: str, layer: int, width: int) -> Site:
+    shape = _linear_shape(module)
+    d_in, d_out, transposed = shape or (width, width, False)
+    return Site(
+        module=name,
+        d_in=d_in,
+        d_out=d_out,
+        layer=layer,
+        is_linear=shape is not None,
+        is_transposed=transposed,
+    )
