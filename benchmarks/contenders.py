@@ -31,7 +31,6 @@ from memlaw.data.record import Example, Record
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.recall import audit_examples
-from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.sites import resolve_sites
 
@@ -323,10 +322,8 @@ def _peft_damage(wrapped: Any, base: BaseModel) -> Damage:
 def _memlaw_step(spec: Spec) -> Measurement:
     """Steps with the defaults, or on the plain engine with the paper's recipe."""
     from memlaw.settings.train import TrainConfig
-    from memlaw.train.cached import CachedEngine
-    from memlaw.train.engine import PlainEngine
-    from memlaw.train.learner import Learner
-    from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+    from memlaw.train.precondition import measure_general
+    from memlaw.train.preparation import make_engine, prepare
     from memlaw.train.trainer import AdapterBank
 
     memory = Memory()
@@ -338,23 +335,24 @@ def _memlaw_step(spec: Spec) -> Measurement:
     config = TrainConfig(seed=spec["seed"], batch_size=BATCH, **settings)
     examples = _examples(spec, base)
     sites = resolve_sites(base.model, placement, (LAYER,))
-    measured, whiteners = [], []
-    if config.whiten or config.retention:
-        general = windows(base.tokenizer, retained_text(), context=base.context_length)
-        moments = measure_general(base.model, sites, general, seed=config.seed)
-        measured = measure_statistics(base.model, sites, examples, moments)
-    if config.whiten:
-        whiteners = [
-            Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
-            for s in measured
-        ]
-    adapter = Adapter(sites, rank=spec["rank"], seed=config.seed, whiteners=whiteners)
-    adapter = adapter.to(base.model.device)
-    if is_plain:
-        engine: Any = PlainEngine(base.model, examples)
-    else:
-        engine = CachedEngine(base.model, sites, examples)
-    bank = AdapterBank(engine, [Learner(adapter, examples, config, statistics=measured)])
+    general = windows(base.tokenizer, retained_text(), context=base.context_length)
+    learner = prepare(
+        base.model,
+        sites,
+        examples,
+        config,
+        lambda: measure_general(base.model, sites, general, seed=config.seed),
+    ).learner(base.model, examples, rank=spec["rank"])
+    engine = make_engine(
+        base.model,
+        sites,
+        examples,
+        choice="plain" if is_plain else "cached",
+        cache_mb=4096,
+        logits_mb=512,
+        notice=print,
+    )
+    bank = AdapterBank(engine, [learner])
     with _step_ends() as ends:
         while len(ends) <= spec["warm_up"] + spec["steps"]:
             bank.run_epoch()

@@ -29,14 +29,14 @@ from memlaw.data.tasks import parse_task, task_examples
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import measure_damage, windows
 from memlaw.measure.recall import audit_examples
-from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.choices import Objective
 from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine
-from memlaw.train.learner import DivergedError, Learner
-from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+from memlaw.train.learner import DivergedError
+from memlaw.train.precondition import measure_general
+from memlaw.train.preparation import prepare
 from memlaw.train.trainer import AdapterBank
 
 RESULTS = ROOT / "results" / "frontier.json"
@@ -131,35 +131,28 @@ def run(name: str) -> None:
     sites = resolve_sites(model, what.placement, (what.layer,))
     context = base.context_length
     general = windows(tokenizer, retained_text(), context=context, name="the text to retain")
-    statistics = measure_statistics(
-        model, sites, examples, measure_general(model, sites, general, seed=0)
-    )
-    adapter = Adapter(
-        sites,
-        rank=what.rank,
+    n_batches = -(-len(examples) // what.batch_size)
+    config = TrainConfig(
+        objective=what.objective,
+        learning_rate=what.learning_rate,
+        schedule="linear",
+        total_steps=what.epochs * n_batches,
+        batch_size=what.batch_size,
+        whiten_mixture=what.mixture,
+        retention=0.0,
         seed=what.seed,
-        whiteners=[Whitener(s, mixture=what.mixture, damping=0.01) for s in statistics],
     )
+    prepared = prepare(
+        model, sites, examples, config, lambda: measure_general(model, sites, general, seed=0)
+    )
+    learner = prepared.learner(model, examples, rank=what.rank)
+    adapter = learner.adapter
     if what.start:
         kept = torch.load(f"{tempfile.gettempdir()}/{what.start}.pt", weights_only=True)
         whitening = adapter.whiteners[0].apply(torch.eye(sites[0].d_in))
         with torch.no_grad():
             adapter.a[0].copy_(torch.linalg.solve(whitening, kept["a.0"]))
             adapter.b[0].copy_(kept["b.0"])
-    n_batches = -(-len(examples) // what.batch_size)
-    learner = Learner(
-        adapter,
-        examples,
-        TrainConfig(
-            objective=what.objective,
-            learning_rate=what.learning_rate,
-            schedule="linear",
-            total_steps=what.epochs * n_batches,
-            batch_size=what.batch_size,
-            retention=0.0,
-            seed=what.seed,
-        ),
-    )
     bank = AdapterBank(CachedEngine(model, sites, examples), [learner])
     training = time.perf_counter()
     flop, curve = 0.0, []
