@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.law.memory_law import FORMS, MemoryLaw
+from memlaw.law.forms import FORMS
+from memlaw.law.memory_law import MemoryLaw
 from memlaw.law.plan import plan_rank
-from memlaw.law.recall_law import RecallLaw, ShareLaw
+from memlaw.law.recall_law import RecallLaw
+from memlaw.law.share_law import ShareLaw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "law_coverage.json"

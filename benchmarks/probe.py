@@ -21,7 +21,7 @@ from typing import Any
 from against_trl import ROOT, git_state, machine
 
 from memlaw.law.fits import fit_store
-from memlaw.law.memory_law import FORMS
+from memlaw.law.forms import FORMS
 from memlaw.law.plan import plan_rank
 from memlaw.law.store import read_cells
 from memlaw.probe.verify import verify_plan

@@ -1,5 +1,7 @@
 """The law: likelihood, intervals, what a grid can't tell, comparison, messages."""
 
+import importlib
+import json
 import math
 import subprocess
 import sys
@@ -12,16 +14,12 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from memlaw.core.errors import MemlawError
-from memlaw.law.memory_law import (
-    FORMS,
-    LawError,
-    MemoryLaw,
-    _Likelihood,
-    cell_arrays,
-    choose_cells,
-    compare,
-    compare_cells,
-)
+from memlaw.law.comparison import compare, compare_cells
+from memlaw.law.estimator import LawError
+from memlaw.law.forms import FORMS
+from memlaw.law.likelihood import Likelihood
+from memlaw.law.memory_law import MemoryLaw
+from memlaw.law.rows import cell_arrays, choose_cells, finished_cells, split_by_setting
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from law_coverage import PAPER, SCENARIOS, Scenario, synthetic_grid
@@ -57,9 +55,9 @@ def _cells(scenario=GROUPED, seed=0, **columns):
 def test_the_gradient_is_the_likelihoods(form, grouped):
     X, y, censored, groups = synthetic_grid(OF_FORM.get(form, GROUPED), 0)
     assert censored.any()
-    likelihood = _Likelihood(FORMS[form], X, y, censored, groups if grouped else None)
-    at = likelihood.starts()[0] + 0.3 * likelihood.first_steps()
-    step = 1e-5 * likelihood.first_steps()
+    likelihood = Likelihood(FORMS[form], X, y, censored, groups if grouped else None)
+    at = likelihood.starts()[0] + 0.3 * likelihood.space.first_steps
+    step = 1e-5 * likelihood.space.first_steps
     expected = [
         (likelihood(at + h)[0] - likelihood(at - h)[0]) / (2 * h.max()) for h in np.diag(step)
     ]
@@ -71,7 +69,7 @@ def test_the_likelihood_is_the_integral_over_the_shared_error(omega):
     X = np.array([[1, 64, 10], [2, 64, 10], [4, 64, 10], [8, 64, 10], [1, 128, 10], [2, 128, 10]])
     y = np.array([4.0, 5.2, 6.9, 9.5, 2.9, 3.6])
     censored = np.array([False, False, False, True, False, False])
-    likelihood = _Likelihood(FORMS["power"], X, y, censored, np.array(list("aaaabb")))
+    likelihood = Likelihood(FORMS["power"], X, y, censored, np.array(list("aaaabb")))
     sigma = 0.2
     at = np.array([math.log(4.3), 0.5, 0.6, math.log(sigma), omega])
     mean = likelihood.curve(at, X)
@@ -359,6 +357,37 @@ def test_failed_cells_are_left_out():
     assert choose_cells([*cells, {"task": "noise:1.0", "status": "failed"}]) == cells
 
 
+def test_cells_are_split_by_setting_in_the_order_of_its_first_cell():
+    cells = [
+        {"task": "phonebook", "rank": 1},
+        {"task": "noise:1", "layers": [20], "rank": 1},
+        {"task": "phonebook", "rank": 2, "steps": None},
+        {"task": "noise:1", "layers": [24], "rank": 1},
+        {"task": "phonebook", "rank": 3, "recipe": "paper", "status": "failed"},
+    ]
+    groups = split_by_setting(cells)
+    assert list(groups.values()) == [
+        [cells[0], cells[2]],
+        *([cell] for cell in cells[1::2]),
+        cells[4:],
+    ]
+    assert [json.loads(key)[:2] for key in groups] == [
+        ["phonebook", None],
+        ["noise:1", None],
+        ["noise:1", None],
+        ["phonebook", "paper"],
+    ]
+    assert split_by_setting(finished_cells(cells)).keys() < groups.keys()
+
+
+def test_the_room_offers_what_its_modules_define():
+    room = importlib.import_module("memlaw.law")
+    for name in dir(room):
+        assert getattr(room, name) is not None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"memlaw.law.{name}")
+
+
 def test_mixed_settings_must_be_chosen_from():
     cells = _cells() + _cells(task="phonebook")
     with pytest.raises(LawError, match=r'several values of task: "noise:1.0", "phonebook".*where='):
@@ -451,7 +480,7 @@ def test_scikit_learn_clones_it():
 
 def test_fitting_and_planning_need_no_torch():
     script = (
-        "import sys, memlaw.law, memlaw.recall_law, memlaw.plan; "
+        "import sys, memlaw.law.memory_law, memlaw.law.recall_law, memlaw.law.plan; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'peft')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -460,7 +489,7 @@ def test_fitting_and_planning_need_no_torch():
 def test_the_docstrings_example_runs():
     import doctest
 
-    import memlaw.law.memory_law
+    from memlaw.law import memory_law
 
-    result = doctest.testmod(memlaw.law)
+    result = doctest.testmod(memory_law)
     assert (result.failed, result.attempted) == (0, 5)

@@ -9,9 +9,12 @@ import pytest
 from scipy.special import expit, ndtr
 
 import memlaw
-from memlaw.law.memory_law import LawError
-from memlaw.law.plan import builtin_cells, plan_by_builtin, plan_rank, plan_tokens
-from memlaw.law.recall_law import SLIP, RecallLaw, ShareLaw, reached
+from memlaw.law.builtin import builtin_cells, plan_by_builtin
+from memlaw.law.estimator import LawError
+from memlaw.law.plan import plan_rank, plan_tokens
+from memlaw.law.recall_law import RecallLaw, reached
+from memlaw.law.recall_posterior import SLIP, brackets_of
+from memlaw.law.share_law import ShareLaw
 from memlaw.writer import state as writer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -72,9 +75,9 @@ def test_the_likelihood_sums_over_the_gaps():
     # sizes 1, 2, 4 of one data set: failed, certified, failed (one contradiction)
     X, hits = np.array([[1.0, 64], [2.0, 64], [4.0, 64]]), np.array([False, True, False])
     law = RecallLaw().fit(X, hits, ["a"] * 3)
-    pairs, weights, rest = law._brackets(np.log(X), hits, np.array(["a"] * 3))
-    phi = ndtr((pairs[:, 0] - math.log(2.5)) / 0.4)
-    found = float(rest[0] + weights[0] @ phi)
+    brackets = brackets_of(np.log(X), hits, np.array(["a"] * 3))
+    phi = ndtr((brackets.pairs[:, 0] - math.log(2.5)) / 0.4)
+    found = float(brackets.rest[0] + brackets.weights[0] @ phi)
     s, r = SLIP, 1 - SLIP
     wrong = (s * r * s, r * r * s, r * s * s, r * s * r)  # threshold under 1, to 2, to 4, above
     gaps = np.diff([0.0, *phi, 1.0])

@@ -1,8 +1,7 @@
-"""All the laws of a store: cells sorted by setting, each setting fitted and compared."""
+"""All the laws of a store: cells grouped by setting, all laws fitted to each group."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.law.memory_law import (
-    FORMS,
+from memlaw.law.comparison import FormResult, compare_cells
+from memlaw.law.estimator import LawError, checked_rows
+from memlaw.law.forms import FORMS
+from memlaw.law.memory_law import MemoryLaw
+from memlaw.law.recall_law import RecallLaw
+from memlaw.law.rows import (
     SETTING_COLUMNS,
-    Cell,
+    CellRow,
     Covariate,
-    FormResult,
-    LawError,
-    MemoryLaw,
-    checked_rows,
-    compare_cells,
+    finished_cells,
     number,
+    split_by_setting,
 )
-from memlaw.law.recall_law import RecallLaw, ShareLaw
+from memlaw.law.share_law import ShareLaw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class GridPoint:
     """The cells of one rank and length.
 
     Attributes:
-        rank, length: which.
-        base_nll, delta_nll: means over seeds, nats a token.
-        fitted: what the law says; None where there is none.
-        saturated: one of them is.
+        rank, length: of these cells.
+        base_nll, delta_nll: means over seeds, nats per token.
+        fitted: what the memory law predicts for delta_nll, nats per token; None without a law.
+        saturated: at least one of the cells is.
     """
 
     rank: int
@@ -50,13 +50,15 @@ class StoreFit:
 
     Attributes:
         setting: what the cells have in common.
-        n_cells, n_saturated, n_certified: how many there are, are near zero loss, and recite all.
-        law: of ΔL, in the form asked for; None where it can't be fitted.
-        comparison: the forms side by side, best first.
-        recall: of P(certified); None where no cell is certified, or all are.
-        share: of the tokens under the line; None where it can't be fitted.
-        problems: why something is None, in words.
-        grid: what was measured and what the law says, in the order of rank and length.
+        n_cells, n_saturated, n_certified: how many cells there are, how many are saturated (their
+            loss is close to 0), and how many are certified.
+        law: the law of ΔL, in the form asked for; None where it can't be fitted.
+        comparison: all forms, best AICc first; empty where they can't be fitted.
+        recall: the law of P(certified); None where no cell is certified, or all are.
+        share: the law of the share of tokens below the required probability; None where it can't
+            be fitted.
+        problems: sentences that say why something above is None or empty.
+        grid: what was measured and what the law predicts, in the order of rank and length.
     """
 
     setting: Mapping[str, Any]
@@ -72,7 +74,7 @@ class StoreFit:
 
     @property
     def r2_of_means(self) -> float | None:
-        """R² on means over seeds, saturated points left out; None where there is no law."""
+        """R² on means over seeds, without saturated points; None without a law or two points."""
         free = [point for point in self.grid if not point.saturated]
         if self.law is None or len(free) < 2:
             return None
@@ -83,7 +85,7 @@ class StoreFit:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able values; an end of an interval that nothing bounds is None."""
+        """As values for JSON; infinite or missing numbers (open ends of intervals) are None."""
         found: dict[str, Any] = {
             "setting": dict(self.setting),
             "n_cells": self.n_cells,
@@ -135,7 +137,7 @@ def _estimates(law: MemoryLaw | RecallLaw | ShareLaw) -> dict[str, Any]:
 
 
 def fit_store(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRow],
     *,
     form: str = "paper",
     covariate: Covariate = "rank",
@@ -144,20 +146,20 @@ def fit_store(
     """Fit the laws of each setting that a store holds.
 
     Args:
-        cells: flat dicts, as `read_cells` gives them. Failed ones are left out.
-        form: of the memory law; a name in `memlaw.law.FORMS`.
+        cells: rows, as `read_cells` gives them. Failed cells are left out.
+        form: of the memory law; a name in `FORMS`.
         covariate: what the size of an adapter is: rank, or trainable parameters.
-        task: look at this task only.
+        task: fit cells of this task only; None: of all tasks.
 
     Returns:
-        A fit a setting, in the order of their tasks.
+        A fit for each setting (see `split_by_setting`), in the order of task, recipe and so on.
 
     Raises:
         LawError: no such form; no finished cell, or none of that task.
     """
     if form not in FORMS:
         raise LawError(f"There is no form {form!r}; there are {', '.join(FORMS)}.")
-    finished = [cell for cell in cells if cell.get("status", "success") == "success"]
+    finished = finished_cells(cells)
     chosen = [cell for cell in finished if task in (None, cell.get("task"))]
     if not chosen:
         tasks = sorted({str(cell.get("task")) for cell in finished})
@@ -165,14 +167,11 @@ def fit_store(
             f"No finished cell{f' of task {task}' if task else ''} among {len(cells)}"
             + (f"; there are {', '.join(tasks)}." if tasks else ". Run the probe first.")
         )
-    settings: dict[str, list[Cell]] = {}
-    for cell in chosen:
-        key = json.dumps([cell.get(name) for name in SETTING_COLUMNS], default=str)
-        settings.setdefault(key, []).append(cell)
+    settings = split_by_setting(chosen)
     return [_fit(settings[key], form, covariate) for key in sorted(settings)]
 
 
-def _fit(cells: Sequence[Cell], form: str, covariate: Covariate) -> StoreFit:
+def _fit(cells: Sequence[CellRow], form: str, covariate: Covariate) -> StoreFit:
     problems = []
     law, comparison, recall, share = None, [], None, None
     try:
@@ -213,9 +212,9 @@ def _fit(cells: Sequence[Cell], form: str, covariate: Covariate) -> StoreFit:
 
 
 def _grid(
-    cells: Sequence[Cell], law: MemoryLaw | None, covariate: Covariate
+    cells: Sequence[CellRow], law: MemoryLaw | None, covariate: Covariate
 ) -> tuple[GridPoint, ...]:
-    together: dict[tuple[int, int], list[Cell]] = {}
+    together: dict[tuple[int, int], list[CellRow]] = {}
     for cell in cells:
         at = int(number(cell, "rank")), int(number(cell, "length"))
         together.setdefault(at, []).append(cell)

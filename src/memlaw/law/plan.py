@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.law.memory_law import Cell, LawError, choose_cells, number
+from memlaw.law.estimator import LawError
 from memlaw.law.recall_law import Measure, RecallLaw, reached
+from memlaw.law.rows import CellRow, choose_cells, number
 
-BUILTIN = (
-    "built-in table: SmolLM2-135M-Instruct, down_proj of layer 20, 150 steps of the default recipe"
-)
-_ALIKE = math.log(1.3)  # ratio of losses up to which data count as alike
 _FLOAT32_BYTES = 4
 _MOST = 2**20  # ranks and tokens above this are no answer
 
@@ -29,16 +24,16 @@ class RankPlan:
     Attributes:
         n_tokens: target tokens to store.
         goal: what counts as success, in words.
-        confidence: what was asked for.
-        rank: the smallest rank allowed that succeeds with that probability or more.
-        probability: that `rank` succeeds, on data not seen yet.
-        probability_at_half: that half of it, rounded down, would; None if that is rank 0.
+        confidence: the probability of success asked for, in (0, 1).
+        rank: the smallest allowed rank whose probability of success is `confidence` or more.
+        probability: that `rank` succeeds on data not seen yet.
+        probability_at_half: that half of `rank`, rounded down, succeeds; None if that is rank 0.
         rank_interval: 95 % interval of the smallest rank that succeeds on data not seen yet.
         n_parameters: trainable parameters at `rank`.
         adapter_mb: size of its float32 safetensors, megabytes (10⁶ bytes).
-        train_s: expected training time on the machine that the cells ran on; None if they don't
-            tell.
-        extrapolates: in words, wherever the answer is outside what was probed; empty if nowhere.
+        train_s: expected training time in seconds, on the machine that the cells were trained on;
+            None if fewer than five cells have a time.
+        extrapolates: a sentence for each way in which the answer is outside what was probed.
     """
 
     n_tokens: int
@@ -61,9 +56,9 @@ class TokensPlan:
     Attributes:
         rank: the adapter's rank.
         goal: what counts as success, in words.
-        confidence: what was asked for.
-        n_tokens: the most target tokens that succeed with that probability or more.
-        probability: that so many succeed, on data not seen yet.
+        confidence: the probability of success asked for, in (0, 1).
+        n_tokens: the most target tokens whose probability of success is `confidence` or more.
+        probability: that `n_tokens` succeed on data not seen yet.
         tokens_interval: 95 % interval of the most tokens that succeed on data not seen yet.
         n_parameters, adapter_mb, train_s, extrapolates: as in `RankPlan`.
     """
@@ -81,7 +76,7 @@ class TokensPlan:
 
 
 def plan_rank(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRow],
     n_tokens: int,
     *,
     recall: float = 1.0,
@@ -92,14 +87,15 @@ def plan_rank(
 ) -> RankPlan:
     """The smallest rank expected to succeed: the threshold's `confidence` quantile, rounded up.
 
-    The threshold's distribution is `RecallLaw`'s, for data not seen yet: the spread between data
-    sets and what the cells leave open about the law. No margin is added to that.
+    The distribution of the threshold is `RecallLaw`'s, for data not seen yet: it includes the
+    spread between data sets and the uncertainty of the law's parameters. No margin is added.
 
     Args:
-        cells: flat dicts of a probe; one task and setting, or `where` chooses one.
+        cells: rows of a probe, all of one task and setting, or `where` chooses one.
         n_tokens: target tokens to store, ≥ 1.
-        recall: in (0, 1]. 1: certified, every token over the line, teacher-forced. Below 1: that
-            share of records recited, or of tokens over the line, by `measure`.
+        recall: in (0, 1]. 1: certified, every token at the required probability or more,
+            teacher-forced. Below 1: that share of records recited, or of tokens at the required
+            probability or more, by `measure`.
         confidence: in (0, 1): the probability of success asked for.
         measure: records or tokens; at recall 1 it makes no difference.
         ranks: ranks allowed; None: every whole number.
@@ -159,7 +155,7 @@ def plan_rank(
 
 
 def plan_tokens(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRow],
     rank: int,
     *,
     recall: float = 1.0,
@@ -167,7 +163,7 @@ def plan_tokens(
     measure: Measure = "records",
     where: Mapping[str, Any] | None = None,
 ) -> TokensPlan:
-    """The most target tokens that a rank is expected to store: `plan_rank` the other way round.
+    """The most target tokens that a rank is expected to store: the inverse of `plan_rank`.
 
     Args:
         cells, recall, confidence, measure, where: as `plan_rank`.
@@ -207,7 +203,7 @@ def plan_tokens(
 
 
 def goal_text(recall: float, measure: Measure) -> str:
-    """What success means, in words."""
+    """What success means, in words; arguments as in `plan_rank`."""
     if recall == 1:
         return "certified: every token at p 0.55 or more, teacher-forced"
     if measure == "records":
@@ -216,12 +212,12 @@ def goal_text(recall: float, measure: Measure) -> str:
 
 
 def _fit(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRow],
     recall: float,
     confidence: float,
     measure: Measure,
     where: Mapping[str, Any] | None,
-) -> tuple[list[Cell], RecallLaw]:
+) -> tuple[list[CellRow], RecallLaw]:
     if not 0 < confidence < 1:
         raise LawError(f"confidence is {confidence:g}; it must lie between 0 and 1.")
     chosen = choose_cells(cells, where)
@@ -272,7 +268,7 @@ def _most_tokens(law: RecallLaw, rank: int, probability: float) -> int:
     return int(low)
 
 
-def _n_parameters(cells: Sequence[Cell], rank: int) -> int:
+def _n_parameters(cells: Sequence[CellRow], rank: int) -> int:
     """A LoRA's parameters are proportional to its rank."""
     per_rank = {number(cell, "n_parameters") / number(cell, "rank") for cell in cells}
     if max(per_rank) > 1.001 * min(per_rank):
@@ -283,7 +279,7 @@ def _n_parameters(cells: Sequence[Cell], rank: int) -> int:
     return round(rank * min(per_rank))
 
 
-def _train_s(cells: Sequence[Cell], rank: int, n_tokens: float) -> float | None:
+def _train_s(cells: Sequence[CellRow], rank: int, n_tokens: float) -> float | None:
     """By least squares of ln wall_s on ln rank and ln n_tokens; None under five timed cells."""
     timed = [c for c in cells if c.get("wall_s") is not None and number(c, "wall_s") > 0]
     if len(timed) < 5:
@@ -300,7 +296,7 @@ def _train_s(cells: Sequence[Cell], rank: int, n_tokens: float) -> float | None:
 
 
 def _extrapolates(
-    cells: Sequence[Cell], success: np.ndarray, rank: int, n_tokens: int
+    cells: Sequence[CellRow], success: np.ndarray, rank: int, n_tokens: int
 ) -> tuple[str, ...]:
     found = []
     for value, column, what in ((n_tokens, "n_tokens", "tokens"), (rank, "rank", "rank")):
@@ -322,48 +318,3 @@ def _extrapolates(
             "inferred from longer targets"
         )
     return tuple(found)
-
-
-def builtin_cells() -> list[dict[str, Any]]:
-    """The cells that come with this package; what they are stands in `BUILTIN`."""
-    file = importlib.resources.files("memlaw.law") / "builtin_cells.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def plan_by_builtin(
-    base_sha256: str, sites: Sequence[str], n_tokens: int, base_nll: float
-) -> RankPlan | None:
-    """`plan_rank` by the built-in table, where that has cells like what is asked.
-
-    Args:
-        base_sha256: hash of the base model's weights.
-        sites: names of the adapted modules.
-        n_tokens: target tokens to store.
-        base_nll: the base model's mean loss on them, nats a token: the table's task that is
-            nearest in it is gone by.
-
-    Returns:
-        The plan; None where model, sites or loss are none of the table's, or where it would
-        extrapolate.
-    """
-    cells = [
-        cell
-        for cell in builtin_cells()
-        if cell["base_sha256"] == base_sha256 and cell["sites"] == list(sites)
-    ]
-    if not base_nll > 0:
-        return None
-    losses: dict[str, list[float]] = {}
-    for cell in cells:
-        losses.setdefault(cell["task"], []).append(cell["base_nll"])
-    apart = {
-        task: abs(math.log(base_nll * len(found) / sum(found))) for task, found in losses.items()
-    }
-    task = min(apart, key=lambda task: apart[task], default=None)
-    if task is None or apart[task] > _ALIKE:
-        return None
-    try:
-        plan = plan_rank(cells, n_tokens, where={"task": task})
-    except LawError:
-        return None
-    return None if plan.extrapolates else plan

@@ -1,9 +1,9 @@
-"""The probe's store: a file a cell, named by what decides the cell's result.
+"""The probe's store: one file per cell, named by a hash of all that decides the cell's result.
 
 A cell is `cells/KEY.json`, with its token table beside it in `cells/KEY.parquet`. Cells that were
-trained together come into the store together: they are written to a folder of their own, which is
-renamed, and then emptied into `cells`. So a kill leaves all of them or none, and whoever goes on
-trains the same cells side by side, with the same rounding.
+trained together are stored together: they are written to a folder of their own, which is renamed,
+and then moved to `cells`. So a killed process leaves all of them or none, and a process that
+resumes trains the same cells side by side, with the same rounding.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ _STALE_S = 3600.0  # after which the folder of a process that is gone is cleared
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One adapter that was trained, and what it remembers.
+    """One adapter that was trained, and what it remembers, as the store keeps it.
+
+    `read_cells` gives the same as a flat row, a `CellRow`.
 
     Attributes:
-        config: all that decides the result, JSON-able.
+        config: all that decides the result, as values for JSON.
         status: whether there is a result.
         result: what was measured; None for a failure.
-        error: of a failure, the traceback.
-        curve: the training curve: an object an epoch, thinned.
-        provenance: versions, machine, seconds: what doesn't decide the result.
+        error: the traceback of a failure; None for a success.
+        curve: the training curve: an object per epoch; some epochs may be left out.
+        provenance: what doesn't decide the result: versions, machine, seconds.
         write_tokens: writes the token table to a path; None for a failure.
     """
 
@@ -55,7 +57,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The cell's name in the store."""
+        """The cell's name in the store: the SHA-256 of its config."""
         return json_sha256(self.config)
 
 
@@ -63,14 +65,18 @@ class CellStore:
     """The cells in a folder. Several processes, on several machines, may use it at once.
 
     Args:
-        folder: made when the first cells are put there.
+        folder: of the store; it is made when the first cells are put there.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def check_writable(self) -> None:
-        """Raise OutputError where nothing could be put: better before than after training."""
+        """Check before training that cells can be put here.
+
+        Raises:
+            OutputError: the folder can't be written to.
+        """
         try:
             (self.folder / _CELLS).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -119,7 +125,7 @@ class CellStore:
         write_text(folder / f"{cell.key}.json", _sealed(content))
 
     def recover(self) -> None:
-        """Finish what a killed process began to put, and clear away what it began to write."""
+        """Finish the `put` of processes that were killed, and delete what they had half written."""
         if not self.folder.is_dir():
             return
         for ready in sorted(self.folder.glob(_READY + "*")):
@@ -146,11 +152,11 @@ class CellStore:
         shutil.rmtree(ready, ignore_errors=True)
 
     def finished(self, keys: Iterable[str], notice: Callable[[str], None]) -> set[str]:
-        """Those of the keys that have a result, table and all.
+        """Those of the keys whose cells have a result and an undamaged token table.
 
         Args:
             keys: of cells.
-            notice: is told of files that can't be trusted; their cells have no result.
+            notice: is called with a sentence for each damaged file; its cell counts as unfinished.
         """
         found = set()
         for key in keys:
@@ -170,10 +176,14 @@ class CellStore:
         return found
 
     def read(self, keys: Container[str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-        """Cells, as their files have them, and what is wrong with those that can't be read.
+        """The content of the cells' files, and what is wrong with files that can't be read.
 
         Args:
             keys: of the cells that are wanted; None: all.
+
+        Returns:
+            The content of each readable file, by key in rising order; a sentence for each damaged
+            file.
         """
         cells, wrong = {}, []
         for path in self._files():
@@ -257,14 +267,16 @@ def read_cells(
     Args:
         folder: what `memlaw probe -o` wrote, or a JSON file of such rows (what
             `memlaw probe --json` prints).
-        notice: is told of files that can't be trusted; they are left out.
+        notice: is called with a sentence for each damaged file; damaged files are left out.
         keys: read only these cells of a folder; None: all.
 
     Returns:
-        A row a cell, in the order of task, length, rank and seed. See `ProbeResult`.
+        A row per cell, in the order of task, length, rank and seed; rows of a JSON file are in the
+        file's order. See `ProbeResult`.
 
     Raises:
-        DataError: nothing is there, or no cells, or the file isn't such a list.
+        DataError: the folder or file doesn't exist or holds no cells, or the file isn't such a
+            list.
     """
     if Path(folder).is_file():
         return _read_table(Path(folder))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.observer import Observer
-from memlaw.law.memory_law import Cell, LawError, choose_cells, number
+from memlaw.law.estimator import LawError
+from memlaw.law.rows import CellRow, choose_cells, number
 from memlaw.probe.run import probe
 from memlaw.settings.probe import ProbeConfig
 
@@ -20,7 +21,7 @@ _NEEDED = (
 
 
 def verify_plan(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRow],
     rank: int,
     n_tokens: int,
     *,

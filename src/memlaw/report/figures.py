@@ -20,7 +20,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from memlaw.law.memory_law import Cell
+from memlaw.law.rows import CellRow
 from memlaw.report.sources import LawView, ProbeView, Recall, RunView
 
 BLUE, ORANGE, INK = "#0072B2", "#D55E00", "currentColor"
@@ -94,12 +94,12 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
 # ---------------------------------------------------------------- cells and the law
 
 
-def delta_loss_over_rank(cells: Sequence[Cell], law: LawView | None = None) -> Any:
+def delta_loss_over_rank(cells: Sequence[CellRow], law: LawView | None = None) -> Any:
     """ΔL over rank, a line a length; censored cells hollow; the fit, if given, as lines."""
     return _styled(_over(cells, law, x="rank", by="n_tokens"))
 
 
-def delta_loss_over_length(cells: Sequence[Cell], law: LawView | None = None) -> Any:
+def delta_loss_over_length(cells: Sequence[CellRow], law: LawView | None = None) -> Any:
     """ΔL over length, a line a rank; censored cells hollow; the fit, if given, as lines."""
     return _styled(_over(cells, law, x="n_tokens", by="rank"))
 
@@ -108,7 +108,7 @@ _SAID = {"nll": "loss, nats", "recall": "recall"}
 _NAMES = {"rank": "rank", "n_tokens": "tokens"}
 
 
-def _over(cells: Sequence[Cell], law: LawView | None, *, x: str, by: str) -> Any:
+def _over(cells: Sequence[CellRow], law: LawView | None, *, x: str, by: str) -> Any:
     values = sorted({cell[x] for cell in cells})
     groups = sorted({cell[by] for cell in cells})
     scale = alt.Scale(type="log", nice=False, padding=12)
@@ -214,7 +214,7 @@ def _law_points(law: LawView) -> Any:
     )
 
 
-def heatmaps(cells: Sequence[Cell]) -> Any:
+def heatmaps(cells: Sequence[CellRow]) -> Any:
     """Loss and recall, rank by length, side by side: the one falls smoothly, the other jumps."""
     side = {"width": 260, "height": 220}
     return _styled(
@@ -226,9 +226,9 @@ def heatmaps(cells: Sequence[Cell]) -> Any:
     )
 
 
-def _heatmap(cells: Sequence[Cell], key: str) -> Any:
+def _heatmap(cells: Sequence[CellRow], key: str) -> Any:
     """Means over seeds; a censored cell's loss is marked."""
-    groups: dict[tuple[int, int], list[Cell]] = {}
+    groups: dict[tuple[int, int], list[CellRow]] = {}
     for cell in cells:
         groups.setdefault((cell["rank"], cell["n_tokens"]), []).append(cell)
     rows: list[dict[str, Any]] = []

@@ -15,16 +15,12 @@ import numpy as np
 
 from memlaw.core.errors import DataError
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE
-from memlaw.law.memory_law import (
-    FORMS,
-    SETTING_COLUMNS,
-    LawError,
-    MemoryLaw,
-    cell_arrays,
-    compare_cells,
-    number,
-)
+from memlaw.law.comparison import compare_cells
+from memlaw.law.estimator import LawError
+from memlaw.law.forms import FORMS
+from memlaw.law.memory_law import MemoryLaw
 from memlaw.law.recall_law import RecallLaw
+from memlaw.law.rows import SETTING_COLUMNS, cell_arrays, number
 from memlaw.law.store import read_cells
 from memlaw.train.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 

@@ -16,7 +16,7 @@ from memlaw.core.observer import EpochStats, Observer
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
-from memlaw.law.plan import plan_by_builtin
+from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.recall import audit_examples
 from memlaw.model.base import BaseModel
