@@ -15,10 +15,11 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.train import TrainConfig
-from memlaw.train import cached
+from memlaw.train import cached, packing
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
+from memlaw.train.packed import PackedModel
 from memlaw.train.packing import shared_prefix
 from memlaw.train.precondition import (
     Whitener,
@@ -171,10 +172,10 @@ def test_any_split_of_a_batch_gives_the_same_gradients(llama, monkeypatch, layou
     examples = encode(BOOK, base.tokenizer, format="chat")
     sites = resolve_sites(base.model, "down_proj", (1,))
     engine = CachedEngine(base.model, sites, examples)
-    assert engine.layout == "trees"
+    assert engine.packed.layout == "trees"
     expected = _gradients(engine, sites, list(range(5)))
-    monkeypatch.setitem(cached._PACK_TOKENS, layout, 1 if layout == "alone" else limit)
-    engine.layout = layout
+    monkeypatch.setitem(packing.PACK_TOKENS, layout, 1 if layout == "alone" else limit)
+    engine.packed.layout = layout
     found = _gradients(engine, sites, list(range(5)))
     _assert_same_gradients(found, expected)
 
@@ -295,8 +296,8 @@ def test_a_model_that_can_be_packed_no_way_is_refused(llama, monkeypatch):
     base = load_model(llama)
     examples = encode(BOOK, base.tokenizer, format="chat")
     sites = resolve_sites(base.model, "down_proj", (1,))
-    run = CachedEngine._run
-    monkeypatch.setattr(CachedEngine, "_run", lambda self, pack: 2 * run(self, pack))
+    run = PackedModel.run
+    monkeypatch.setattr(PackedModel, "run", lambda self, pack: 2 * run(self, pack))
     with pytest.raises(EngineError, match=r"from packed records .* can't train it"):
         CachedEngine(base.model, sites, examples)
 

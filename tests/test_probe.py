@@ -12,7 +12,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
-from memlaw.cli.console_probe import ConsoleProbeObserver
+from memlaw.cli.progress import ConsoleObserver
 
 from memlaw import cli
 from memlaw.core.errors import ConfigError, DataError, OutputError
@@ -314,7 +314,7 @@ def test_with_a_linear_decay_the_last_step_hardly_moves(config):
         bank.run_epoch()
         moves.append(float((learner.adapter.b[0].detach() - before).norm()))
     assert moves[-1] < 0.1 * moves[0]
-    rate = learner.optimizer.param_groups[0]["lr"]
+    rate = learner.solver.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(1e-2 / 40)
 
 
@@ -383,7 +383,7 @@ def test_the_command_line(config, llama, texts, tmp_path, capsys):
 def test_a_probe_that_is_interrupted_keeps_what_is_finished(
     config, llama, texts, tmp_path, monkeypatch, capsys, name
 ):
-    usual = ConsoleProbeObserver.steps
+    usual = ConsoleObserver.steps
 
     def epoch(self, specs, epoch, epochs, nll_nats):
         if specs[0].length == 10 and epoch == 2:
@@ -394,7 +394,7 @@ def test_a_probe_that_is_interrupted_keeps_what_is_finished(
     arguments = ["probe", "-o", str(out), "--model", str(llama), "--ranks=1,3", "--lengths=6,10"]
     arguments += ["--steps=5", "--retain", texts["retain"], "--damage-text", texts["damage_text"]]
     on_terminate = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(ConsoleProbeObserver, "steps", epoch)
+    monkeypatch.setattr(ConsoleObserver, "steps", epoch)
     try:
         assert cli.run(arguments) == 130
     finally:

@@ -12,17 +12,8 @@ from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Observer
 from memlaw.probe.compare import BASELINE, Comparison, Row, at_the_edge, cell_of, compare
 from memlaw.probe.run import ProbeResult, probe
-from memlaw.settings.choices import OnEmpty, resolve_objective
+from memlaw.settings.choices import VARIANTS, OnEmpty, resolve_objective
 from memlaw.settings.probe import ProbeConfig
-
-VARIANTS = (
-    BASELINE,
-    "memft_threshold",
-    "memft_threshold:sft",
-    "memft_window",
-    "memft_curriculum",
-    "triage",
-)
 
 
 def with_objective(config: ProbeConfig, name: str) -> ProbeConfig:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from memlaw.core.observer import EpochStats, Observer, Spec
-from memlaw.core.provenance import machine, versions
 from memlaw.data.record import Example
 from memlaw.law.store import Cell
 from memlaw.measure.damage import windows
 from memlaw.measure.recall import Audit, audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
+from memlaw.model.provenance import machine, versions
 from memlaw.probe.grid import Grid
 from memlaw.probe.measures import UnseenDamage, measures, thinned, window_examples
 from memlaw.settings.probe import ProbeConfig

@@ -17,10 +17,8 @@ Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,13 +26,13 @@ from torch import nn
 
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter, add_deltas, attached
-from memlaw.model.forward import collate, logits_of
+from memlaw.model.forward import logits_of
 from memlaw.model.head import Losses, head_losses
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
-from memlaw.train.attention import is_replaceable, tree_attention
-from memlaw.train.engine import EngineError, Job
-from memlaw.train.packing import Layout, Pack, Packer, n_tokens
+from memlaw.train.engine import Job
+from memlaw.train.packed import PackedModel
+from memlaw.train.packing import Pack
 
 Tensor = torch.Tensor
 
@@ -74,49 +72,21 @@ class CachedEngine:
         self.max_logit_rows = max(1, int(logits_mb * 1e6 / row_bytes))
         self.layers: nn.ModuleList = decoder_layers(model)[1]
         self.lowest = min(site.layer for site in sites)
-        self.packer = Packer(examples, self.device, model.dtype)
-        self.takes_positions = (
-            "position_ids" in inspect.signature(model.base_model.forward).parameters
-        )
-        by_length = sorted(range(len(examples)), key=lambda row: n_tokens(examples[row]))
-        some = list(dict.fromkeys(by_length[i] for i in (0, len(by_length) // 2, -1)))
-        self.layout = self._find_layout(some, getattr(config, "sliding_window", None) or math.inf)
+        self.packed = PackedModel(model, examples)
         self.returns_tuple = False
         self.folds = len(sites) == 1 and self._site_is_added()
         # What the first layer that runs reads, without adapter; and what the adapter reads there.
         widths = [config.hidden_size] + ([sites[0].d_in] if self.folds else [])
-        size = int(self.packer.starts[-1])
+        size = int(self.packed.packer.starts[-1])
         on_disk = size * sum(widths) * model.dtype.itemsize > cache_mb * 1e6
         self.hidden, *rest = (
             Activations(size, width, model.dtype, self.device, on_disk=on_disk) for width in widths
         )
         self.site_input = rest[0] if rest else None
         self._fill_cache()
-        self._check_steps(some)
+        self._check_steps(self.packed.samples)
 
     # ------------------------------------------------------------ the cache
-
-    def _find_layout(self, rows: list[int], window: float) -> Layout:
-        """The cheapest way to pack from which this model computes the right things for `rows`."""
-        with torch.no_grad():
-            expected = [self._whole(row) for row in rows]
-        can_pack = self.takes_positions and window >= max(n_tokens(e) for e in self.examples)
-        tried: list[Layout] = []
-        if can_pack and is_replaceable(self.model):
-            tried.append("trees")
-        if can_pack:
-            tried.append("mask")
-        for layout in (*tried, "alone"):
-            self.layout = layout
-            packs = [pack for pack, _ in self._packs([rows, rows[:1]])]
-            try:
-                with torch.no_grad():
-                    found = torch.cat([self._run(pack)[pack.keep] for pack in packs])
-            except Exception:  # whatever a model says to what it wasn't made for
-                continue
-            if self._agree(found, [*expected, expected[0]]):
-                return layout
-        raise self._unfit("packed records")
 
     def _check_steps(self, rows: list[int]) -> None:
         """See that a shortened run with an adapter gives what a whole one gives."""
@@ -127,42 +97,18 @@ class CachedEngine:
             try:
                 found = torch.cat([h for h, _ in self._hidden([Job(adapter, rows)])])
             except Exception as error:
-                raise self._unfit("cached activations") from error
+                raise self.packed.unfit("cached activations") from error
             with adapter.attached(self.model):
-                expected = [self._whole(row) for row in rows]
-        if not self._agree(found, expected):
-            raise self._unfit("cached activations")
-
-    def _agree(self, found: Tensor, expected: list[Tensor]) -> bool:
-        """Every record's hidden states are the expected ones, but for rounding."""
-        limit = 1e-3 if self.model.dtype == torch.float32 else 0.1
-        parts = found.float().split([len(e) for e in expected])
-        return all(
-            bool((part - e.float()).norm() <= limit * e.float().norm())
-            for part, e in zip(parts, expected, strict=True)
-        )
-
-    def _unfit(self, what: str) -> EngineError:
-        return EngineError(
-            f"{type(self.model).__name__} computes something else from {what} than from whole "
-            "records, so the cached engine can't train it."
-        )
-
-    def _whole(self, row: int) -> Tensor:
-        """Final hidden states [T, D] that predict a record's targets, run as a user would."""
-        example = self.examples[row]
-        batch = collate([example], self.device)
-        states = self.model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
-        return states.last_hidden_state[0, -len(example.target_ids) - 1 : -1]
+                expected = [self.packed.whole(row) for row in rows]
+        if not self.packed.agree(found, expected):
+            raise self.packed.unfit("cached activations")
 
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start."""
         layer = self.layers[self.lowest]
-        for pack, _ in self._packs([list(range(len(self.examples)))]):
+        for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
             with torch.no_grad(), _recording(layer, self.sites[0].module, self.model) as seen:
-                self._run(pack)
+                self.packed.run(pack)
             self.returns_tuple = seen["returns_tuple"]
             self.hidden.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
             if self.site_input is not None:
@@ -172,9 +118,9 @@ class CachedEngine:
         """Whether a change of the site's output changes its layer's output by just that much."""
         layer, site = self.layers[self.lowest], self.sites[0]
         module = self.model.get_submodule(site.module)
-        pack = self.packer.pack([[0]], self.layout)
+        pack = self.packed.packer.pack([[0]], self.packed.layout)
         with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
-            self._run(pack)
+            self.packed.run(pack)
         before = seen["layer_out"]
         if before.shape[-1] != site.d_out:
             return False
@@ -183,32 +129,13 @@ class CachedEngine:
         hook = module.register_forward_hook(lambda _, __, output: output + push.to(output.dtype))
         try:
             with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
-                self._run(pack)
+                self.packed.run(pack)
         finally:
             hook.remove()
         error = (
             (seen["layer_out"].float() - before.float()) - push.float()
         ).norm() / push.float().norm()
         return bool(error < (1e-4 if before.dtype == torch.float32 else 0.05))
-
-    def _packs(self, jobs: Sequence[list[int]]) -> Iterator[tuple[Pack, list[int]]]:
-        """The rows of jobs in packs, and the job of each of a pack's trees."""
-        for trees in self.packer.split(jobs, self.layout):
-            yield (
-                self.packer.pack([tree for _, tree in trees], self.layout),
-                [job for job, _ in trees],
-            )
-
-    def _run(self, pack: Pack) -> Tensor:
-        """Final hidden states [S, D] of a pack."""
-        positions = {"position_ids": pack.position_ids} if self.takes_positions else {}
-        with ExitStack() as stack:
-            if self.layout == "trees":
-                stack.enter_context(tree_attention(self.model, pack.trees))
-            states = self.model.base_model(
-                input_ids=pack.input_ids, attention_mask=pack.mask, use_cache=False, **positions
-            )
-        return states.last_hidden_state[0]
 
     # ------------------------------------------------------------ a step
 
@@ -234,13 +161,13 @@ class CachedEngine:
 
     def _hidden(self, jobs: Sequence[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pack by pack, final hidden states [N, D] before the targets, and the targets [N]."""
-        for pack, owners in self._packs([job.rows for job in jobs]):
+        for pack, owners in self.packed.packs([job.rows for job in jobs]):
             parts = [
                 (jobs[job].adapter, length)
                 for job, length in zip(owners, pack.lengths, strict=True)
             ]
             with self._shortened(pack, parts):
-                hidden = self._run(pack)[pack.keep]
+                hidden = self.packed.run(pack)[pack.keep]
             self.n_tokens += pack.input_ids.numel()
             yield hidden, pack.target_ids
 

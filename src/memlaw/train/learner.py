@@ -6,26 +6,25 @@ step (flattened, record after record).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from memlaw.core.errors import ConfigError, MemlawError
+from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
 from memlaw.settings.train import TrainConfig, step_size
 from memlaw.train.objective import Situation, Step
 from memlaw.train.objectives import OBJECTIVES
-from memlaw.train.precondition import Statistics, retention_penalty
+from memlaw.train.precondition import Statistics
+from memlaw.train.retention import Retention
 from memlaw.train.seen import Seen
 from memlaw.train.solver import Solver
 
 Tensor = torch.Tensor
 _LEAST_RATE_SHARE = 0.1
-_LEAST_TOKENS = 1000  # of the records, that retention is weighed against
 
 
 class DivergedError(MemlawError):
@@ -52,7 +51,7 @@ class Learner:
     Attributes:
         seen: what training has seen of each target token.
         objective: which tokens the steps are spent on.
-        retention: weight of the retention penalty, in target tokens.
+        retention: the penalty on what the adapter does to general text, and its weight.
         goal_p: the probability that training aims at for a token.
         epoch, n_steps, n_looks: epochs, optimiser steps, and batches done (skipped ones, too).
         rate_share: share of the learning rate in the current epoch.
@@ -68,8 +67,6 @@ class Learner:
         rows: Sequence[int] | None = None,
         max_epochs: int | None = None,
     ) -> None:
-        if config.retention and not statistics:
-            raise ConfigError("retention needs the statistics of the adapter's sites.")
         self.adapter, self.examples, self.config = adapter, examples, config
         self.device = adapter.a[0].device
         self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
@@ -78,9 +75,8 @@ class Learner:
         # MemFT aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)
-        self.statistics = [_whitened(s, adapter, i) for i, s in enumerate(statistics)]
-        self.retention = config.retention
-        self.n_retained_against = max(int(self.seen.lengths[self.rows].sum()), _LEAST_TOKENS)
+        n_tokens = int(self.seen.lengths[self.rows].sum())
+        self.retention = Retention(config.retention, statistics, adapter, n_tokens)
         self.batch_size = step_size(config.batch_size, len(self.rows))
         self.max_epochs = max_epochs
         self.epoch = self.n_steps = self.n_looks = 0
@@ -171,8 +167,8 @@ class Learner:
         Raises:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
-        if self.retention:
-            (self.retention / self.n_retained_against * self.penalty()).backward()
+        if self.retention.weight:
+            self.retention.loss(self.adapter).backward()
         if not self.solver.clip():
             raise self._diverged("gradient")
         share = self.rate_share
@@ -193,14 +189,6 @@ class Learner:
             self.seen.over_at_start = self.seen.share_over()
         if self.config.schedule == "loss":
             self.rate_share = min(1.0, max(_LEAST_RATE_SHARE, nll_nats**0.5))
-
-    def penalty(self) -> Tensor:
-        """The retention penalty, about the nats per token that general text pays; with a graph."""
-        if not self.statistics:
-            return torch.zeros((), device=self.device)
-        return retention_penalty(
-            self.statistics, list(zip(self.adapter.a, self.adapter.b, strict=True))
-        )
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -236,7 +224,7 @@ class Learner:
             "goal_p": self.goal_p,
             "line_p": self.seen.line_p,
             "rate_share": self.rate_share,
-            "retention": self.retention,
+            "retention": self.retention.weight,
             "objective_state": dict(self.objective.state),
         }
         return {k: v.detach().clone() for k, v in tensors.items()}, values
@@ -253,7 +241,7 @@ class Learner:
         self.solver.restore(_under(tensors, "moments."))
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
         self.n_looks, self.weighted_share = values["n_looks"], values["weighted_share"]
-        self.retention, self.rate_share = values["retention"], values["rate_share"]
+        self.retention.weight, self.rate_share = values["retention"], values["rate_share"]
         self.seen.line_p, self.seen.over_at_start = values["line_p"], values["over_at_start"]
         self.seen.p, self._admitted = tensors["seen_p"].clone(), None
         self.goal_p, self.objective.state = values["goal_p"], values["objective_state"]
@@ -262,13 +250,3 @@ class Learner:
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose name begins so, without that beginning."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _whitened(statistics: Statistics, adapter: Adapter, site: int) -> Statistics:
-    """The statistics of what A is trained on: `x W` instead of x, where there is a whitener."""
-    if not adapter.whiteners:
-        return statistics
-    whitener = adapter.whiteners[site]
-    return dataclasses.replace(
-        statistics, general_in=whitener.apply(statistics.general_in.T).T.contiguous()
-    )

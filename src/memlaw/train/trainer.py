@@ -188,7 +188,7 @@ class _Epoch:
             n_left_out=len(left_out),
             n_steps=self.learner.n_steps,
             rank=self.learner.adapter.rank,
-            retention=self.learner.retention,
+            retention=self.learner.retention.weight,
             n_tokens_run=n_tokens_run,
             flop=self.flop,
             wall_s=wall_s,

@@ -63,12 +63,12 @@ class Goals:
         """Why training is over after this epoch, if it is."""
         learner = self.run.learner
         self.forget()
-        if stats.n_under == 0 and learner.penalty().item() <= self.look_at_penalty:
+        if stats.n_under == 0 and self._penalty() <= self.look_at_penalty:
             return self._look()
         if self.best is not None:
             if learner.epoch - self.best.epoch > 2 * _PATIENCE_EPOCHS:
                 return self.settle("no way found to certify with less damage")
-            learner.retention *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
+            learner.retention.weight *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
         elif self._is_stuck():
             self._give_room()
         return ""
@@ -119,6 +119,10 @@ class Goals:
             progress=run.observer.progress,
         )
 
+    def _penalty(self) -> float:
+        learner = self.run.learner
+        return learner.retention.penalty(learner.adapter).item()
+
     def _damage(self) -> Damage:
         run = self.run
         return measure_damage(
@@ -152,8 +156,8 @@ class Goals:
         # The penalty is about proportional to the damage: no look is worth its time until it has
         # come down as far as the damage has to. Till then retention rises with every epoch that
         # leaves no token under the line, and falls with every other.
-        self.look_at_penalty = learner.penalty().item() * max(0.5, 0.9 * bound / high)
-        learner.retention *= _TIGHTER
+        self.look_at_penalty = self._penalty() * max(0.5, 0.9 * bound / high)
+        learner.retention.weight *= _TIGHTER
         self.run.observer.notice(f"Certified, but ΔNLL may be {high:+.4f}: retention goes up.")
         return ""
 
@@ -161,7 +165,8 @@ class Goals:
 
     def _is_stuck(self) -> bool:
         """For a while, as things are, neither the loss nor the count under the line has fallen."""
-        rank, retention = self.run.learner.adapter.rank, self.run.learner.retention
+        learner = self.run.learner
+        rank, retention = learner.adapter.rank, learner.retention.weight
         here = [e for e in self.run.curve if (e.rank, e.retention) == (rank, retention)]
         before, lately = here[:-_PATIENCE_EPOCHS], here[-_PATIENCE_EPOCHS:]
         return bool(before) and (
@@ -175,6 +180,6 @@ class Goals:
         if self.run.config.rank == "auto" and learner.adapter.rank < self.run.max_rank:
             learner.grow(min(2 * learner.adapter.rank, self.run.max_rank))
             notice(f"No progress: rank raised to {learner.adapter.rank}.")
-        elif learner.retention:
-            learner.retention /= 4
-            notice(f"No progress: retention lowered to {learner.retention:g}.")
+        elif learner.retention.weight:
+            learner.retention.weight /= 4
+            notice(f"No progress: retention lowered to {learner.retention.weight:g}.")

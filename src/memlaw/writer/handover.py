@@ -8,9 +8,9 @@ from typing import Any
 
 from memlaw.certify.certificate import make_certificate
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_json, write_text
-from memlaw.core.provenance import machine, versions
 from memlaw.measure.recall import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
+from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 from memlaw.train.speed import measure_speed
 from memlaw.writer.card import model_card
