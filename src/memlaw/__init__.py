@@ -9,9 +9,11 @@ gives, and what it may import:
 
 from typing import TYPE_CHECKING
 
+from memlaw.core import moved
 from memlaw.core.lazy import lazy_exports
 
 __version__ = "0.1.0"
+moved.install()
 
 if TYPE_CHECKING:
     from memlaw.certify.check import check_certificate
