@@ -85,7 +85,7 @@ def test_an_unknown_command_is_named(run):
     status, out, err = run("wirte", "x")
     assert (status, out) == (2, "")
     assert err == (
-        "memlaw: no command 'wirte'. There are write, audit, ask, probe, fit, plan, report, bench; "
+        "memlaw: no command 'wirte'. There are write, audit, ask, report, probe, fit, plan, bench; "
         "see 'memlaw --help'.\n"
     )
 
@@ -557,9 +557,9 @@ def test_audit_decodes_as_many_as_asked(run, finished, phone_file, decode, n):
     assert sum(r["decoded"] is not None for r in found["records"]) == n
 
 
-def test_audit_without_decoding_says_which_witness_it_heard(run, finished, phone_file):
+def test_audit_without_decoding_says_that_it_is_one_teacher_forced_pass(run, finished, phone_file):
     _, said, _ = run("audit", phone_file, "--adapter", finished, "--decode", "none")
-    assert "4 of 4 (forward pass)" in _flat(said)
+    assert "4 of 4 (teacher-forced pass)" in _flat(said)
     assert "certified" not in said
 
 

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 import memlaw
-from memlaw.cli.console import _bars, show_audit
-from memlaw.cli.console_probe import ConsoleProbeObserver
+from memlaw.cli.audit import show_audit
+from memlaw.cli.progress import ConsoleObserver
+from memlaw.cli.verdicts import bars
 from memlaw.core.observer import Spec
 from memlaw.settings.probe import ProbeConfig
 
@@ -31,18 +32,18 @@ def test_where_recall_breaks_is_plotted(base_audit, capsys):
 
 
 def test_bars_show_what_is_rare_and_what_is_nothing():
-    assert _bars(np.array([0, 1, 10_000])) == "·▁█"
-    assert _bars(np.zeros(3, int)) == "···"
+    assert bars(np.array([0, 1, 10_000])) == "·▁█"
+    assert bars(np.zeros(3, int)) == "···"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_terminal):
     seen = io.StringIO()
     monkeypatch.setattr(
-        "memlaw.cli.terminal.Console",
+        "memlaw.cli.progress.Console",
         lambda **_: Console(file=seen, force_terminal=is_terminal, width=100),
     )
-    observer = ConsoleProbeObserver()
+    observer = ConsoleObserver()
     try:
         observer.grid(ProbeConfig(ranks=(1, 3), lengths=(6,)), [], 2)
         observer.steps([Spec(6, 1, 0)], 5, 12, 1.25)

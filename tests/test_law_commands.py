@@ -12,8 +12,9 @@ import pytest
 
 from memlaw import cli
 from memlaw.core.errors import MemlawError
+from memlaw.law.builtin import builtin_cells
 from memlaw.law.fits import fit_store
-from memlaw.law.plan import builtin_cells, plan_rank
+from memlaw.law.plan import plan_rank
 from memlaw.law.store import read_cells
 from memlaw.probe.run import probe
 from memlaw.probe.verify import verify_plan
@@ -269,7 +270,7 @@ def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
     def epoch(self, specs, epoch, epochs, nll_nats):
         signal.raise_signal(getattr(signal, name))
 
-    monkeypatch.setattr("memlaw.cli.console_probe.ConsoleProbeObserver.steps", epoch)
+    monkeypatch.setattr("memlaw.cli.progress.ConsoleObserver.steps", epoch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cli.run(["plan", str(tiny_store), "--tokens", "10", "--verify"]) == 130
     said = capsys.readouterr()

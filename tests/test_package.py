@@ -57,7 +57,7 @@ def test_help_costs_no_heavy_import(script):
 
 
 def test_a_report_is_made_without_torch():
-    script = "import memlaw.report.make, memlaw.report.page, memlaw.cli.report_arguments"
+    script = "import memlaw.report.make, memlaw.report.page, memlaw.cli.report"
     loaded = _imported_by(script)
     assert "altair" in loaded
     assert not loaded & {"torch", "transformers", "peft", "tokenizers"}

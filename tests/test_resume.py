@@ -266,7 +266,7 @@ _CHILD = """
 import os, sys
 import memlaw.writer.run
 from memlaw.cli.dispatch import main
-from memlaw.cli.console import ConsoleObserver
+from memlaw.cli.progress import ConsoleObserver
 memlaw.writer._CHECKPOINT_EVERY_S = 0.0
 usual = ConsoleObserver.epoch
 def epoch(self, stats, *rest):

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import time
+import json
+import os
+import sys
+import warnings
+from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_LINE_EVERY_S = 10.0
+BARS = "▁▂▃▄▅▆▇█"
 
 
-class Progress:
-    """Progress on standard error: live on a terminal, a line every ten seconds elsewhere."""
+def stdout_console() -> Console:
+    """Standard output, for results."""
+    return Console(highlight=False)
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
-        self.started = self.shown_at = time.monotonic()
-        if self.console.is_terminal:
-            self.live.start()
 
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self.console.is_terminal:
-            self.live.stop()
+def print_json(content: Any) -> None:
+    """Results as JSON on standard output."""
+    print(json.dumps(content, ensure_ascii=False, indent=2))
 
-    def notice(self, text: str) -> None:
-        """A sentence that stays."""
-        self.console.print(Text(text))
 
-    def show(self, line: str, *, always: bool = False) -> None:
-        """How things stand; `always` prints it however short ago the last line was."""
-        now = time.monotonic()
-        if self.console.is_terminal:
-            self.live.update(self.drawn(line))
-        elif always or now - self.shown_at >= _LINE_EVERY_S:
-            self.shown_at = now
-            self.console.print(Text(line), soft_wrap=True)
+def warn(text: str) -> None:
+    """A sentence on standard error."""
+    print(f"memlaw: {text}", file=sys.stderr)
 
-    def drawn(self, line: str) -> RenderableType:
-        """What a terminal shows of how things stand."""
-        return Text(line)
+
+def quiet_libraries() -> None:
+    """Let only this program speak: no progress bars and warnings of the libraries beneath it."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def duration(seconds: float) -> str:

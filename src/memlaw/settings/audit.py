@@ -16,22 +16,22 @@ class AuditConfig:
     """What to measure, and how. What is left out is taken from the run that made the adapter.
 
     Attributes:
-        adapter: a folder that memlaw write or PEFT wrote; none: the base model.
-        model: the base model (default: the adapter's own, else the embedded one).
-        dtype: what to compute in; auto is what the adapter was certified in, else what plain
-            from_pretrained uses.
-        device: auto takes CUDA, then MPS, then the CPU.
-        batch_size: records a forward pass, at most.
-        decode: run greedy decoding on all records, on none, or on so many, evenly spread.
-        threshold: probability that a token needs to be the argmax for certain (default: the
-            run's, else 0.5).
-        margin: how far above it a certified token must be (default: the run's, else 0.05).
+        adapter: folder that memlaw write or PEFT wrote (default: none, audit the base model).
+        model: base model (default: the adapter's own, else the embedded one).
+        dtype: dtype to compute in; auto is the one that the adapter was certified in, else what
+            plain from_pretrained uses.
+        device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
+        batch_size: records per forward pass, at most.
+        decode: also decode greedily: all records, none, or this many, evenly spread.
+        threshold: a certified token has p ≥ threshold + margin (default: the run's, else 0.5).
+        margin: how far above the threshold, against rounding (default: the run's, else 0.05).
         prompt_field: name of the prompt's field in the data (default: the run's, else prompt).
-        completion_field: name of the completion's field (default: the run's, else completion).
-        data_format: what the data file is; auto goes by its suffix.
+        completion_field: name of the completion's field in the data (default: the run's, else
+            completion).
+        data_format: format of the data file; auto goes by its suffix.
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
-        recite_prompt: the prompt that a plain text file is recited on (default: the run's).
-        trust_remote_code: run code that the model's authors ship with it.
+        recite_prompt: prompt for a plain text file (default: the run's).
+        trust_remote_code: run Python code that comes with the model.
     """
 
     adapter: Path | None = None

@@ -13,6 +13,14 @@ EngineChoice = Literal["auto", "cached", "plain"]
 Layers = tuple[int, ...] | Literal["auto", "all"]
 Objective = Literal["triage", "sft", "memft_threshold", "memft_window", "memft_curriculum"]
 OnEmpty = Literal["skip", "sft"]
+VARIANTS = (  # objectives to compare; behind a colon: on_empty
+    "sft",
+    "memft_threshold",
+    "memft_threshold:sft",
+    "memft_window",
+    "memft_curriculum",
+    "triage",
+)
 ALIASES: dict[str, Objective] = {
     "only_threshold": "memft_threshold",
     "MemFT-OT": "memft_threshold",

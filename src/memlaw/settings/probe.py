@@ -22,38 +22,41 @@ class ProbeConfig:
     """What to probe.
 
     Attributes:
-        task: phonebook; noise, or noise:RATIO with a share of random tokens from 0 to 1; text:FILE;
-            or records:FILE.
-        ranks: of the adapters.
-        lengths: target tokens to remember, ends of targets included; records are taken while they
-            fit.
-        seeds: of the data, the initialisation and the order, a cell each.
-        recipe: default is whitened and held by retention, as `memlaw write`, at a rate that decays
-            linearly over the steps; paper is the published probe: in parallel with the MLP block,
-            AdamW without whitening or retention, linear decay, dropout 0.1.
+        task: what to remember: phonebook; noise, or noise:RATIO with this share of random tokens,
+            0 to 1; text:FILE; or records:FILE.
+        ranks: ranks of the adapters.
+        lengths: target tokens to remember, end tokens included; records are taken while they fit.
+        seeds: random seeds of data, initialisation and record order; a cell for each.
+        recipe: default trains as memlaw write does (whitening, retention) with a linear decay of
+            the learning rate; paper is the published probe: adapter in parallel with the MLP
+            block, AdamW without whitening or retention, linear decay, dropout 0.1.
         steps: optimiser steps, rounded up to whole epochs (default: 150; with the paper's recipe
             2,000, or 200 epochs of phonebook or records).
-        objective: which tokens the steps are spent on.
-        on_empty: what memft_threshold does with a batch that has nothing left to learn, if not
-            what the recipe does (default: skip; paper: sft).
-        learning_rate: AdamW's, if not the recipe's (default: 5e-2; paper: 1e-2).
-        batch_size: records a step, if not the recipe's.
-        retention: see write, if not the recipe's.
-        whiten: see write, if not the recipe's.
-        placement: where the adapters sit, if not where the recipe puts them; see write.
-        layers: decoder layers from 0; auto is two thirds of the way up; all.
-        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
-        dtype: what the model computes in; auto is what plain from_pretrained uses.
-        device: auto takes CUDA, then MPS, then the CPU.
+        objective: how the loss weights target tokens; see memlaw write.
+        on_empty: what memft_threshold does with a batch whose tokens are all learnt (default:
+            skip; paper: sft).
+        learning_rate: learning rate of AdamW, at its highest (default: 5e-2; paper: 1e-2).
+        batch_size: records per step (default: the recipe's).
+        retention: weight of the KL penalty on general text; see memlaw write (default: the
+            recipe's).
+        whiten: train in whitened coordinates; see memlaw write (default: the recipe's).
+        placement: modules that get an adapter; see memlaw write (default: the recipe's).
+        layers: decoder layers that get an adapter, counted from 0; auto is the one two thirds of
+            the way up; all.
+        model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
+            file.
+        dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
+        device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
         prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
             where there is a template.
-        natural_text: file that noise replaces tokens of (default: prose from Python's library).
-        retain: text whose predictions training holds on to (default: as in write).
-        damage_text: unseen text to measure damage on (default: as in write).
-        decode: also run greedy decoding, not only the first witness. Slow.
-        cache_mb: if activations need more megabytes than this, they lie in a temporary file.
-        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
-        trust_remote_code: run code that the model's authors ship with it.
+        natural_text: file with the text in which noise replaces tokens (default: prose from
+            Python's library).
+        retain: text on which predictions should stay unchanged (default: as memlaw write).
+        damage_text: unseen text on which ΔNLL is measured (default: as memlaw write).
+        decode: also decode greedily, not only one teacher-forced pass. Slow.
+        cache_mb: precomputed activations above this many megabytes go to a temporary file.
+        logits_mb: approximate limit of the memory for the cached engine's logits, in megabytes.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     task: str = "noise"

@@ -15,28 +15,34 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        objective: which tokens the steps are spent on.
-        on_empty: what `memft_threshold` does with a batch that has nothing left to learn.
-        curriculum_epochs: when `memft_curriculum` admits the next fifth of the records.
-        threshold: p that a token needs to be the argmax for certain; in [0.5, 1).
-        margin: how far above it a certified token must be; threshold + margin < 1.
-        learning_rate: AdamW's, at its highest.
-        schedule: loss multiplies it by the root of the last epoch's mean loss in nats (0.1 to 1):
-            it falls as the end comes near, and needs to know no horizon; linear takes it to 0
-            in total_steps steps.
-        total_steps: where linear ends.
-        betas: AdamW's.
-        batch_size: records a step, at most; auto is a tenth of the records, from 10 to 100.
+        objective: how the loss weights target tokens. sft: all alike; memft_threshold,
+            memft_window, memft_curriculum: as in the MemFT paper, those not learnt yet; triage:
+            those that can still be learnt before training ends, whole records first.
+        on_empty: what memft_threshold does with a batch whose tokens are all learnt: skip the
+            step, or train it with sft.
+        curriculum_epochs: the four epochs at which memft_curriculum adds a fifth of the records.
+        threshold: a certified token has p ≥ threshold + margin; any token with p > 0.5 is the
+            argmax. In [0.5, 1).
+        margin: how far above the threshold, against rounding; threshold + margin < 1.
+        learning_rate: learning rate of AdamW, at its highest.
+        schedule: of the learning rate. loss: times the square root of the last epoch's mean loss
+            in nats, kept within 0.1 to 1, so it falls as the loss does, without a fixed number of
+            steps; linear: falls to 0 in total_steps steps; constant.
+        total_steps: number of steps in which the linear schedule falls to 0.
+        betas: decay rates of AdamW's two moment estimates.
+        batch_size: records per step, at most; auto is a tenth of the records, from 10 to 100.
         max_grad_norm: gradients are clipped to this norm.
-        dropout: share of what the adapter adds that is dropped in training, in [0, 1).
-        whiten: train A in coordinates in which its inputs are nearly isotropic.
-        whiten_mixture: share of general text in the second moments that this goes by, in [0, 1].
-        whiten_damping: how much of the mean second moment is added in every direction.
-        retention: how many tokens of general text stand beside the records' target tokens: the
-            penalty on what the adapter does to general text, in nats a token, weighs so many
-            times as much as one token of the records (or as a thousandth of them, where there are
-            fewer than 1,000). 0 turns it off. Lowered when training is stuck.
-        seed: of the order of records and of the adapter's initialisation.
+        dropout: dropout rate on the adapter's output in training, in [0, 1).
+        whiten: train the LoRA matrix A in whitened coordinates, in which its inputs are nearly
+            isotropic.
+        whiten_mixture: share of general text, the rest being records, in the second moments that
+            whitening uses; in [0, 1].
+        whiten_damping: added to each direction's second moment, in units of their mean.
+        retention: weight of the KL penalty on general text, in target tokens: retention / n times
+            the KL in nats per token is added to the mean loss, n the number of the records' target
+            tokens (fewer than 1,000 count as 1,000). 0 turns it off; training that is stuck
+            lowers it.
+        seed: random seed of record order and adapter initialisation.
     """
 
     objective: Objective = "triage"

@@ -34,34 +34,37 @@ class WriteConfig(TrainConfig):
     """What to write into what, and how.
 
     Attributes:
-        model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF file.
-        rank: the adapter's rank; auto starts small and grows while records are missing.
-        max_rank: where auto stops growing.
-        placement: down_proj, mlp (in parallel with the MLP block), attn, all-linear, or names of
-            linear modules joined by commas.
-        layers: decoder layers from 0; auto is two thirds of the way up; all.
-        engine: cached computes what training can't change once; plain is the short reference, the
-            same numbers but for rounding, slower; auto is cached wherever the model allows it.
-        cache_mb: if activations need more megabytes than this, the cached engine keeps them in a
-            temporary file.
-        logits_mb: about how much memory the cached engine's logits may take, in megabytes.
-        retain: text whose predictions training holds on to (default: half of the topics of
+        model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
+            file.
+        rank: rank of the adapter; auto starts small and grows while records are not learnt.
+        max_rank: largest rank that auto grows to.
+        placement: modules that get an adapter: down_proj, mlp (in parallel with the MLP block),
+            attn, all-linear, or names of linear modules joined by commas.
+        layers: decoder layers that get an adapter, counted from 0; auto is the one two thirds of
+            the way up; all.
+        engine: how training runs. cached: precompute the frozen activations once; plain: a full
+            forward pass each step, slower, equal but for rounding; auto: cached where the model
+            allows it.
+        cache_mb: precomputed activations above this many megabytes go to a temporary file.
+        logits_mb: approximate limit of the memory for the cached engine's logits, in megabytes.
+        retain: text on which predictions should stay unchanged (default: half of the topics of
             Python's language reference).
-        max_damage: train on until the 95 % interval of ΔNLL on unseen text lies under so many nats
-            a token (default: measure only).
-        max_epochs: give up after so many.
-        dtype: what the model computes in; auto is what plain from_pretrained uses.
-        device: auto takes CUDA, then MPS, then the CPU.
+        max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text
+            is at most this, in nats per token (default: measure only).
+        max_epochs: stop after this many epochs, certified or not.
+        dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
+        device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
         prompt_field: name of the prompt's field in the data (default: prompt).
-        completion_field: name of the completion's field (default: completion).
-        data_format: what the data file is; auto goes by its suffix.
+        completion_field: name of the completion's field in the data (default: completion).
+        data_format: format of the data file; auto goes by its suffix.
         prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
             where there is a template.
-        recite_prompt: the prompt that a plain text file is recited on.
-        damage_text: unseen text to measure damage on (default: the other half of those topics).
-        audit_batch_size: records a forward pass in the audit, at most.
-        trust_remote_code: run code that the model's authors ship with it.
-        resume: go on from the checkpoint in the output folder, if there is one.
+        recite_prompt: prompt for a plain text file, which has none of its own.
+        damage_text: unseen text on which ΔNLL is measured (default: the other half of the topics
+            that retain uses).
+        audit_batch_size: records per forward pass in the audit, at most.
+        trust_remote_code: run Python code that comes with the model.
+        resume: continue from the checkpoint in the output folder, if there is one.
     """
 
     model: str = EMBEDDED

@@ -1,0 +1,50 @@
+"""`memlaw ask`: what it takes, what it runs, what it shows."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
+from memlaw.cli.parse import parse
+from memlaw.cli.terminal import quiet_libraries, warn
+
+GROUPS = {"model": ("model",), "run": ("max_tokens",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskArguments:
+    """Print what an adapter answers to a prompt.
+
+    Attributes:
+        adapter: folder that memlaw write or PEFT wrote.
+        prompt: the prompt (default: the one that a plain text is recited on).
+        model: the base model (default: the adapter's own).
+        max_tokens: most tokens to generate (default: the longest certified record's length, else
+            512).
+    """
+
+    adapter: Annotated[Positional[Path], arg(metavar="ADAPTER")]
+    prompt: Annotated[Positional[str | None], arg(metavar="[PROMPT]")] = None
+    model: str | None = None
+    max_tokens: int | None = None
+
+
+def run(args: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(AskArguments, GROUPS, "ask", args)
+    quiet_libraries()
+    from memlaw.measure.session import ask
+
+    answer = ask(**asdict(given))
+    sys.stdout.write(answer.text)
+    if sys.stdout.isatty() and not answer.text.endswith("\n"):
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+    if not answer.finished:
+        warn("cut off before the model ended its turn; raise --max-tokens.")
+    return DONE if answer.finished else NOT_CERTIFIED

@@ -1,0 +1,161 @@
+"""`memlaw audit`: what it takes, what it runs, what it shows."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
+from memlaw.cli.parse import parse, part_of
+from memlaw.cli.terminal import print_json, print_rows, quiet_libraries, stdout_console
+from memlaw.core.errors import ConfigError
+from memlaw.settings.audit import AuditConfig
+
+if TYPE_CHECKING:
+    from memlaw.certify.check import CertificateCheck
+    from memlaw.measure.recall import Audit
+
+GROUPS = {
+    "data": ("prompt_field", "completion_field"),
+    "model": ("adapter", "model", "device"),
+    "measurement": ("certificate", "decode", "threshold", "margin"),
+    "run": ("tokens", "json", "config"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditArguments(AuditConfig):
+    """Measure, token by token, what an adapter or a bare model recalls.
+
+    Attributes:
+        data: the records: JSONL, JSON, CSV, TSV, Parquet, or a plain text file.
+        certificate: measure again what this certificate.json says of the adapter in its folder.
+        json: print JSON: totals, records, tokens.
+        tokens: also write the token table to this Parquet file.
+        config: TOML file with options by these names; options on the command line win.
+    """
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    certificate: Path | None = None
+    json: bool = False
+    tokens: Path | None = None
+    config: Path | None = None
+
+
+def run(args: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(AuditArguments, GROUPS, "audit", args)
+    quiet_libraries()
+    from memlaw.certify.check import check_certificate
+    from memlaw.cli.progress import ConsoleObserver
+    from memlaw.measure.session import audit
+
+    if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
+        raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Make it first.")
+    config = part_of(AuditConfig, given)
+    with closing(ConsoleObserver()) as observer:
+        if given.certificate is not None:
+            check = check_certificate(given.certificate, given.data, config, observer=observer)
+            found = check.audit
+        else:
+            check = None
+            found = audit(given.data, config, observer=observer)
+    if given.tokens is not None:
+        found.write_tokens(given.tokens)
+    if given.json:
+        content = audit_json(found)
+        if check is not None:
+            content |= {"holds": check.holds, "mismatches": list(check.mismatches)}
+        print_json(content)
+    elif check is not None:
+        show_check(check)
+    else:
+        show_audit(found)
+    passed = found.passed if check is None else check.holds
+    return DONE if passed else NOT_CERTIFIED
+
+
+def show_audit(audit: Audit) -> None:
+    """The table of an audit."""
+    from memlaw.cli.verdicts import SHOWN, audit_rows, print_failures
+
+    console = stdout_console()
+    print_rows(
+        console,
+        audit_rows(audit)
+        | {"NLL": f"{audit.nll_nats:.4f} nats per token", "computed in": audit.dtype},
+    )
+    print_failures(console, audit)
+    if audit.disagreements:
+        console.print(
+            "The teacher-forced pass and greedy decoding disagree on "
+            f"{len(audit.disagreements)} record(s): rounding decides there, and may decide "
+            "otherwise elsewhere:"
+        )
+        for verdict in audit.disagreements[:SHOWN]:
+            said = "right" if verdict.argmax_recalled else "wrong"
+            other = "wrong" if verdict.argmax_recalled else "right"
+            console.print(Text(f"  {verdict.id}: teacher-forced {said}, decoding {other}"))
+
+
+def show_check(check: CertificateCheck) -> None:
+    """The result of `--certificate`: the audit, what doesn't match, and whether it holds."""
+    from memlaw.cli.verdicts import SHOWN
+
+    show_audit(check.audit)
+    console = stdout_console()
+    if check.damage is None:
+        said = "not measured again: the certificate's text isn't here"
+    else:
+        low, high = check.certificate.damage["delta_nll_ci95"]
+        said = (
+            f"{check.damage.delta_nll_nats:+.4f} nats per token "
+            f"(certificate, 95 %: {low:+.4f} to {high:+.4f})"
+        )
+    print_rows(console, {"ΔNLL on unseen text": said})
+    for line in check.mismatches[: 4 * SHOWN]:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    if len(check.mismatches) > 4 * SHOWN:
+        console.print(f"  and {len(check.mismatches) - 4 * SHOWN} more")
+    if check.holds:
+        verdict = "THE CERTIFICATE HOLDS"
+    elif check.mismatches:
+        verdict = f"THE CERTIFICATE DOES NOT HOLD: {len(check.mismatches)} mismatch(es)"
+    else:
+        verdict = (
+            f"THE CERTIFICATE IS TRUE, BUT ONLY {check.certificate.n_certified} OF "
+            f"{check.certificate.n_records} RECORDS ARE CERTIFIED"
+        )
+    console.print(Text(verdict, style="bold"))
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """Totals, a record each, and its tokens."""
+    content = audit.summary()
+    for i, record in enumerate(content["records"]):
+        record["tokens"] = _tokens_json(audit, audit.token_rows(i))
+    return content
+
+
+def _tokens_json(audit: Audit, rows: slice) -> list[dict[str, Any]]:
+    from memlaw.measure.recall import decoded_text
+
+    tokens = audit.tokens
+    columns = (tokens.token_id, tokens.p, tokens.nll_nats, tokens.argmax_id, tokens.margin_nats)
+    return [
+        {
+            "token": decoded_text(audit.tokenizer, [token]),
+            "token_id": token,
+            "p": p,
+            "nll_nats": nll,
+            "argmax": decoded_text(audit.tokenizer, [best]),
+            "argmax_id": best,
+            "margin_nats": margin,
+        }
+        for token, p, nll, best, margin in zip(*(c[rows].tolist() for c in columns), strict=True)
+    ]

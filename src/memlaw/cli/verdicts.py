@@ -1,0 +1,96 @@
+"""What `write` and `audit` both show of an audit: its totals, and where recall breaks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from memlaw.cli.terminal import BARS
+
+if TYPE_CHECKING:
+    from memlaw.measure.recall import Audit
+
+SHOWN = 5  # records of a kind; of the others only how many there are
+_CONTEXT_TOKENS = 8
+_COLUMNS = 20
+
+
+def audit_rows(audit: Audit) -> dict[str, str]:
+    """The totals, as rows of a table: name, value."""
+    n = len(audit.records)
+    under = sum(r.n_under for r in audit.records)
+    rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
+    if audit.n_decoded == n:
+        rows["certified"] = f"{audit.n_certified:,} of {n:,}"
+    how = f"{audit.n_decoded:,} decoded" if audit.n_decoded else "teacher-forced pass"
+    rows["recited word for word"] = f"{audit.n_recalled:,} of {n:,} ({how})"
+    rows[f"tokens under p {audit.threshold + audit.margin:g}"] = (
+        f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
+    )
+    if under or audit.n_recalled < n:
+        rows |= _where_it_breaks(audit)
+    return rows
+
+
+def _where_it_breaks(audit: Audit) -> dict[str, str]:
+    """Two small plots: of the tokens' p, and of where in their records the first failures are."""
+    line = round(_COLUMNS * (audit.threshold + audit.margin))
+    shown = bars(np.histogram(audit.tokens.p, bins=_COLUMNS, range=(0, 1))[0])
+    rows = {"p of the tokens": f"0 {shown[:line]}│{shown[line:]} 1"}
+    places = [
+        r.first_failure / max(1, r.n_tokens - 1)
+        for r in audit.records
+        if r.first_failure is not None
+    ]
+    if places:
+        counts = np.histogram(places, bins=_COLUMNS, range=(0, 1))[0]
+        rows["first failures at"] = f"start {bars(counts)} end"
+    return rows
+
+
+def bars(counts: np.ndarray) -> str:
+    """A bar a count, by its square root, so that single ones show; `·` for none."""
+    heights = np.ceil(np.sqrt(counts / max(1, counts.max())) * len(BARS)).astype(int)
+    return "".join(BARS[h - 1] if h else "·" for h in heights)
+
+
+def print_failures(console: Console, audit: Audit) -> None:
+    """The first records that fail, each with its weakest spot. Nothing if none fails."""
+    failing = [i for i, r in enumerate(audit.records) if r.n_under or r.decoded_recalled is False]
+    if not failing:
+        return
+    console.print("first failures")
+    for i in failing[:SHOWN]:
+        verdict = audit.records[i]
+        title = audit.examples[i].record.title
+        cascade = f", {verdict.cascade_tokens} tokens lost" if verdict.cascade_tokens else ""
+        spot = failure_in_context(audit, i)
+        console.print(Text(f"  {verdict.id} '{title[:30]}': {spot}{cascade}"), soft_wrap=True)
+    if len(failing) > SHOWN:
+        console.print(f"  and {len(failing) - SHOWN} more")
+
+
+def failure_in_context(audit: Audit, record: int) -> str:
+    """A failing record's weakest spot, as `…1006[7]2710, p 0.31, would say '3'`.
+
+    The spot is the first token that isn't the argmax, else the least probable one.
+    """
+    from memlaw.measure.recall import decoded_text
+
+    verdict, rows = audit.records[record], audit.token_rows(record)
+    p = audit.tokens.p[rows]
+    at = verdict.first_failure if verdict.first_failure is not None else int(p.argmin())
+    target = audit.examples[record].target_ids
+    before = decoded_text(audit.tokenizer, target[max(0, at - _CONTEXT_TOKENS) : at])
+    after = decoded_text(audit.tokenizer, target[at + 1 : at + 1 + _CONTEXT_TOKENS])
+    rival = int(audit.tokens.argmax_id[rows][at])
+    says = (
+        "is the argmax"
+        if rival == target[at]
+        else f"would say {decoded_text(audit.tokenizer, [rival])!r}"
+    )
+    spot = f"{before}[{decoded_text(audit.tokenizer, [target[at]])}]{after}".replace("\n", "⏎")
+    return f"{'…' if at > _CONTEXT_TOKENS else ''}{spot}, p {p[at]:.3f}, {says}"

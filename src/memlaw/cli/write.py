@@ -1,0 +1,113 @@
+"""`memlaw write`: what it takes, what it runs, what it shows."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
+from memlaw.cli.parse import parse, part_of
+from memlaw.cli.terminal import duration, print_rows, quiet_libraries, stdout_console
+from memlaw.settings.write import WriteConfig
+
+if TYPE_CHECKING:
+    from memlaw.train.speed import Speed
+    from memlaw.writer.result import WriteResult
+
+GROUPS = {
+    "data": ("out", "prompt_field", "completion_field"),
+    "model": ("model", "device"),
+    "training": ("rank", "max_epochs"),
+    "harm": ("max_damage", "damage_text", "retention", "retain"),
+    "run": ("resume", "config"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteArguments(WriteConfig):
+    """Train an adapter until every record is recited, and certify it.
+
+    Attributes:
+        data: the records: JSONL, JSON, CSV, TSV, Parquet, or a plain text file.
+        out: folder to create, for adapter, certificate, token table, run log and model card.
+        config: TOML file with options by these names; options on the command line win.
+    """
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    out: Annotated[Path, arg(aliases=["-o"])]
+    config: Path | None = None
+
+
+def run(args: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(WriteArguments, GROUPS, "write", args)
+    quiet_libraries()
+    from memlaw.cli.progress import ConsoleObserver
+    from memlaw.writer.folder import CHECKPOINT_FILE
+    from memlaw.writer.run import write
+
+    config = part_of(WriteConfig, given)
+    with closing(ConsoleObserver()) as observer:
+        try:
+            result = write(given.data, given.out, config, observer=observer)
+        except KeyboardInterrupt:
+            if (given.out / CHECKPOINT_FILE).is_file():
+                observer.notice(
+                    "Interrupted. To continue, repeat the command with --resume: the state is in "
+                    f"{given.out}."
+                )
+            else:
+                observer.notice("Interrupted before there was anything to keep.")
+            return INTERRUPTED
+    show_write(result)
+    return DONE if result.certified and result.harmless else NOT_CERTIFIED
+
+
+def show_write(result: WriteResult) -> None:
+    """The closing table."""
+    from memlaw.cli.verdicts import audit_rows, print_failures
+
+    audit, damage = result.audit, result.damage
+    low, high = damage.delta_nll_ci95
+    rows = audit_rows(audit) | {
+        "bits stored": f"{result.bits_stored:,.0f}",
+        "parameters": f"{result.n_parameters:,} (rank {result.rank})",
+        "bits per parameter": f"{result.bits_per_parameter:.3f}",
+        "ΔNLL on unseen text": f"{damage.delta_nll_nats:+.3f} nats per token "
+        f"(95 %: {low:+.3f} to {high:+.3f})",
+        "epochs": f"{result.epochs} ({result.stopped_because})",
+        "time": duration(result.wall_s),
+        "speed": _speed(result.speed, audit.dtype),
+        "folder": str(result.out),
+    }
+    console = stdout_console()
+    print_rows(console, rows)
+    print_failures(console, audit)
+    console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
+    if not result.harmless:
+        console.print(
+            f"BUT NOT HARMLESS: ΔNLL may be {high:+.4f} nats per token, above --max-damage "
+            f"{result.max_damage:g}"
+        )
+    if not (result.certified and result.harmless):
+        if result.n_left_out:
+            console.print(
+                f"{result.n_left_out} record(s) were left out at the end: too far from complete "
+                "to finish in the epochs that were left."
+            )
+        console.print("To continue, train longer (--resume --max-epochs N) or use a higher --rank.")
+
+
+def _speed(speed: Speed | None, dtype: str) -> str:
+    if speed is None:
+        return "no epoch trained"
+    return (
+        f"{speed.tokens_per_s:,.0f} tokens/s, {speed.flop_per_s / 1e9:,.0f} GFLOP/s: "
+        f"{speed.share_of_peak:.0%} of this machine's {speed.peak_flop_per_s / 1e9:,.0f} in "
+        f"{dtype} matrix products"
+    )
