@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     GemmaConfig,
@@ -27,6 +28,9 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
+
+# Annotations of these modules, shapes and dtypes of tensors included, are checked at each call.
+install_import_hook(["memlaw.model", "memlaw.measure.damage"], "beartype.beartype")
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()

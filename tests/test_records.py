@@ -5,6 +5,8 @@ What is trained on and what is asked come from the same functions; these tests h
 
 import json
 import random
+from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +14,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import memlaw
+from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError, ModelError
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
-from memlaw.data.readers import RECITE_PROMPT
+from memlaw.data.readers import READERS, RECITE_PROMPT, DataFormat
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
 
@@ -110,6 +113,23 @@ def test_a_format_that_is_named_overrides_the_suffix(tmp_path):
     assert _pairs(read_records(path, format="jsonl")) == BOOK
     (whole,) = read_records(path, format="text")
     assert whole.completion == path.read_text(encoding="utf-8")
+
+
+def test_the_formats_are_those_of_the_table_of_readers(tmp_path):
+    assert get_args(DataFormat) == ("auto", *READERS)
+    suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
+    assert len(set(suffixes)) == len(suffixes)
+    (tmp_path / "a.jsonl").write_bytes(_lines(ROWS))
+    with pytest.raises(DataError, match=r"no data format 'poem'. There are auto, jsonl, json"):
+        read_records(tmp_path / "a.jsonl", format="poem")
+
+
+@pytest.mark.parametrize("name", [reader.name for reader in READERS.values()])
+def test_every_format_is_named_where_people_look(capsys, name):
+    run(["--help"])
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for text in (read_records.__doc__, capsys.readouterr().out, readme):
+        assert name in " ".join(text.split())
 
 
 OBJECTS = {

@@ -168,7 +168,7 @@ def read_certificate(path: Path) -> Certificate:
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
         certificate = Certificate(**content, records=lines)
         _check_types(certificate)
-        low, high = map(float, Damage(**certificate.damage).delta_nll_ci95)
+        low, high = Damage.from_json(certificate.damage).delta_nll_ci95
         if not low <= high:
             raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
         for line in lines:
@@ -231,7 +231,7 @@ def mismatches(
     if audit.dtype != certificate.dtype:
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
     if damage is not None:
-        claimed = Damage(**certificate.damage)
+        claimed = Damage.from_json(certificate.damage)
         pairs = zip(_interval(claimed), _interval(damage), strict=True)
         if not all(abs(then - now) <= DAMAGE_TOLERANCE_NATS for then, now in pairs):
             then, now = (

@@ -1,4 +1,4 @@
-"""Records that say the same twice are merged; records that contradict each other are refused."""
+"""Merge duplicate records; refuse one prompt with two different completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ _SHOWN = 5  # how many records a message lists
 
 
 def distinct(records: Sequence[Record], notice: Callable[[str], None]) -> list[Record]:
-    """Merge exact duplicates; refuse contradictions and repeated ids."""
+    """Keep each (prompt, completion) once, in the records' order.
+
+    Args:
+        records: any number.
+        notice: called with one sentence if duplicates were merged.
+
+    Raises:
+        DataError: one prompt has two different completions, or two records share one id.
+    """
     by_prompt: dict[str, Record] = {}
     kept: list[Record] = []
     merged: list[str] = []
@@ -38,7 +46,7 @@ def distinct(records: Sequence[Record], notice: Callable[[str], None]) -> list[R
 
 
 def contradiction(conflicts: Sequence[str]) -> DataError:
-    """The error that lists prompts with different completions, one a line."""
+    """The error for prompts with different completions; `conflicts` has one line for each."""
     more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
     return DataError(
         f"{len(conflicts)} prompt(s) with different completions: they can't both be recalled. "

@@ -1,7 +1,7 @@
-"""Records as tokens: the format of the prompt, the end of the answer, and what is refused.
+"""Turn records into tokens; refuse those that a tokenizer or model can't represent.
 
-What a model is trained on and what it is asked for come from one place, `encode_prompt` and
-`encode`, so they can't differ.
+Training, evaluation and generation all use `encode_prompt` and `encode`, so that the tokens are the
+same in each of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ PromptFormat = Literal["auto", "chat", "plain"]
 
 
 def resolve_prompt_format(tokenizer: Any, format: PromptFormat) -> Literal["chat", "plain"]:
-    """`auto` is `chat` where the tokenizer has a chat template, else `plain`."""
+    """Decide what `auto` means: `chat` if the tokenizer has a chat template, else `plain`.
+
+    Raises:
+        ConfigError: `chat` was asked for, and the tokenizer has no chat template.
+    """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if format == "chat" and not has_template:
         raise ConfigError(
@@ -28,10 +32,10 @@ def resolve_prompt_format(tokenizer: Any, format: PromptFormat) -> Literal["chat
 
 
 def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
-    """The token that ends an answer; it must be recalled too, or the model never stops.
+    """Id of the token that ends an answer. It must be recalled too, or generation never stops.
 
-    `chat`: the first special token that the chat template puts behind an assistant's message
-    (`<|im_end|>`, `<end_of_turn>`, …). `plain`, and templates that put none: `eos_token`.
+    `chat`: the first special token that the chat template puts after an assistant's message
+    (`<|im_end|>`, `<end_of_turn>`, …). `plain`, and templates that put none there: `eos_token`.
 
     Raises:
         ModelError: there is no such token.
@@ -53,7 +57,7 @@ def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Tokens that are no text: all special ones, added ones included."""
+    """Ids of all special tokens of the tokenizer, added ones included."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
@@ -61,14 +65,11 @@ def special_ids(tokenizer: Any) -> set[int]:
 def encode_prompt(
     tokenizer: Any, prompt: Prompt, format: Literal["chat", "plain"]
 ) -> tuple[int, ...]:
-    """The tokens a model is given for `prompt`, in training and when it is asked.
+    """Token ids of a prompt, the same in training and in generation.
 
     `chat`: the chat template with its generation prompt (a string is one user message).
-    `plain`: the text itself, with whatever the tokenizer puts in front (BOS); chat messages are
-    joined by line breaks.
-
-    Returns:
-        At least one token id.
+    `plain`: the text itself, with the tokens that the tokenizer puts before it (such as BOS); chat
+    messages are joined by line breaks.
     """
     if format == "chat":
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -92,7 +93,7 @@ def encode(
     format: Literal["chat", "plain"],
     max_tokens: int | None = None,
 ) -> list[Example]:
-    """Turn records into tokens, and refuse those that this tokenizer or model can't hold.
+    """Turn records into tokens, and refuse those that this tokenizer or model can't represent.
 
     Args:
         records: what to encode.
@@ -100,10 +101,14 @@ def encode(
         format: see `encode_prompt`.
         max_tokens: the model's context length; None if it has no limit.
 
+    Returns:
+        One example per record, in the same order.
+
     Raises:
-        DataError: a completion that isn't the same after encoding and decoding, that contains
-            special tokens, or is too long; or prompts that differ as text but not as tokens
-            while their completions differ.
+        DataError: a completion that changes when encoded and decoded, that contains special
+            tokens, or that is too long together with its prompt; a prompt without tokens or that
+            the chat template refuses; or two prompts that are the same tokens, with different
+            completions.
     """
     end = end_of_turn_id(tokenizer, format)
     special = special_ids(tokenizer)

@@ -28,10 +28,10 @@ class Reader:
     """One file format.
 
     Attributes:
-        name: what the format is called in sentences.
-        suffixes: of files in this format, in lower case, with the dot.
-        rows: reads the rows of a file, one after the other; its second argument is the prompt for
-            formats that have none.
+        name: the format's name in messages and documentation.
+        suffixes: suffixes of such files, in lower case, with the dot.
+        rows: yields the rows of a file; its second argument is the prompt to use in formats that
+            hold no prompts.
     """
 
     name: str
@@ -44,12 +44,12 @@ def file_rows(path: Path, format: DataFormat, recite_prompt: str) -> Iterator[Ro
 
     Args:
         path: the file.
-        format: its format; `auto` goes by its suffix.
+        format: its format; `auto` decides by its suffix.
         recite_prompt: the prompt of a plain-text file.
 
     Raises:
-        DataError: no such file, an unknown suffix, or not readable in this format. Names file and
-            line.
+        DataError: no such file, an unknown suffix or format, or content that isn't in this format.
+            Names file and line.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder. Name one file of records.")
@@ -139,7 +139,7 @@ def _numbered(path: Path, rows: list[Any]) -> Iterator[Row]:
 
 
 def _text_of(path: Path) -> str:
-    """The file's text, which isn't blank."""
+    """The file's text; refused if it isn't UTF-8, or is blank."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -161,9 +161,11 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise DataError(f"{where}: not JSON ({error.msg}, {place}). Mend or remove it.") from error
+        raise DataError(
+            f"{where}: not JSON ({error.msg}, {place}). Correct or remove it."
+        ) from error
     except RecursionError as error:
-        raise DataError(f"{where}: JSON nested too deeply. Mend or remove it.") from error
+        raise DataError(f"{where}: JSON nested too deeply. Correct or remove it.") from error
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{where}: not readable ({error}). Put long numbers in quotes.") from error
 

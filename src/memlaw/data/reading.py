@@ -1,4 +1,4 @@
-"""Records from a file or from Python objects, with those that can't be recalled refused."""
+"""Read records from a file or from Python objects; refuse records that can't be recalled."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def read_records(
             of `(prompt, completion)` pairs.
         prompt_field: name of the prompt's field. Default: `prompt`.
         completion_field: name of the completion's field. Default: `completion`. A row without
-            both but with `messages` is a chat whose last message is the completion; `query` and
-            `target`, `question` and `matching` are understood.
-        format: what the file is; `auto` goes by its suffix.
+            both but with `messages` is a chat whose last message is the completion; the pairs
+            `query` and `target`, `question` and `matching` are recognised, too.
+        format: the file's format; `auto` decides by its suffix.
         recite_prompt: the prompt of a plain-text file.
-        notice: called with a sentence when something was put right (duplicates merged).
+        notice: called with one sentence if duplicates were merged.
 
     Returns:
         The records in their order, each (prompt, completion) once; at least one.
 
     Raises:
-        DataError: nothing there, unreadable, a field missing or of the wrong type, an empty
-            prompt or completion, or two completions for one prompt. Names file and line.
+        DataError: no such file or no records in it, a file that can't be read, a field that is
+            missing or not text, an empty prompt or completion, or one prompt with two different
+            completions. Names file and line.
     """
     if isinstance(source, str | Path):
         rows = file_rows(Path(source), format, recite_prompt)
@@ -74,7 +75,7 @@ def _object_rows(source: Any) -> Iterator[Row]:
 
 
 def _checked(record: Record) -> Record:
-    """A record made by hand, refused like one that was read."""
+    """A record that was given as such, checked like one that was read."""
     if isinstance(record.prompt, str):
         _text(record.prompt, "prompt", record.id)
         _text(record.completion, "completion", record.id)
@@ -137,6 +138,6 @@ def _text(value: Any, field: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: field '{field}' holds half a surrogate pair at character {error.start}, "
-            "which no tokenizer can represent. Mend the text."
+            "which no tokenizer can represent. Correct the text."
         ) from error
     return value

@@ -1,4 +1,4 @@
-"""A record, and a record as tokens."""
+"""A record: a prompt and the completion that must follow it, as text and as tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Record:
     """One thing to remember.
 
     Attributes:
-        prompt: what is asked: a string, or the chat messages up to the answer.
-        completion: what must be recited, to the character.
+        prompt: a string, or the chat messages before the answer.
+        completion: the text that must be recited, exactly.
         id: where the record comes from, as `file:line` or `name:number` (from 1). Unique.
     """
 
@@ -27,7 +27,7 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """Hash of prompt and completion (not of the id): the record's identity everywhere."""
+        """Hash of prompt and completion, not of the id: what identifies the record."""
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
         return hashlib.sha256(
             json.dumps([prompt, self.completion], ensure_ascii=True, sort_keys=True).encode()
@@ -35,7 +35,7 @@ class Record:
 
     @property
     def title(self) -> str:
-        """The prompt in one line: what to call the record when talking to a person."""
+        """The prompt (of a chat, its last message) on one line, for messages and tables."""
         text = self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
         return " ".join(text.split())
 
@@ -46,8 +46,8 @@ class Example:
 
     Attributes:
         record: the record.
-        prompt_ids: the tokens given; at least one.
-        target_ids: the tokens to be produced: the completion's, then the end-of-turn token.
+        prompt_ids: token ids of the prompt; at least one.
+        target_ids: token ids of the completion, then the end-of-turn token.
     """
 
     record: Record

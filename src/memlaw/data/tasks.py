@@ -1,7 +1,8 @@
-"""What the probe has adapters remember: synthetic tasks of any size, or the user's own data.
+"""The probe's tasks: synthetic data of any size, or the user's own.
 
-Smaller data are prefixes of larger ones, and noise at a low ratio is replaced at a subset of the
-places of a higher one, so that cells of a grid differ in what they are meant to differ in.
+Smaller data are prefixes of larger ones, and the tokens that a low ratio of noise replaces are a
+subset of those that a higher ratio replaces. So two cells of a grid differ only in the setting that
+differs.
 
 Source of phonebook and noise: arXiv 2605.30260.
 """
@@ -29,14 +30,14 @@ _MAX_RECORDS = 500_000  # of so many first and last names
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be remembered.
+    """What a cell's adapter has to remember.
 
     Attributes:
-        kind: phonebook (made-up names and random digits), noise (a natural text with a share of
+        kind: phonebook (made-up names with random digits), noise (a natural text with a share of
             its tokens replaced by random ones), text (the beginning of a file), or records (the
-            first of a file).
-        ratio: of noise: the share that is replaced, in [0, 1].
-        path: the file, for text and records.
+            first records of a file).
+        ratio: for noise: the share of tokens that is replaced, in [0, 1].
+        path: for text and records: the file.
     """
 
     kind: Kind
@@ -45,17 +46,17 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As it is written on the command line, but for the folders of a file."""
+        """As on the command line, without the folder of a file."""
         if self.kind == "noise":
             return f"noise:{self.ratio:g}"
         return self.kind if self.path is None else f"{self.kind}:{self.path.name}"
 
 
 def parse_task(text: str) -> Task:
-    """A task from `phonebook`, `noise`, `noise:RATIO`, `text:FILE` or `records:FILE`.
+    """Parse `phonebook`, `noise` (ratio 1), `noise:RATIO`, `text:FILE` or `records:FILE`.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or the ratio isn't in [0, 1].
     """
     kind, _, rest = text.partition(":")
     if kind == "phonebook" and not rest:
@@ -85,25 +86,26 @@ def task_examples(
     natural_text: str | Path | None = None,
     max_tokens: int | None = None,
 ) -> list[Example]:
-    """What a cell has to remember.
+    """The examples of one task, at one size and seed.
 
     Args:
         task: which task.
         tokenizer: the model's.
-        n_tokens: target tokens in all, at least 1, the end of each target included. Records are
-            taken while they fit, one at the least, so they may be somewhat fewer.
-        seed: of names, digits and noise.
+        n_tokens: number of target tokens in all, end-of-turn tokens included; at least 1. Whole
+            records are taken as long as they fit, at least one of them, so that the number may be
+            missed.
+        seed: decides names, digits and noise.
         format: see `encode_prompt`.
-        natural_text: a file that noise replaces tokens of (default: prose from docstrings of
-            Python's library).
+        natural_text: for noise: the file whose tokens are replaced (default: prose from the
+            docstrings of Python's standard library).
         max_tokens: the model's context length; None if it has no limit.
 
     Returns:
         Examples whose record ids begin with the seed.
 
     Raises:
-        DataError: a file can't be read or holds too little, or a record is longer than the
-            model's context.
+        DataError: a file can't be read or is too short, or a record is longer than the model's
+            context.
     """
     if task.kind == "phonebook":
         return _fitting(
@@ -147,10 +149,10 @@ def task_examples(
 
 
 def phone_book(seed: int) -> Iterator[Record]:
-    """Made-up people with random phone numbers of ten digits, as many as one takes.
+    """Made-up people with random phone numbers of ten digits: up to 500,000, no name twice.
 
     Raises:
-        DataError: the names are used up.
+        DataError: more were asked for.
     """
     from faker.providers.person.en_US import Provider
 
@@ -173,7 +175,7 @@ def _renamed(record: Record, seed: int) -> Record:
 def _fitting(
     encoded: Callable[[list[Record]], list[Example]], records: Iterable[Record], n_tokens: int
 ) -> list[Example]:
-    """The first records while their targets fit into so many tokens; one at the least."""
+    """The first records whose targets together fit into `n_tokens`; at least one."""
     taken: list[Record] = []
     n_left = n_tokens
     for record in records:
@@ -187,7 +189,7 @@ def _fitting(
 def _text_tokens(
     tokenizer: Any, path: str | Path | None, n_tokens: int, seed: int | None
 ) -> list[int]:
-    """So many tokens of a text: from its beginning, or with a seed from anywhere, going round."""
+    """`n_tokens` of a text: from its beginning, or from a random place on, wrapping around."""
     ids = _tokenized(tokenizer, path)
     if len(ids) < n_tokens:
         raise DataError(
@@ -208,7 +210,7 @@ def _tokenized(tokenizer: Any, path: str | Path | None) -> list[int]:
 
 
 def _noisy(ids: list[int], tokenizer: Any, ratio: float, seed: int) -> list[int]:
-    """Each token replaced, with probability `ratio`, by one of the vocabulary, all alike."""
+    """Replace each token, with probability `ratio`, by one drawn uniformly from the vocabulary."""
     special = special_ids(tokenizer)
     vocabulary = [token for token in range(len(tokenizer)) if token not in special]
     draw = random.Random(f"noise {seed}").random

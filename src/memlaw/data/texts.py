@@ -1,4 +1,4 @@
-"""General text: what training holds on to, and what damage is measured on."""
+"""General text: for the retention penalty, for measuring damage, and for the probe's noise task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from memlaw.core.errors import ConfigError, DataError
 
-# Modules of Python's library whose docstrings hold much prose. Neither what retention holds on to
-# nor what damage is measured on comes from there.
+# Modules of Python's library whose docstrings hold much prose. Neither the text to retain nor the
+# text that damage is measured on comes from there.
 _WORDY = """argparse ast asyncio.base_events calendar cmd codecs collections configparser csv
 datetime decimal difflib doctest email.message enum fileinput fractions ftplib functools heapq
 imaplib inspect ipaddress locale logging mailbox nntplib optparse os pathlib pdb pickle platform
@@ -24,12 +24,12 @@ _LEAST_CHARS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralTexts:
-    """Text to hold on to in training, and text that training doesn't see.
+    """The text of the retention penalty, and a text that training doesn't see.
 
     Attributes:
-        retained: what the penalty on general text is measured on.
-        unseen: what damage is measured on.
-        unseen_name: where that comes from.
+        retained: the text on which training penalises changed predictions.
+        unseen: the text that damage is measured on.
+        unseen_name: where `unseen` comes from.
     """
 
     retained: str
@@ -40,7 +40,11 @@ class GeneralTexts:
 def general_texts(
     retain: str | Path | None = None, damage_text: str | Path | None = None
 ) -> GeneralTexts:
-    """Both texts: of files, or the built-in ones.
+    """Both texts, from files or the built-in ones.
+
+    Args:
+        retain: file of the text to retain; None for the built-in one.
+        damage_text: file of the text to measure damage on; None for the built-in one.
 
     Raises:
         DataError: a file can't be read as UTF-8.
@@ -57,9 +61,9 @@ def general_texts(
 
 
 def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
-    """The text damage is measured on, and a name for it.
+    """The text that damage is measured on, and a name for it.
 
-    By default every second topic of Python's language reference, as each CPython ships it in
+    By default every second topic of Python's language reference, which comes with each CPython as
     `pydoc_data.topics`.
 
     Raises:
@@ -71,10 +75,10 @@ def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
 
 
 def retained_text(path: str | Path | None = None) -> str:
-    """The text whose predictions training holds on to.
+    """The text on which training keeps the model's predictions.
 
-    By default the topics that damage isn't measured on, without the paragraphs that stand in
-    both.
+    By default the topics that damage isn't measured on, without the paragraphs that are in both
+    halves.
 
     Raises:
         DataError: `path` can't be read as UTF-8.
@@ -99,13 +103,13 @@ def _read(path: str | Path) -> str:
 
 
 def sha256_of(text: str) -> str:
-    """Hash of a text, as a damage's `text_sha256`."""
+    """Hash of a text, as in `Damage.text_sha256`."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
 def natural_prose() -> str:
-    """English prose that every CPython ships: paragraphs of its library's docstrings."""
+    """English prose that comes with every CPython: paragraphs of its library's docstrings."""
     found: dict[str, None] = {}
     for name in _WORDY.split():
         try:

@@ -1,23 +1,24 @@
-"""Damage: how much worse a model has become on text it was not trained on.
+"""Damage: how much worse a model predicts text that it was not trained on.
 
-Shapes: W windows, S tokens a window, V vocabulary.
+Shapes: W windows, S tokens per window, N tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 
 from memlaw.core.errors import DataError
 from memlaw.core.intervals import mean_interval
 from memlaw.data.texts import sha256_of
 from memlaw.model.head import row_blocks
 
-Tensor = torch.Tensor
 N_WINDOWS = 32
 WINDOW_TOKENS = 128
 _BATCH = 8
@@ -25,18 +26,19 @@ _BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Change on unseen text, adapted model against base model, over the same tokens.
+    """Change on unseen text from the base model to the adapted one, in nats per token.
 
     Attributes:
-        delta_nll_nats: mean rise of the negative log-likelihood a token; < 0 is an improvement.
-        delta_nll_ci95: its 95 % interval (Student's t over windows).
-        kl_nats: mean KL(base ‖ adapted) a token, ≥ 0.
-        kl_ci95: its 95 % interval.
-        base_nll_nats: the base model's mean negative log-likelihood a token.
-        n_windows, n_tokens: how much text.
-        text: where it comes from.
-        text_sha256: hash of it.
-        by_window: for each window the rise of the negative log-likelihood, and the KL divergence.
+        delta_nll_nats: mean increase of the negative log-likelihood; < 0 is an improvement.
+        delta_nll_ci95: its 95 % confidence interval (Student's t over windows).
+        kl_nats: mean KL(base ‖ adapted), ≥ 0.
+        kl_ci95: its 95 % confidence interval.
+        base_nll_nats: the base model's mean negative log-likelihood.
+        n_windows, n_tokens: size of the text measured on.
+        text: where the text comes from.
+        text_sha256: hash of the text.
+        by_window: for each window, the increase of the negative log-likelihood and the KL
+            divergence.
     """
 
     delta_nll_nats: float
@@ -52,14 +54,28 @@ class Damage:
 
     @property
     def high(self) -> float:
-        """Upper end of the 95 % interval of ΔNLL: what a bound is held against."""
+        """Upper end of the 95 % interval of ΔNLL; a bound on damage is compared with it."""
         return self.delta_nll_ci95[1]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the single windows."""
+        """All fields but `by_window`."""
         content = asdict(self)
         del content["by_window"]
         return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Damage:
+        """Read what `to_json` gave.
+
+        Raises:
+            TypeError, ValueError: a field is missing, unknown, or not of its type.
+        """
+        intervals = {}
+        for name in ("delta_nll_ci95", "kl_ci95"):
+            if name in content:
+                low, high = content[name]
+                intervals[name] = (float(low), float(high))
+        return cls(**{**content, **intervals})
 
 
 def windows(
@@ -69,15 +85,15 @@ def windows(
     context: int | None,
     n_windows: int = N_WINDOWS,
     name: str = "the text to measure damage on",
-) -> Tensor:
-    """Evenly spread windows of a text: [W, S] int64 token ids.
+) -> Int64[Tensor, "W S"]:
+    """The token ids of evenly spread windows of a text.
 
     Args:
         tokenizer: the model's.
         text: the text.
-        context: the model's context length, if it has one.
-        n_windows: W, at most.
-        name: what messages call the text.
+        context: the model's context length; None if it has no limit.
+        n_windows: the largest W.
+        name: the text's name in messages.
 
     Raises:
         DataError: the text has fewer than two windows' worth of tokens.
@@ -100,7 +116,7 @@ def windows(
 def measure_damage(
     model: Any,
     adapted: Callable[[], AbstractContextManager[Any]],
-    token_windows: Tensor,
+    token_windows: Int64[Tensor, "W S"],
     *,
     text_name: str,
     text: str,
@@ -109,8 +125,8 @@ def measure_damage(
 
     Args:
         model: the base model.
-        adapted: gives a context whose value is the model with the adapter.
-        token_windows: [W, S] token ids, W ≥ 2.
+        adapted: returns a context in which the model has the adapter; its value is that model.
+        token_windows: token ids, of W ≥ 2 windows.
         text_name: where the text comes from.
         text: the text, for its hash.
     """
@@ -141,8 +157,10 @@ def measure_damage(
     )
 
 
-def _compare(before: Tensor, after: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL before, NLL after, and KL(before ‖ after), each [N] nats, from logits [N, V]."""
+def _compare(
+    before: Float[Tensor, "N V"], after: Float[Tensor, "N V"], targets: Int64[Tensor, "N"]
+) -> tuple[Float32[Tensor, "N"], Float32[Tensor, "N"], Float32[Tensor, "N"]]:
+    """NLL before, NLL after, and KL(before ‖ after), each in nats per token, from logits."""
     found = []
     for rows in row_blocks(before):
         log_p, log_q = (x[rows].float().log_softmax(dim=1) for x in (before, after))

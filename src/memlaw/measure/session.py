@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from memlaw.data.texts import sha256_of, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.recall import Audit, audit_examples, decoded_text, greedy_decode
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.formats import PEFT_CONFIG, PROBE_CONFIG, loaded_adapter
+from memlaw.model.formats import adapter_base, loaded_adapter, read_object
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -146,10 +145,7 @@ class Session:
             return EMBEDDED if base["spec"] == EMBEDDED else str(base["path"])
         if self.config.adapter is None:
             return None
-        for name, key in ((PEFT_CONFIG, "base_model_name_or_path"), (PROBE_CONFIG, "base_model")):
-            if (self.config.adapter / name).is_file():
-                return _read_json(self.config.adapter / name).get(key)
-        return None
+        return adapter_base(self.config.adapter).path
 
     def require_own_base(self) -> None:
         """Raise AdapterError if the adapter is known to be made for another base model."""
@@ -233,7 +229,7 @@ def _run_record(adapter: Path | None) -> dict[str, Any]:
         raise AdapterError(f"{adapter} is not a folder. Name the folder that holds the adapter.")
     if not (adapter / RUN_FILE).is_file():
         return {}
-    run = _read_json(adapter / RUN_FILE)
+    run = read_object(adapter / RUN_FILE)
     base = run.get("base")
     if not isinstance(base, dict) or not {"spec", "path", "sha256"} <= set(base):
         raise AdapterError(
@@ -247,17 +243,4 @@ def _adapter_base(adapter: Path | None, run: dict[str, Any]) -> str | None:
     """Hash of the base weights that the adapter was trained on, where that is on record."""
     if run:
         return str(run["base"]["sha256"])
-    if adapter is not None and (adapter / PROBE_CONFIG).is_file():
-        sha256 = _read_json(adapter / PROBE_CONFIG).get("base_sha256")
-        return None if sha256 is None else str(sha256)
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} can't be read ({error}). Fetch or make it again.") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} is not what it should be: no JSON object.")
-    return content
+    return adapter_base(adapter).sha256 if adapter is not None else None

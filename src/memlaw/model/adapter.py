@@ -1,6 +1,14 @@
 """LoRA adapters around frozen modules: what they compute.
 
-Shapes: D_in, D_out widths of the adapted module; R rank.
+    x [*batch, D_in] ──────► frozen module f ───────► + ──► output [*batch, D_out], dtype of f(x)
+        │                                             ▲
+        └──► x A [*batch, R] ──► (x A) B [*batch, D_out] ──► dropout, in training
+                   float32
+
+    A = W A′ where the site has a whitener W: then A′ is what is trained.
+
+Shapes: D_in, D_out widths of the adapted module; R rank; *batch any leading dimensions, such as
+records and tokens.
 """
 
 from __future__ import annotations
@@ -8,44 +16,44 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
 
 from memlaw.core.errors import AdapterError, ConfigError
 from memlaw.model.sites import Site
 
-Tensor = torch.Tensor
 
-
+@runtime_checkable
 class Whitener(Protocol):
-    """A fixed linear map of a site's input space."""
+    """A fixed linear map W of a site's input space, [D_in, D_in]."""
 
-    def apply(self, columns: Tensor) -> Tensor:
-        """The map times [D_in, R]."""
+    def apply(self, columns: Float32[Tensor, "D_in R"]) -> Float32[Tensor, "D_in R"]:
+        """W times the columns."""
         ...
 
 
 class Adapter(nn.Module):
     """A LoRA adapter on one or more sites of a frozen model.
 
-    While attached, an adapted module f returns `f(x) + (x A) B`. A starts Kaiming-uniform
-    (a = √5, that is U(±1/√D_in)), B starts at zero, the scale is 1. Weights are float32 whatever
-    the model's dtype; the sum is formed in float32 and cast back, as PEFT does.
+    While attached, an adapted module f returns `f(x) + (x A) B`. A is initialised Kaiming-uniform
+    (a = √5, that is U(±1/√D_in)), B is initialised to zero, the scale is 1. Weights are float32
+    whatever the model's dtype; the sum is computed in float32 and cast back, as PEFT does.
 
-    With whiteners, A = W A′ and A′ is what is initialised and trained; `folded` gives the plain
+    With whiteners, A = W A′, and A′ is what is initialised and trained; `folded` gives the plain
     adapter that computes the same.
 
-    With dropout, and once `begin_step` was called, what is added is dropped elementwise (the
-    published probe does so in training). A folded adapter drops nothing.
+    With dropout, and once `begin_step` was called, elements of `(x A) B` are dropped, as in the
+    training of the published probe. A folded adapter has no dropout.
 
     Args:
-        sites: where.
+        sites: the modules to adapt; at least one.
         rank: R ≥ 1, at most the width of the narrowest site.
-        seed: of A's initialisation, and of what is dropped.
-        whiteners: one a site, or none at all.
-        dropout: share of `(x A) B` that is dropped, in [0, 1).
+        seed: of A's initialisation, and of dropout.
+        whiteners: one per site, or none at all.
+        dropout: probability that an element of `(x A) B` is dropped, in [0, 1).
 
     Raises:
         ConfigError: the rank is out of range.
@@ -80,25 +88,27 @@ class Adapter(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers are trained: R · Σ (D_in + D_out)."""
+        """Number of trained parameters: R · Σ (D_in + D_out) over the sites."""
         return sum(p.numel() for p in self.parameters())
 
     @property
     def is_peft(self) -> bool:
-        """Every site is a linear module, so that PEFT can load the adapter."""
+        """Whether PEFT can load the adapter: every site is a linear module."""
         return all(site.is_linear for site in self.sites)
 
     def begin_step(self, number: int) -> None:
-        """Draw anew what is dropped, as belongs to the step of that number."""
+        """Set the random state of dropout to that of the training step of that number."""
         if self.dropout:
             self.draws = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
     def attached(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Within the `with` block, `model`, which is the block's value, has the adapter."""
+        """A context in which `model` has the adapter; its value is `model`."""
         return attached(model, [(self, 0)])
 
-    def delta(self, module: str, x: Tensor) -> Tensor | None:
-        """What it adds to a module's output: `(x A) B` [..., D_out] float32; None if nothing."""
+    def delta(
+        self, module: str, x: Float[Tensor, "*batch D_in"]
+    ) -> Float32[Tensor, "*batch D_out"] | None:
+        """What it adds to a module's output: `(x A) B`; None if it isn't on that module."""
         for i, site in enumerate(self.sites):
             if site.module == module:
                 delta = lora_delta(x, *self.factors(i))
@@ -108,8 +118,8 @@ class Adapter(nn.Module):
                 return delta * kept.to(delta.device) / (1 - self.dropout)
         return None
 
-    def factors(self, index: int) -> tuple[Tensor, Tensor]:
-        """A [D_in, R] and B [R, D_out] of a site, whitening applied."""
+    def factors(self, index: int) -> tuple[Float32[Tensor, "D_in R"], Float32[Tensor, "R D_out"]]:
+        """A and B of a site, whitening applied."""
         a = self.a[index]
         return (self.whiteners[index].apply(a) if self.whiteners else a), self.b[index]
 
@@ -126,7 +136,7 @@ class Adapter(nn.Module):
     def grown(self, rank: int) -> Adapter:
         """An adapter of a higher rank that computes the same function.
 
-        The added columns of A are initialised anew, the added rows of B are zero.
+        The added columns of A are initialised at random, the added rows of B are zero.
         """
         bigger = Adapter(
             self.sites,
@@ -144,23 +154,25 @@ class Adapter(nn.Module):
         return bigger
 
 
-def _kaiming(d_in: int, rank: int, generator: torch.Generator) -> Tensor:
+def _kaiming(d_in: int, rank: int, generator: torch.Generator) -> Float32[Tensor, "D_in R"]:
     return (torch.rand(d_in, rank, generator=generator) * 2 - 1) / math.sqrt(d_in)
 
 
-def lora_delta(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`(x A) B`: [..., D_in] of any dtype to [..., D_out] in float32."""
+def lora_delta(
+    x: Float[Tensor, "*batch D_in"], a: Float32[Tensor, "D_in R"], b: Float32[Tensor, "R D_out"]
+) -> Float32[Tensor, "*batch D_out"]:
+    """`(x A) B`, computed in float32 whatever the dtype of x."""
     return (x.float() @ a) @ b
 
 
 @contextmanager
 def attached(model: nn.Module, parts: Sequence[tuple[Adapter, int]]) -> Iterator[nn.Module]:
-    """Within the `with` block, `model`, which is the block's value, has the adapters.
+    """A context in which `model` has the adapters; its value is `model`.
 
     Args:
         model: the model.
-        parts: adapters, and how many tokens of the one sequence that is run each of them is for,
-            in order. With a single adapter the number is not looked at: it is for everything.
+        parts: adapters, each with the number of tokens that it is applied to, in their order along
+            the sequence. The number is ignored if there is one adapter: it is applied to all.
     """
     modules = dict.fromkeys(site.module for adapter, _ in parts for site in adapter.sites)
     hooks = [
@@ -186,9 +198,19 @@ def _lora_hook(parts: Sequence[tuple[Adapter, int]], name: str) -> Any:
 
 
 def add_deltas(
-    parts: Sequence[tuple[Adapter, int]], module: str, x: Tensor, output: Tensor
-) -> Tensor:
-    """A module's output with what the adapters add, in the output's dtype; parts as `attached`."""
+    parts: Sequence[tuple[Adapter, int]],
+    module: str,
+    x: Float[Tensor, "*batch D_in"],
+    output: Float[Tensor, "*batch D_out"],
+) -> Float[Tensor, "*batch D_out"]:
+    """A module's output plus what the adapters add to it, in the output's dtype.
+
+    Args:
+        parts: as in `attached`.
+        module: the module's qualified name.
+        x: its input.
+        output: its output.
+    """
     if len(parts) == 1:
         delta = parts[0][0].delta(module, x)
         return output if delta is None else (output.float() + delta).to(output.dtype)

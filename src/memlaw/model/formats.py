@@ -1,12 +1,17 @@
-"""Folders that hold an adapter."""
+"""Adapters in folders: how each format is saved, loaded and recognised.
+
+To add a format, write its functions, and add it to `FORMATS`. All that reads such folders, or lists
+their files, uses that table.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,14 +22,49 @@ from memlaw.core.files import file_sha256, write_json, write_tensors
 from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
 
-PROBE_CONFIG = "memlaw_adapter.json"
-PROBE_WEIGHTS = "memlaw_adapter.safetensors"
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_CONFIG = "adapter_config.json"
+_PEFT_WEIGHTS = "adapter_model.safetensors"
+_MEMLAW_CONFIG = "memlaw_adapter.json"
+_MEMLAW_WEIGHTS = "memlaw_adapter.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedBase:
+    """The base model of a saved adapter, as far as its folder names it.
+
+    Attributes:
+        path: what plain Transformers loads it by: a hub id, or a folder.
+        sha256: hash of its weights.
+    """
+
+    path: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFormat:
+    """One format.
+
+    Attributes:
+        config_file: name of the JSON file by which such a folder is recognised.
+        weights_file: name of the file that holds the weights.
+        fits: whether an adapter can be saved in it.
+        save: writes an adapter without whiteners, trained on this base, into an existing folder.
+        loaded: a context in which the model has the adapter of a folder; its value is the model.
+            Raises AdapterError if the folder can't be loaded onto this model.
+        base: the base model that the content of `config_file` names.
+    """
+
+    config_file: str
+    weights_file: str
+    fits: Callable[[Adapter], bool]
+    save: Callable[[Adapter, Path, NamedBase], None]
+    loaded: Callable[[Path, nn.Module], AbstractContextManager[nn.Module]]
+    base: Callable[[dict[str, Any]], NamedBase]
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256: str) -> Path:
-    """Write the adapter: a PEFT folder where every site is linear, else this package's format.
+    """Write the adapter: a PEFT folder if every site is linear, else this package's format.
 
     Args:
         adapter: what to save.
@@ -35,26 +75,78 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256:
     Returns:
         The file that holds the weights.
     """
-    adapter = adapter.folded()
-    if not adapter.is_peft:
-        weights = {
-            f"{site.module}.{letter}": part.detach()
-            for letter, parts in (("A", adapter.a), ("B", adapter.b))
-            for site, part in zip(adapter.sites, parts, strict=True)
-        }
-        write_tensors(folder / PROBE_WEIGHTS, weights)
-        write_json(
-            folder / PROBE_CONFIG,
-            {
-                "format": 1,
-                "rank": adapter.rank,
-                "sites": [asdict(s) for s in adapter.sites],
-                "formula": "f(x) + (x A) B",
-                "base_model": base_path,
-                "base_sha256": base_sha256,
-            },
+    format = next(f for f in FORMATS if f.fits(adapter))
+    format.save(adapter.folded(), folder, NamedBase(path=base_path, sha256=base_sha256))
+    return folder / format.weights_file
+
+
+@contextmanager
+def loaded_adapter(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
+    """A context in which the model has the adapter saved in `folder`; its value is the model.
+
+    Any PEFT adapter is loaded, by PEFT; else this package's own format.
+
+    Raises:
+        AdapterError: no adapter there, weights not in safetensors, or an adapter of another model.
+    """
+    format = _format_of(folder)
+    if format is None:
+        known = " nor ".join(f.config_file for f in FORMATS)
+        raise AdapterError(
+            f"{folder} holds no adapter: neither {known}. Name the folder that 'memlaw write -o' "
+            "or PEFT's save_pretrained wrote."
         )
-        return folder / PROBE_WEIGHTS
+    with format.loaded(folder, model) as adapted:
+        yield adapted
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hash of the adapter's weight file.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    for format in FORMATS:
+        if (folder / format.weights_file).is_file():
+            return file_sha256(folder / format.weights_file)
+    raise AdapterError(f"{folder} holds no adapter weights.")
+
+
+def adapter_base(folder: Path) -> NamedBase:
+    """The base model that a saved adapter names.
+
+    Raises:
+        AdapterError: the adapter's settings can't be read.
+    """
+    format = _format_of(folder)
+    if format is None:
+        return NamedBase(path=None, sha256=None)
+    return format.base(read_object(folder / format.config_file))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object that lies in an adapter's folder.
+
+    Raises:
+        AdapterError: it can't be read, or isn't a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} can't be read ({error}). Fetch or make it again.") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is not what it should be: no JSON object.")
+    return content
+
+
+def _format_of(folder: Path) -> AdapterFormat | None:
+    return next((f for f in FORMATS if (folder / f.config_file).is_file()), None)
+
+
+# ---------------------------------------------------------------- PEFT
+
+
+def _save_peft(adapter: Adapter, folder: Path, base: NamedBase) -> None:
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -63,7 +155,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256:
         lora_alpha=adapter.rank,  # PEFT scales by alpha / r; ours is 1
         target_modules=sorted(site.module for site in adapter.sites),
         fan_in_fan_out=all(site.is_transposed for site in adapter.sites),
-        base_model_name_or_path=base_path,
+        base_model_name_or_path=base.path,
         inference_mode=True,
     )
     content = config.to_dict()
@@ -72,32 +164,15 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256:
     for site, a, b in zip(adapter.sites, adapter.a, adapter.b, strict=True):
         weights[f"base_model.model.{site.module}.lora_A.weight"] = a.detach().T.contiguous()
         weights[f"base_model.model.{site.module}.lora_B.weight"] = b.detach().T.contiguous()
-    write_tensors(folder / PEFT_WEIGHTS, weights)
-    write_json(folder / PEFT_CONFIG, content)
-    return folder / PEFT_WEIGHTS
+    write_tensors(folder / _PEFT_WEIGHTS, weights)
+    write_json(folder / _PEFT_CONFIG, content)
 
 
 @contextmanager
-def loaded_adapter(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
-    """Within the `with` block, a model that computes with the adapter saved in `folder`.
-
-    Loads any PEFT folder, through PEFT, or this package's own format.
-
-    Raises:
-        AdapterError: no adapter there, weights not in safetensors, or made for another model.
-    """
-    if (folder / PROBE_CONFIG).is_file():
-        with _load_probe(folder, model).attached(model):
-            yield model
-        return
-    if not (folder / PEFT_CONFIG).is_file():
+def _loaded_peft(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
+    if not (folder / _PEFT_WEIGHTS).is_file():
         raise AdapterError(
-            f"{folder} holds no adapter: neither {PEFT_CONFIG} nor {PROBE_CONFIG}. Name the "
-            "folder that 'memlaw write -o' or PEFT's save_pretrained wrote."
-        )
-    if not (folder / PEFT_WEIGHTS).is_file():
-        raise AdapterError(
-            f"{folder} has no {PEFT_WEIGHTS}. Pickled weights (adapter_model.bin) are never "
+            f"{folder} has no {_PEFT_WEIGHTS}. Pickled weights (adapter_model.bin) are never "
             "loaded; save the adapter again with PEFT's save_pretrained."
         )
     from peft import PeftModel
@@ -115,11 +190,38 @@ def loaded_adapter(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
         wrapped.unload()
 
 
-def _load_probe(folder: Path, model: nn.Module) -> Adapter:
+def _peft_base(config: dict[str, Any]) -> NamedBase:
+    return NamedBase(path=config.get("base_model_name_or_path"), sha256=None)
+
+
+# ---------------------------------------------------------------- this package's own
+
+
+def _save_memlaw(adapter: Adapter, folder: Path, base: NamedBase) -> None:
+    weights = {
+        f"{site.module}.{letter}": part.detach()
+        for letter, parts in (("A", adapter.a), ("B", adapter.b))
+        for site, part in zip(adapter.sites, parts, strict=True)
+    }
+    write_tensors(folder / _MEMLAW_WEIGHTS, weights)
+    write_json(
+        folder / _MEMLAW_CONFIG,
+        {
+            "format": 1,
+            "rank": adapter.rank,
+            "sites": [asdict(s) for s in adapter.sites],
+            "formula": "f(x) + (x A) B",
+            "base_model": base.path,
+            "base_sha256": base.sha256,
+        },
+    )
+
+
+def _loaded_memlaw(folder: Path, model: nn.Module) -> AbstractContextManager[nn.Module]:
     try:
-        config = json.loads((folder / PROBE_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / _MEMLAW_CONFIG).read_text(encoding="utf-8"))
         sites = tuple(Site(**site) for site in config["sites"])
-        weights = load_file(folder / PROBE_WEIGHTS)
+        weights = load_file(folder / _MEMLAW_WEIGHTS)
         adapter = Adapter(sites, rank=config["rank"], seed=0)
         with torch.no_grad():
             for site, a, b in zip(sites, adapter.a, adapter.b, strict=True):
@@ -130,16 +232,31 @@ def _load_probe(folder: Path, model: nn.Module) -> Adapter:
         raise AdapterError(
             f"{folder}: unreadable adapter, or not for this model: {error}"
         ) from error
-    return adapter.to(next(model.parameters()).device)
+    return adapter.to(next(model.parameters()).device).attached(model)
 
 
-def adapter_sha256(folder: Path) -> str:
-    """Hash of the adapter's weight file.
+def _memlaw_base(config: dict[str, Any]) -> NamedBase:
+    sha256 = config.get("base_sha256")
+    return NamedBase(path=config.get("base_model"), sha256=None if sha256 is None else str(sha256))
 
-    Raises:
-        AdapterError: there is none.
-    """
-    for name in (PEFT_WEIGHTS, PROBE_WEIGHTS):
-        if (folder / name).is_file():
-            return file_sha256(folder / name)
-    raise AdapterError(f"{folder} holds no adapter weights.")
+
+# The first that fits is the one an adapter is saved in.
+FORMATS = (
+    AdapterFormat(
+        config_file=_PEFT_CONFIG,
+        weights_file=_PEFT_WEIGHTS,
+        fits=lambda adapter: adapter.is_peft,
+        save=_save_peft,
+        loaded=_loaded_peft,
+        base=_peft_base,
+    ),
+    AdapterFormat(
+        config_file=_MEMLAW_CONFIG,
+        weights_file=_MEMLAW_WEIGHTS,
+        fits=lambda adapter: True,
+        save=_save_memlaw,
+        loaded=_loaded_memlaw,
+        base=_memlaw_base,
+    ),
+)
+ADAPTER_FILES = tuple(name for f in FORMATS for name in (f.config_file, f.weights_file))

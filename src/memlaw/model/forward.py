@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor
 
 from memlaw.data.record import Example
-
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +23,26 @@ class Batch:
     """Examples as tensors, padded on the right.
 
     Attributes:
-        input_ids: [B, S] int64: prompt, then target.
-        attention_mask: [B, S] int64: 1 on real tokens, by their place, never by their value:
+        input_ids: prompt, then target.
+        attention_mask: 1 on real tokens, by their place, never by their value:
             a pad token that shares its id with the end-of-turn token hides nothing.
-        keep: [B, S] bool: positions whose next token is a target token.
-        target_ids: [N] int64.
+        keep: positions whose next token is a target token.
+        target_ids: the target tokens, record after record.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    keep: Tensor
-    target_ids: Tensor
+    input_ids: Int64[Tensor, "B S"]
+    attention_mask: Int64[Tensor, "B S"]
+    keep: Bool[Tensor, "B S"]
+    target_ids: Int64[Tensor, N]
 
 
-def unflatten(values: Tensor, mask: Tensor) -> Tensor:
-    """[N] values to the True places, row by row, of a mask [B, T]; zero elsewhere."""
+def unflatten(values: Shaped[Tensor, N], mask: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
+    """The values put to the True places of the mask, row by row; zero elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Put examples into one right-padded batch."""
+    """Put examples, at least one, into one batch, padded on the right."""
     n, width = len(examples), max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     input_ids = torch.zeros(n, width, dtype=torch.long)
     attention_mask = torch.zeros(n, width, dtype=torch.long)
@@ -61,11 +61,11 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     )
 
 
-def target_logits(model: Any, batch: Batch) -> Tensor:
+def target_logits(model: Any, batch: Batch) -> Float[Tensor, "N V"]:
     """Logits of the target tokens, teacher-forced.
 
-    The same as `model(input_ids, attention_mask).logits[keep]`; the head runs only where a
-    target follows, on models whose `forward` knows `logits_to_keep`.
+    The same as `model(input_ids, attention_mask).logits[keep]`. If the model's `forward` has the
+    argument `logits_to_keep`, the head is computed only at positions before a target token.
 
     Returns:
         [N, V] in the model's dtype.
@@ -81,10 +81,10 @@ def target_logits(model: Any, batch: Batch) -> Tensor:
     return logits if logits.dim() == 2 else logits[batch.keep]
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
+def logits_of(model: Any, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
     """Logits of final hidden states, with whatever scaling or capping the model has.
 
-    Runs the model's own `forward` around a stand-in for its body.
+    Calls the model's own `forward`, with the body replaced by one that returns `hidden`.
 
     Args:
         model: a Transformers causal language model.
@@ -103,7 +103,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 
 class _KnownBody(torch.nn.Module):
-    def __init__(self, hidden: Tensor) -> None:
+    def __init__(self, hidden: Float[Tensor, "1 N D"]) -> None:
         super().__init__()
         self.hidden = hidden
 

@@ -1,4 +1,4 @@
-"""GGUF files: unpacked once, into a folder of the cache that Transformers loads."""
+"""Unpack a GGUF file, once, into a cached folder in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAYOUT = 1  # raised when the folder written for a GGUF file changes
 
 
 def cache_folder() -> Path:
-    """Where dequantised models are kept: `$MEMLAW_CACHE`, or `memlaw` in the user's cache."""
+    """The folder for unpacked models: `$MEMLAW_CACHE`, or `memlaw` in the user's cache folder."""
     if chosen := os.environ.get("MEMLAW_CACHE"):
         return Path(chosen).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -28,11 +28,18 @@ def cache_folder() -> Path:
 
 
 def unpacked(gguf: Path, notice: Callable[[str], None]) -> Path:
-    """A folder in Hugging Face's format with the weights of a GGUF file, made once.
+    """A folder in Hugging Face's format with the weights of a GGUF file, made on first use.
 
-    Weights lie in float32, exactly as dequantised; `config.json` names bfloat16, so that plain
-    `from_pretrained` computes in it. Written beside and renamed, and checked by its hash on
-    every use: a half-written or altered folder is made anew.
+    Weights are stored in float32, exactly as dequantised; `config.json` names bfloat16, so that
+    plain `from_pretrained` computes in it. The folder is written under another name and renamed,
+    and its hash is checked on every use: if it is incomplete or was altered, it is made again.
+
+    Args:
+        gguf: the file.
+        notice: called with one sentence before unpacking, which takes about half a minute.
+
+    Raises:
+        ModelError: the file can't be read, or the folder can't be written.
     """
     key = file_sha256(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{key[:16]}-v{_LAYOUT}"

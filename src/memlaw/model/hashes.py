@@ -1,4 +1,4 @@
-"""Hashes by which a certificate names a base model: of its weights and of its tokenizer."""
+"""Hashes of a base model's weights and tokenizer, by which a certificate identifies it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From final hidden states to losses and back, in little memory.
+"""Losses of final hidden states, and their gradients, in little memory.
 
-Shapes: N target tokens, D width, V vocabulary.
+Shapes: N target tokens, n of them that are worked on at once, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
 
-Tensor = torch.Tensor
 _CPU_BLOCK_ROWS = 16  # of float32 logits that fit a core's cache
 _BLOCK_ROWS = 1024
 _CPU_PIECE_ROWS = (
@@ -20,24 +21,25 @@ _CPU_PIECE_ROWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What a forward pass found, and how to send gradients back from it.
+    """The losses of a forward pass, and its backward pass.
 
     Attributes:
-        nll: [N] float32, nats, without a graph.
-        correct: [N] bool: no other token has a higher logit.
-        backward: adds the gradient of `Σ weights · nll`, weights [N], to the adapters'.
+        nll: negative log-likelihoods, in nats; not part of an autograd graph.
+        correct: whether no token has a higher logit than the target.
+        backward: adds the gradient of `Σ weights · nll`, with weights [N], to the adapters'
+            gradients.
     """
 
-    nll: Tensor
-    correct: Tensor
+    nll: Float32[Tensor, N]
+    correct: Bool[Tensor, N]
     backward: Callable[[Tensor], None]
 
 
-def row_blocks(logits: Tensor) -> Iterator[slice]:
+def row_blocks(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
     """Slices of rows to work on in float32, one after the other.
 
-    On a CPU few enough to stay in its cache, which makes the work several times faster than
-    whole-tensor operations; elsewhere many.
+    On a CPU the blocks are small enough to stay in its cache, which makes the work several times
+    faster than operations on the whole tensor; on other devices they are large.
     """
     size = _CPU_BLOCK_ROWS if logits.device.type == "cpu" else _BLOCK_ROWS
     for start in range(0, len(logits), size):
@@ -46,25 +48,26 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
 
 def head_losses(
     head: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N D"],
+    targets: Int64[Tensor, N],
     *,
-    dense: Tensor,
+    dense: Bool[Tensor, N],
     max_rows: int,
 ) -> Losses:
     """The losses of `cross_entropy(head(hidden).float(), targets)`, and their gradient.
 
-    Logits are made a piece at a time. Where a piece holds a `dense` token, the gradient of each of
-    its losses at its hidden state is taken at once, while the logits are there; for the others
-    the head runs again on the way back, for tokens with a weight only.
+    Logits are computed piece by piece. If a piece has a `dense` token, the gradient of each of its
+    losses with respect to its hidden state is computed at once, while the logits are in memory. For
+    the other pieces the head is computed again in the backward pass, for tokens with a non-zero
+    weight only.
 
     Args:
-        head: hidden states [n, D] to logits [n, V], each row for itself.
-        hidden: [N, D], with a graph.
-        targets: [N] int64.
-        dense: [N] bool: tokens that will surely have a weight. It decides what is computed when,
-            not what comes out.
-        max_rows: rows of logits that are held at a time, at most; at least 1.
+        head: maps hidden states [n, D] to logits [n, V], each row independently.
+        hidden: final hidden states, part of an autograd graph.
+        targets: the tokens to predict.
+        dense: tokens that will certainly have a non-zero weight. This changes the order of the
+            computation, not its result.
+        max_rows: the most rows of logits in memory at a time; at least 1.
     """
     largest = min(max_rows, _CPU_PIECE_ROWS) if hidden.device.type == "cpu" else max_rows
     at_hidden = torch.zeros_like(hidden)  # [N, D]: of each token's own loss
@@ -82,7 +85,7 @@ def head_losses(
         nll.append(losses)
         correct.append(right)
 
-    def backward(weights: Tensor) -> None:
+    def backward(weights: Float[Tensor, N]) -> None:
         missing = (~known & (weights != 0)).nonzero()[:, 0]
         for chosen in missing.split(largest) if len(missing) else ():
             found = torch.empty_like(at_hidden[chosen])
@@ -94,9 +97,12 @@ def head_losses(
 
 
 def _with_gradient(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, into: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss [n], whether the target is the argmax [n]; `into` [n, D] gets d loss / d hidden."""
+    head: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "n D"],
+    targets: Int64[Tensor, n],
+    into: Float[Tensor, "n D"],
+) -> tuple[Float32[Tensor, n], Bool[Tensor, n]]:
+    """Losses, and whether no logit is above the target's; `into` gets d loss / d hidden."""
     leaf = hidden.detach().requires_grad_()
     with torch.enable_grad():
         logits = head(leaf)
@@ -107,9 +113,9 @@ def _with_gradient(
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, *, with_gradient: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss [N] float32, whether no logit is higher [N], and d loss / d logits [N, V].
+    logits: Float[Tensor, "n V"], targets: Int64[Tensor, n], *, with_gradient: bool = False
+) -> tuple[Float32[Tensor, n], Bool[Tensor, n], Float[Tensor, "n V"] | None]:
+    """Losses, whether no logit is above the target's, and d loss / d logits.
 
     Computed in float32 from logits of any dtype.
     """
@@ -131,15 +137,15 @@ def _cross_entropy(
     return torch.cat(nll), torch.cat(correct), gradient
 
 
-def sampled_score(logits: Tensor, u: Tensor) -> Tensor:
-    """d log p(token) / d logits for a token drawn from each row's own distribution.
+def sampled_score(logits: Float[Tensor, "N V"], u: Float32[Tensor, N]) -> Float[Tensor, "N V"]:
+    """Gradient of log p(token) by the logits, for a token drawn from each row's distribution.
 
     Args:
-        logits: [N, V], any dtype.
-        u: [N] float32, uniform on [0, 1): the draws.
+        logits: of any dtype.
+        u: the draws, uniform on [0, 1).
 
     Returns:
-        [N, V] in the logits' dtype.
+        The gradients, in the logits' dtype.
     """
     score = torch.empty_like(logits)
     for rows in row_blocks(logits):

@@ -1,4 +1,4 @@
-"""Find a base model's folder: the embedded one, a path, or one that the hub gives."""
+"""Find a base model: the embedded one, a folder, a GGUF file, or one from the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
 def locate(spec: str, notice: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder to read, and the name by which plain Transformers finds the same model."""
+    """The folder to read, and the name by which plain Transformers loads the same model.
+
+    A GGUF file is unpacked, a hub id is downloaded, if that hasn't been done yet.
+
+    Args:
+        spec: as in `load_model`.
+        notice: called with one sentence before a step that takes long.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     if spec == EMBEDDED:
         folder = unpacked(_embedded_gguf(), notice)
         return folder, str(folder)

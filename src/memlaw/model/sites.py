@@ -1,4 +1,7 @@
-"""Where in a model adapters sit: which modules a placement means, in which layers."""
+"""Find the modules to adapt: those that a placement stands for, in the chosen layers.
+
+To add a placement, add it to `_find`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import nn
 from memlaw.core.errors import AdapterError, ConfigError
 from memlaw.settings.choices import Layers
 
-# What architectures call the same thing. Where a name is in the model as it is, it needs no entry.
+# What different architectures call one module. A name that a model itself uses needs no entry.
 _MLP_BLOCKS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _ATTENTION_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
 _SYNONYMS = {
@@ -24,9 +27,10 @@ class Site:
 
     Attributes:
         module: its qualified name in the model.
-        d_in, d_out: widths of what it reads and writes.
-        layer: index of the decoder layer it lies in, from 0.
-        is_linear: it is a linear map, so a stock LoRA; else a whole block (the paper's probe).
+        d_in, d_out: widths of its input and output.
+        layer: index of its decoder layer, from 0.
+        is_linear: it is a linear module, so that the adapter is an ordinary LoRA; else it is a
+            whole block (as in the paper's probe).
         is_transposed: its weight is stored as [D_in, D_out] (GPT-2's Conv1D).
     """
 
@@ -51,23 +55,26 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def auto_layer(n_layers: int) -> int:
-    """The default layer: two thirds of the way up (20 of 30; the paper's 24 of 36)."""
+    """Index of the default layer: two thirds of the way up (20 of 30; the paper's 24 of 36)."""
     return min(n_layers - 1, round(n_layers * 2 / 3))
 
 
 def resolve_sites(model: nn.Module, placement: str, layers: Layers) -> tuple[Site, ...]:
-    """Find the modules that a placement means in this model.
+    """Find the modules that a placement stands for in this model.
 
     Args:
-        model: a Transformers decoder.
-        placement: `mlp` (in parallel with the whole MLP block: the paper's probe), `attn` (every
-            linear map of the attention), `all-linear` (every linear map of the layer),
-            `down_proj`, `up_proj`, or names of linear modules, joined by commas.
-        layers: indices from 0; `auto` is two thirds of the way up; `all`.
+        model: a Transformers causal language model.
+        placement: `mlp` (in parallel with the whole MLP block, as in the paper's probe), `attn`
+            (every linear module of the attention), `all-linear` (every linear module of the
+            layer), `down_proj`, `up_proj`, or names of linear modules; several joined by commas.
+        layers: indices from 0; `auto` for the one of `auto_layer`; `all` for every layer.
+
+    Returns:
+        At least one site; layer by layer, without repetition.
 
     Raises:
-        ConfigError: a layer out of range.
-        AdapterError: no such module in a layer. Lists what there is.
+        ConfigError: a layer is out of range.
+        AdapterError: a layer has no such module. Lists those it has.
     """
     list_name, blocks = decoder_layers(model)
     if layers == "auto":

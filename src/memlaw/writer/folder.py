@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_tensors
-from memlaw.model.formats import PEFT_CONFIG, PEFT_WEIGHTS, PROBE_CONFIG, PROBE_WEIGHTS
+from memlaw.model.formats import ADAPTER_FILES
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ _FILES = (
     SNAPSHOTS_FILE,
     CARD_FILE,
     CERTIFICATE_FILE,
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
-    PROBE_CONFIG,
-    PROBE_WEIGHTS,
+    *ADAPTER_FILES,
 )
 
 
