@@ -56,5 +56,7 @@ def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_ter
     said = seen.getvalue()
     assert ("rank \\ length" in said) == is_terminal
     assert ("step 6/12" in said) == is_terminal  # elsewhere ten seconds would have to pass
-    assert ("length 6, rank 1, seed 0: loss fell by 4.56, 50.0% under" in said) != is_terminal
+    assert (
+        "length 6, rank 1, seed 0: loss fell by 4.56, 50.0% of tokens under" in said
+    ) != is_terminal
     assert "4.56" in said

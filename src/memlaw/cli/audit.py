@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -18,7 +18,7 @@ from memlaw.settings.audit import AuditConfig
 
 if TYPE_CHECKING:
     from memlaw.certify.check import CertificateCheck
-    from memlaw.measure.recall import Audit
+    from memlaw.measure.examine import Audit
 
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
@@ -56,7 +56,7 @@ def run(args: list[str]) -> int:
     from memlaw.measure.session import audit
 
     if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
-        raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Make it first.")
+        raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Create it first.")
     config = part_of(AuditConfig, given)
     with closing(ConsoleObserver()) as observer:
         if given.certificate is not None:
@@ -68,7 +68,7 @@ def run(args: list[str]) -> int:
     if given.tokens is not None:
         found.write_tokens(given.tokens)
     if given.json:
-        content = audit_json(found)
+        content = found.with_texts().to_json()
         if check is not None:
             content |= {"holds": check.holds, "mismatches": list(check.mismatches)}
         print_json(content)
@@ -94,8 +94,8 @@ def show_audit(audit: Audit) -> None:
     if audit.disagreements:
         console.print(
             "The teacher-forced pass and greedy decoding disagree on "
-            f"{len(audit.disagreements)} record(s): rounding decides there, and may decide "
-            "otherwise elsewhere:"
+            f"{len(audit.disagreements)} record(s): there rounding decides, and another machine "
+            "may give another result:"
         )
         for verdict in audit.disagreements[:SHOWN]:
             said = "right" if verdict.argmax_recalled else "wrong"
@@ -132,30 +132,3 @@ def show_check(check: CertificateCheck) -> None:
             f"{check.certificate.n_records} RECORDS ARE CERTIFIED"
         )
     console.print(Text(verdict, style="bold"))
-
-
-def audit_json(audit: Audit) -> dict[str, Any]:
-    """Totals, a record each, and its tokens."""
-    content = audit.summary()
-    for i, record in enumerate(content["records"]):
-        record["tokens"] = _tokens_json(audit, audit.token_rows(i))
-    return content
-
-
-def _tokens_json(audit: Audit, rows: slice) -> list[dict[str, Any]]:
-    from memlaw.measure.recall import decoded_text
-
-    tokens = audit.tokens
-    columns = (tokens.token_id, tokens.p, tokens.nll_nats, tokens.argmax_id, tokens.margin_nats)
-    return [
-        {
-            "token": decoded_text(audit.tokenizer, [token]),
-            "token_id": token,
-            "p": p,
-            "nll_nats": nll,
-            "argmax": decoded_text(audit.tokenizer, [best]),
-            "argmax_id": best,
-            "margin_nats": margin,
-        }
-        for token, p, nll, best, margin in zip(*(c[rows].tolist() for c in columns), strict=True)
-    ]

@@ -82,7 +82,7 @@ def show_comparison(found: ObjectivesResult, out: Path) -> None:
         cells = ", ".join(f"{length} at rank {rank}" for _, length, rank in first.cells)
         console.print(Text(f"{title} ({cells}); {first.n_seeds} seeds; 95 % intervals"))
         for name in MEASURES:
-            table = plain_table(name, "mean", "− sft's", "/ sft's")
+            table = plain_table(name, "mean", "minus sft", "ratio to sft")
             table.add_row("sft", f"{first.measures[name].baseline_mean:.3g}", "", "")
             for comparison in comparisons:
                 of = comparison.measures[name]

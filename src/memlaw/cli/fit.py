@@ -70,7 +70,7 @@ def show_fit(fits: Sequence[StoreFit]) -> None:
     for fit in fits:
         console.print()
         console.print(Text(_setting_text(fit), style="bold"))
-        console.print("ΔL measured, as a share of the base model's loss, and fitted (* saturated)")
+        console.print("ΔL measured (bar: share of the base model's loss), and fitted (* saturated)")
         console.print(_grid(fit))
         if fit.comparison:
             _show_forms(console, fit)
@@ -81,9 +81,9 @@ def show_fit(fits: Sequence[StoreFit]) -> None:
             size = fit.recall.params_["size_at_centre"]
             low, high = fit.recall.intervals_["size_at_centre"]
             console.print(
-                f"certified from {fit.recall.covariate} {size:.2g} ({low:.2g} to {high:.2g}) at "
-                f"{fit.recall.centre_tokens_:.0f} tokens, growing as their "
-                f"{fit.recall.params_['gamma']:.2f}th power"
+                f"{fit.recall.covariate} needed to certify {fit.recall.centre_tokens_:.0f} tokens: "
+                f"{size:.2g} ({low:.2g} to {high:.2g}), growing as tokens to the power of "
+                f"{fit.recall.params_['gamma']:.2f}"
             )
         for problem in fit.problems:
             console.print(Text(problem), soft_wrap=True)

@@ -14,6 +14,7 @@ from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
 from memlaw.cli.grid import delta_nll, grid_table, share_over
 from memlaw.cli.parse import parse, part_of, split_lists
 from memlaw.cli.terminal import duration, print_json, quiet_libraries, stdout_console
+from memlaw.core.criterion import Criterion
 from memlaw.settings.probe import ProbeConfig
 
 if TYPE_CHECKING:
@@ -96,9 +97,12 @@ def show_probe(result: ProbeResult, out: Path) -> None:
     lengths = sorted({row["length"] for row in result.cells})
     if done:
         n_seeds = len({row["seed"] for row in done})
-        console.print(f"loss fell by, nats per token (mean of {n_seeds} seed(s); * saturated)")
+        console.print(f"drop in loss, nats per token (mean of {n_seeds} seed(s); * saturated)")
         console.print(grid_table(done, ranks, lengths, delta_nll))
-        console.print("tokens at p 0.55 or more, teacher-forced; ✓ all of every seed")
+        console.print(
+            f"share of tokens at p {Criterion().line:g} or more, teacher-forced (✓ all tokens of "
+            "every seed)"
+        )
         console.print(grid_table(done, ranks, lengths, share_over))
         worst = max(done, key=lambda row: row["damage_nll"])
         console.print(

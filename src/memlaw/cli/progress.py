@@ -12,6 +12,7 @@ from rich.text import Text
 
 from memlaw.cli.grid import Row, delta_nll, grid_table
 from memlaw.cli.terminal import duration
+from memlaw.core.criterion import Criterion
 from memlaw.core.observer import EpochStats, Observer, Spec
 
 _LINE_EVERY_S = 10.0
@@ -69,7 +70,7 @@ class ConsoleObserver(Observer):
         self.rows = [dict(row) for row in finished]
         self.n_to_do = n_cells - len(finished)
         if finished:
-            self.notice(f"{len(finished)} of {n_cells} cells are there already.")
+            self.notice(f"{len(finished)} of {n_cells} cells are already in the folder.")
 
     def steps(self, specs: Sequence[Spec], step: int, steps: int, nll_nats: float) -> None:
         took = duration(time.monotonic() - self.started)
@@ -89,7 +90,10 @@ class ConsoleObserver(Observer):
             self._show(f"cells {self.n_done}/{self.n_to_do}")
         else:
             under = result["share_under"]
-            self.notice(f"{line}loss fell by {result['delta_nll']:.2f}, {under:.1%} under p 0.55")
+            self.notice(
+                f"{line}loss fell by {result['delta_nll']:.2f}, {under:.1%} of tokens under "
+                f"p {Criterion().line:g}"
+            )
 
     def _show(self, line: str, *, always: bool = False) -> None:
         """How things stand; `always` prints it however short ago the last line was."""

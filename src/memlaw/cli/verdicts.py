@@ -11,7 +11,7 @@ from rich.text import Text
 from memlaw.cli.terminal import BARS
 
 if TYPE_CHECKING:
-    from memlaw.measure.recall import Audit
+    from memlaw.measure.examine import Audit
 
 SHOWN = 5  # records of a kind; of the others only how many there are
 _CONTEXT_TOKENS = 8
@@ -21,23 +21,22 @@ _COLUMNS = 20
 def audit_rows(audit: Audit) -> dict[str, str]:
     """The totals, as rows of a table: name, value."""
     n = len(audit.records)
-    under = sum(r.n_under for r in audit.records)
     rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
     if audit.n_decoded == n:
         rows["certified"] = f"{audit.n_certified:,} of {n:,}"
     how = f"{audit.n_decoded:,} decoded" if audit.n_decoded else "teacher-forced pass"
     rows["recited word for word"] = f"{audit.n_recalled:,} of {n:,} ({how})"
-    rows[f"tokens under p {audit.threshold + audit.margin:g}"] = (
-        f"{under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
+    rows[f"tokens under p {audit.criterion.line:g}"] = (
+        f"{audit.n_under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
-    if under or audit.n_recalled < n:
+    if audit.n_under or audit.n_recalled < n:
         rows |= _where_it_breaks(audit)
     return rows
 
 
 def _where_it_breaks(audit: Audit) -> dict[str, str]:
     """Two small plots: of the tokens' p, and of where in their records the first failures are."""
-    line = round(_COLUMNS * (audit.threshold + audit.margin))
+    line = round(_COLUMNS * audit.criterion.line)
     shown = bars(np.histogram(audit.tokens.p, bins=_COLUMNS, range=(0, 1))[0])
     rows = {"p of the tokens": f"0 {shown[:line]}│{shown[line:]} 1"}
     places = [
@@ -66,7 +65,9 @@ def print_failures(console: Console, audit: Audit) -> None:
     for i in failing[:SHOWN]:
         verdict = audit.records[i]
         title = audit.examples[i].record.title
-        cascade = f", {verdict.cascade_tokens} tokens lost" if verdict.cascade_tokens else ""
+        cascade = (
+            f", {verdict.cascade_tokens} tokens decoded wrong" if verdict.cascade_tokens else ""
+        )
         spot = failure_in_context(audit, i)
         console.print(Text(f"  {verdict.id} '{title[:30]}': {spot}{cascade}"), soft_wrap=True)
     if len(failing) > SHOWN:
@@ -78,7 +79,7 @@ def failure_in_context(audit: Audit, record: int) -> str:
 
     The spot is the first token that isn't the argmax, else the least probable one.
     """
-    from memlaw.measure.recall import decoded_text
+    from memlaw.measure.decode import decoded_text
 
     verdict, rows = audit.records[record], audit.token_rows(record)
     p = audit.tokens.p[rows]

@@ -13,7 +13,7 @@ from memlaw.settings.choices import Decode, DType
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """What to measure, and how. What is left out is taken from the run that made the adapter.
+    """Settings of `audit`. What is not given is taken from the run that made the adapter.
 
     Attributes:
         adapter: folder that memlaw write or PEFT wrote (default: none, audit the base model).

@@ -1,4 +1,4 @@
-"""What a setting may be: the names that users give to models, numbers, places and objectives."""
+"""Values that settings may have: dtypes, engines, layers, objectives."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ALIASES: dict[str, Objective] = {
 
 
 def resolve_objective(name: str) -> Objective:
-    """The objective of that name or alias.
+    """The objective with this name or alias.
 
     Raises:
-        ConfigError: there is none. Lists those there are.
+        ConfigError: there is none; the message lists all names.
     """
     if name in ALIASES:
         return ALIASES[name]

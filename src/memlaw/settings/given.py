@@ -13,12 +13,12 @@ Config = TypeVar("Config")
 
 
 def settled(kind: type[Config], config: Config | None, given: dict[str, Any]) -> Config:
-    """The settings that are meant.
+    """The settings, given as a whole or one by one.
 
     Args:
-        kind: of the settings: a dataclass.
-        config: all of them; or
-        given: some, by name; the others have their defaults.
+        kind: dataclass of the settings.
+        config: all settings; or
+        given: some settings by name; the others keep their defaults.
 
     Raises:
         ConfigError: both are given, or a name isn't a setting's.
@@ -29,7 +29,7 @@ def settled(kind: type[Config], config: Config | None, given: dict[str, Any]) ->
 
 
 def with_settings(config: Config, given: dict[str, Any]) -> Config:
-    """`config` with some settings exchanged. A number for `layers`, a text for a path will do.
+    """`config` with some settings replaced. `layers` may be a number, `adapter` a string.
 
     Raises:
         ConfigError: a name isn't a setting's.

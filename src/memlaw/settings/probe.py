@@ -19,7 +19,7 @@ _CURRICULUM = (1 / 15, 2 / 15, 3 / 15, 4 / 15)  # of the epochs: the published 2
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """What to probe.
+    """Settings of `probe`: the grid, the model and the training.
 
     Attributes:
         task: what to remember: phonebook; noise, or noise:RATIO with this share of random tokens,
@@ -105,15 +105,15 @@ class ProbeConfig:
 
     @property
     def resolved_placement(self) -> str:
-        """The placement that is meant."""
+        """The placement: the one given, else the recipe's."""
         return self.placement or ("mlp" if self.recipe == "paper" else "down_proj")
 
     def training(self, seed: int, n_records: int, n_tokens: int) -> TrainConfig:
-        """How the cells of a seed are trained, all spelt out.
+        """The complete training settings for the cells of a seed.
 
         Args:
             seed: the seed.
-            n_records, n_tokens: how much there is to remember.
+            n_records, n_tokens: number of records and of their target tokens.
         """
         long = parse_task(self.task).kind in ("noise", "text")
         config = TrainConfig(
@@ -150,13 +150,13 @@ class ProbeConfig:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What was asked for instead of what the recipe has; None where nothing was."""
+        """Settings given in place of the recipe's, by name; None where the recipe's holds."""
         names = ("on_empty", "learning_rate", "batch_size", "retention", "whiten")
         return {name: getattr(self, name) for name in names}
 
 
 def _paper_batch_size(n_tokens: int) -> int:
-    """Records a step that the published probe takes of so many target tokens."""
+    """Records per step in the published probe, for this many target tokens."""
     if n_tokens <= 4000:
         return 4
     return 8 if n_tokens <= 24_000 else 16

@@ -1,4 +1,4 @@
-"""How an adapter is trained."""
+"""The settings of training an adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEAST_RECORDS, _MOST_RECORDS = 10, 100  # a step, where the batch size is left 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train.
+    """Settings of the training; `write` and `probe` use them.
 
     Attributes:
         objective: how the loss weights target tokens. sft: all alike; memft_threshold,
@@ -86,7 +86,7 @@ _FIRST = frozenset(  # settings that stored results have always named
 
 
 def step_size(batch_size: int | Literal["auto"], n_records: int) -> int:
-    """Records a step, at most."""
+    """Records per step, at most: `batch_size`, or what auto makes of `n_records`."""
     if batch_size != "auto":
         return batch_size
     return min(_MOST_RECORDS, max(_LEAST_RECORDS, -(-n_records // 10)))

@@ -31,7 +31,7 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class WriteConfig(TrainConfig):
-    """What to write into what, and how.
+    """Settings of `write`: the model, the adapter, the training and its limits.
 
     Attributes:
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
