@@ -30,7 +30,7 @@ from memlaw.data.reading import read_records
 from memlaw.data.record import Example, Record
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import Damage, measure_damage, windows
-from memlaw.measure.recall import audit_examples
+from memlaw.measure.examine import audit_examples
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.sites import resolve_sites
 

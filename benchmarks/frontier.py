@@ -28,7 +28,7 @@ from memlaw.data.encoding import resolve_prompt_format, special_ids
 from memlaw.data.tasks import parse_task, task_examples
 from memlaw.data.texts import retained_text, unseen_text
 from memlaw.measure.damage import measure_damage, windows
-from memlaw.measure.recall import audit_examples
+from memlaw.measure.examine import audit_examples
 from memlaw.model.base import load_model
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.choices import Objective

@@ -17,7 +17,8 @@ from memlaw.certify.certificate import (
 )
 from memlaw.core.errors import CertificateError
 from memlaw.measure.damage import Damage
-from memlaw.measure.recall import Audit, RecordVerdict, TokenTable
+from memlaw.measure.examine import Audit
+from memlaw.measure.table import RecordVerdict, TokenTable
 
 HASHES = {"base_sha256": "b" * 64, "tokenizer_sha256": "t" * 64, "adapter_sha256": "a" * 64}
 DAMAGE = Damage(

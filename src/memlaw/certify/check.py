@@ -10,7 +10,7 @@ from typing import Any
 from memlaw.certify.certificate import Certificate, mismatches, read_certificate
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
-from memlaw.measure.recall import Audit
+from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
 from memlaw.model.formats import adapter_sha256
 from memlaw.settings.audit import AuditConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memlaw.data.record import Example
-from memlaw.measure.recall import Audit, audit_examples
+from memlaw.measure.examine import Audit, audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
 from memlaw.model.formats import loaded_adapter, save_adapter

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memlaw.core.errors import OutputError
+from memlaw.core.errors import MemlawError, OutputError
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, atomically; NaN and infinity are errors."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Args:
+        path: the file.
+        kind: the error to raise.
+        mend: what to do about a file that can't be read, as a sentence.
+
+    Raises:
+        MemlawError: of that kind: it can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise kind(f"{path} can't be read ({error}). {mend}") from error
+    if not isinstance(content, dict):
+        raise kind(f"{path} is not what it should be: no JSON object.")
+    return content
 
 
 def write_tensors(

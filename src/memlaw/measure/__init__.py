@@ -1,7 +1,8 @@
 """What a model recalls and what an adapter has harmed: measured, never trained.
 
-In: a model, with or without an adapter, and examples or texts. Out: `Audit`s, `Damage`, answers.
-May import `core`, `data`, `settings` and `model`.
+In: a model, with or without an adapter, and examples or texts. Out: `Audit`s and their files,
+`Damage`, answers. May import `core`, `data`, `settings` and `model`. `table` and `files` need no
+torch.
 """
 
 from typing import TYPE_CHECKING
@@ -11,19 +12,23 @@ from memlaw.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from memlaw.measure.damage import Damage as Damage
     from memlaw.measure.damage import measure_damage as measure_damage
-    from memlaw.measure.recall import Audit as Audit
-    from memlaw.measure.recall import RecordVerdict as RecordVerdict
-    from memlaw.measure.recall import TokenTable as TokenTable
-    from memlaw.measure.recall import audit_examples as audit_examples
-    from memlaw.measure.recall import greedy_decode as greedy_decode
+    from memlaw.measure.decode import greedy_decode as greedy_decode
+    from memlaw.measure.examine import Audit as Audit
+    from memlaw.measure.examine import audit_examples as audit_examples
+    from memlaw.measure.files import SavedAudit as SavedAudit
     from memlaw.measure.session import Answer as Answer
     from memlaw.measure.session import ask as ask
     from memlaw.measure.session import audit as audit
+    from memlaw.measure.table import RecordVerdict as RecordVerdict
+    from memlaw.measure.table import TokenTable as TokenTable
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "recall": ["Audit", "RecordVerdict", "TokenTable", "audit_examples", "greedy_decode"],
+        "table": ["RecordVerdict", "TokenTable"],
+        "files": ["SavedAudit"],
+        "examine": ["Audit", "audit_examples"],
+        "decode": ["greedy_decode"],
         "damage": ["Damage", "measure_damage"],
         "session": ["Answer", "ask", "audit"],
     },

@@ -1,4 +1,4 @@
-"""Measure what is there: audit any adapter, ask for a recitation."""
+"""Measure what is there: audit any adapter, ask it for an answer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.certify.certificate import read_certificate
+from memlaw.core.criterion import Criterion
 from memlaw.core.errors import AdapterError, ConfigError, DataError
-from memlaw.core.files import RUN_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.texts import sha256_of, unseen_text
+from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.damage import Damage, measure_damage, windows
-from memlaw.measure.recall import Audit, audit_examples, decoded_text, greedy_decode
+from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.examine import Audit, audit_examples
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.formats import adapter_base, loaded_adapter, read_object
+from memlaw.model.formats import loaded_adapter
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -37,35 +38,22 @@ def audit(
     """Measure what an adapter, or a bare base model, recalls of some records.
 
     Args:
-        data: records: a path, or Python objects; see `read_records`.
+        data: the records: a path, or Python objects; see `read_records`.
         config: the settings; or give them by name.
         observer: is told of progress.
         **settings: fields of `AuditConfig`, instead of `config`.
 
     Returns:
-        A verdict a record and a row a token.
+        A verdict on each record and a row for each token.
 
     Raises:
-        MemlawError: a child that says what was wrong with data, adapter, model or settings.
+        MemlawError: data, adapter, model or settings can't be used; its subclass says which.
     """
     config = settled(AuditConfig, config, settings)
     observer = observer or Observer()
     session = Session(config, observer)
     session.require_own_base()
     return session.audit(data)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model said.
-
-    Attributes:
-        text: exactly what was decoded, without the end-of-turn token.
-        finished: the model ended its turn within the limit.
-    """
-
-    text: str
-    finished: bool
 
 
 def ask(
@@ -76,29 +64,29 @@ def ask(
     max_tokens: int | None = None,
     observer: Observer | None = None,
 ) -> Answer:
-    """Ask an adapted model, and decode greedily until it ends its turn.
+    """Give an adapted model a prompt, and decode greedily until it ends its turn.
 
     Args:
         adapter: a folder that `write` or PEFT wrote.
-        prompt: what to ask; None is the prompt that a plain text is recited on.
-        model: the base model, if it isn't the adapter's own.
-        max_tokens: limit (default: the longest certified record's length, else 512).
+        prompt: the prompt; None: the one that a plain text is recited on.
+        model: the base model; None: the adapter's own.
+        max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
+            folder's certificate has, or 512 without a certificate.
         observer: is told of progress.
 
     Raises:
-        MemlawError: as for `audit`.
+        MemlawError: as for `audit`; or the folder's certificate can't be read.
     """
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
     config = AuditConfig(adapter=Path(adapter), model=model)
     session = Session(config, observer or Observer())
     session.require_own_base()
-    run_config = session.run.get("config", {})
-    prompt = prompt if prompt is not None else run_config.get("recite_prompt", RECITE_PROMPT)
+    if prompt is None:
+        prompt = session.folder.setting("recite_prompt", RECITE_PROMPT)
+    if max_tokens is None:
+        max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
     tokenizer, format = session.base.tokenizer, session.prompt_format
-    certificate = Path(adapter) / "certificate.json"
-    if max_tokens is None and certificate.is_file():
-        max_tokens = max(r.n_tokens for r in read_certificate(certificate).records)
     if not prompt.strip():
         raise DataError("the prompt is empty. Ask something.")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
@@ -109,50 +97,65 @@ def ask(
             adapted,
             [encode_prompt(tokenizer, prompt, format)],
             end_id=end,
-            max_tokens=[max_tokens or _ASK_MAX_TOKENS],
+            max_tokens=[max_tokens],
         )
     finished = bool(ids) and ids[-1] == end
     text = decoded_text(tokenizer, ids[:-1] if finished else ids)
     return Answer(text=text, finished=finished)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: exactly what was decoded, without the end-of-turn token.
+        finished: the model ended its turn within the limit.
+    """
+
+    text: str
+    finished: bool
+
+
 class Session:
-    """A base model and, if one is named, the adapter and what its run left on record."""
+    """A loaded base model and, if one is named, an adapter to measure on it.
+
+    Attributes:
+        config: the settings.
+        folder: what the adapter's folder has on record.
+        base: the loaded base model.
+        prompt_format: how prompts become tokens.
+
+    Raises:
+        MemlawError: adapter or base model can't be read.
+    """
 
     def __init__(
         self, config: AuditConfig, observer: Observer, default_model: str | None = None
     ) -> None:
         self.config, self.observer = config, observer
-        self.run = _run_record(config.adapter)
-        self.adapter_base = _adapter_base(config.adapter, self.run)
-        dtype: DType = config.dtype if config.dtype != "auto" else self.run.get("dtype", "auto")
+        self.folder = AdapterFolder(config.adapter)
+        run = self.folder.run
+        dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
         self.base: BaseModel = load_model(
-            config.model or self._own_model() or default_model or EMBEDDED,
+            config.model or self.folder.base_model or default_model or EMBEDDED,
             dtype=dtype,
             device=config.device,
             trust_remote_code=config.trust_remote_code,
             notice=observer.notice,
         )
-        asked = config.prompt_format
+        format = config.prompt_format
         self.prompt_format = resolve_prompt_format(
-            self.base.tokenizer, asked if asked != "auto" else self.run.get("prompt_format", "auto")
+            self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")
         )
-
-    def _own_model(self) -> str | None:
-        """The base model that the adapter's folder names."""
-        if self.run:
-            base = self.run["base"]
-            return EMBEDDED if base["spec"] == EMBEDDED else str(base["path"])
-        if self.config.adapter is None:
-            return None
-        return adapter_base(self.config.adapter).path
 
     def require_own_base(self) -> None:
         """Raise AdapterError if the adapter is known to be made for another base model."""
-        if self.adapter_base not in (None, self.base.sha256):
+        trained_on = self.folder.base_sha256
+        if trained_on not in (None, self.base.sha256):
             raise AdapterError(
                 f"{self.config.adapter} was trained on another base model: its weights' hash is "
-                f"{str(self.adapter_base)[:12]}…, that of {self.base.spec} is "
+                f"{str(trained_on)[:12]}…, that of {self.base.spec} is "
                 f"{self.base.sha256[:12]}…. Name the right one with --model."
             )
 
@@ -166,7 +169,11 @@ class Session:
             yield adapted
 
     def damage_again(self, claim: dict[str, Any]) -> Damage | None:
-        """Damage on the same text as a certificate's; None if that text isn't here."""
+        """Damage on the text that a certificate names; None if that text isn't here.
+
+        Args:
+            claim: `damage` in the content of the certificate.
+        """
         text, name = unseen_text()
         if sha256_of(text) != claim["text_sha256"]:
             path = Path(str(claim["text"]))
@@ -182,24 +189,26 @@ class Session:
         return measure_damage(self.base.model, self.model, tokens, text_name=name, text=text)
 
     def audit(self, data: Any) -> Audit:
-        config, run_config = self.config, self.run.get("config", {})
+        """Audit records: see `audit`. What the settings leave open is taken from the run."""
+        config = self.config
 
-        def settled(name: str, otherwise: Any) -> Any:
+        def meant(name: str, otherwise: Any) -> Any:
             given = getattr(config, name)
-            return given if given is not None else run_config.get(name, otherwise)
+            return given if given is not None else self.folder.setting(name, otherwise)
 
-        threshold, margin = settled("threshold", 0.5), settled("margin", 0.05)
-        if not threshold + margin < 1:
+        usual = Criterion()
+        needed = Criterion(meant("threshold", usual.threshold), meant("margin", usual.margin))
+        if not needed.line < 1:
             raise ConfigError(
-                f"threshold {threshold:g} and margin {margin:g} ask for p ≥ "
-                f"{threshold + margin:g}, which no token can have. Lower one of them."
+                f"threshold {needed.threshold:g} and margin {needed.margin:g} ask for p ≥ "
+                f"{needed.line:g}, which no token can have. Lower one of them."
             )
         records = read_records(
             data,
-            prompt_field=settled("prompt_field", None),
-            completion_field=settled("completion_field", None),
+            prompt_field=meant("prompt_field", None),
+            completion_field=meant("completion_field", None),
             format=config.data_format,
-            recite_prompt=settled("recite_prompt", RECITE_PROMPT),
+            recite_prompt=meant("recite_prompt", RECITE_PROMPT),
             notice=self.observer.notice,
         )
         examples = encode(
@@ -213,34 +222,9 @@ class Session:
                 adapted,
                 self.base.tokenizer,
                 examples,
-                threshold=threshold,
-                margin=margin,
+                threshold=needed.threshold,
+                margin=needed.margin,
                 batch_size=config.batch_size,
                 decode=config.decode,
                 progress=self.observer.progress,
             )
-
-
-def _run_record(adapter: Path | None) -> dict[str, Any]:
-    """What `write` left beside an adapter; empty for other adapters."""
-    if adapter is None:
-        return {}
-    if not adapter.is_dir():
-        raise AdapterError(f"{adapter} is not a folder. Name the folder that holds the adapter.")
-    if not (adapter / RUN_FILE).is_file():
-        return {}
-    run = read_object(adapter / RUN_FILE)
-    base = run.get("base")
-    if not isinstance(base, dict) or not {"spec", "path", "sha256"} <= set(base):
-        raise AdapterError(
-            f"{adapter / RUN_FILE} was not written by memlaw: it names no base model. Move it "
-            "out of the adapter's folder, and name the base with --model."
-        )
-    return run
-
-
-def _adapter_base(adapter: Path | None, run: dict[str, Any]) -> str | None:
-    """Hash of the base weights that the adapter was trained on, where that is on record."""
-    if run:
-        return str(run["base"]["sha256"])
-    return adapter_base(adapter).sha256 if adapter is not None else None

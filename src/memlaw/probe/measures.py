@@ -12,7 +12,7 @@ import torch
 from memlaw.core.intervals import mean_interval
 from memlaw.core.observer import EpochStats
 from memlaw.data.record import Example, Record
-from memlaw.measure.recall import Audit
+from memlaw.measure.examine import Audit
 from memlaw.model.adapter import Adapter
 from memlaw.train.engine import Engine, Job
 
@@ -30,7 +30,6 @@ def measures(before: Audit, audit: Audit, n_parameters: int, n_steps: int) -> di
         for record in audit.records
     ]
     p = np.quantile(tokens.p.astype(np.float64), _QUANTILES).tolist()
-    needed = audit.threshold + audit.margin
     return {
         "n_records": len(audit.records),
         "n_tokens": len(tokens.p),
@@ -40,7 +39,7 @@ def measures(before: Audit, audit: Audit, n_parameters: int, n_steps: int) -> di
         "delta_nll": before.nll_nats - audit.nll_nats,
         "saturated": audit.nll_nats < _SATURATED * before.nll_nats,
         "token_accuracy": float(tokens.correct.mean()),
-        "share_under": float((tokens.p < needed).mean()),
+        "share_under": float((tokens.p < audit.criterion.line).mean()),
         "min_p": p[0],
         "p_01": p[1],
         "p_05": p[2],

@@ -14,7 +14,7 @@ from memlaw.core.observer import EpochStats, Observer, Spec
 from memlaw.data.record import Example
 from memlaw.law.store import Cell
 from memlaw.measure.damage import windows
-from memlaw.measure.recall import Audit, audit_examples
+from memlaw.measure.examine import Audit, audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
 from memlaw.model.provenance import machine, versions

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from memlaw.certify.saved import audit_as_saved
 from memlaw.core.observer import EpochStats
 from memlaw.measure.damage import Damage, measure_damage
-from memlaw.measure.recall import Audit
+from memlaw.measure.examine import Audit
 from memlaw.train.learner import DivergedError
 from memlaw.writer.state import Run, State
 

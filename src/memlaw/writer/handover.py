@@ -8,7 +8,7 @@ from typing import Any
 
 from memlaw.certify.certificate import make_certificate
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_json, write_text
-from memlaw.measure.recall import decoded_text
+from memlaw.measure.decode import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
 from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE

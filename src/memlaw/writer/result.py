@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memlaw.certify.certificate import Certificate
 from memlaw.measure.damage import Damage
-from memlaw.measure.recall import Audit
+from memlaw.measure.examine import Audit
 from memlaw.train.speed import Speed
 
 

@@ -18,7 +18,7 @@ from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
-from memlaw.measure.recall import audit_examples
+from memlaw.measure.examine import audit_examples
 from memlaw.model.base import BaseModel
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig

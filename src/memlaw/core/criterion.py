@@ -1,0 +1,23 @@
+"""What a token needs to be certified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The least probability that a certified token has.
+
+    Attributes:
+        threshold: in [0.5, 1). A token with p > 0.5 is the argmax.
+        margin: how far above the threshold, against rounding; ≥ 0, threshold + margin < 1.
+    """
+
+    threshold: float = 0.5
+    margin: float = 0.05
+
+    @property
+    def line(self) -> float:
+        """threshold + margin: the p that a certified token has at least."""
+        return self.threshold + self.margin

@@ -1,0 +1,84 @@
+"""What an adapter's folder has on record: its run, its base model, its certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import AdapterError, CertificateError
+from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, read_json
+from memlaw.model.formats import adapter_base
+from memlaw.settings.choices import EMBEDDED
+
+
+class AdapterFolder:
+    """A folder that `write` or PEFT wrote; or none, where a bare base model is measured.
+
+    Args:
+        path: the folder, or None.
+
+    Attributes:
+        path: the folder, or None.
+        run: the content of `run.json`; empty without a folder, and for adapters that `write` did
+            not make.
+
+    Raises:
+        AdapterError: it is not a folder, or its `run.json` can't be read or is not memlaw's.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.run: dict[str, Any] = {}
+        if path is None:
+            return
+        if not path.is_dir():
+            raise AdapterError(f"{path} is not a folder. Name the folder that holds the adapter.")
+        if (path / RUN_FILE).is_file():
+            self.run = _read_run(path / RUN_FILE)
+
+    def setting(self, name: str, otherwise: Any) -> Any:
+        """A setting of the run that made the adapter; `otherwise` where it is not on record."""
+        return self.run.get("config", {}).get(name, otherwise)
+
+    @property
+    def base_model(self) -> str | None:
+        """What names the base model that the adapter was trained on; None: not on record."""
+        if self.run:
+            base = self.run["base"]
+            return EMBEDDED if base["spec"] == EMBEDDED else str(base["path"])
+        return None if self.path is None else adapter_base(self.path).path
+
+    @property
+    def base_sha256(self) -> str | None:
+        """Hash of the base weights that the adapter was trained on; None: not on record."""
+        if self.run:
+            return str(self.run["base"]["sha256"])
+        return None if self.path is None else adapter_base(self.path).sha256
+
+    def longest_record(self) -> int | None:
+        """Target tokens of the longest record in the certificate; None without a certificate.
+
+        Raises:
+            CertificateError: the certificate can't be read, or is none.
+        """
+        if self.path is None or not (path := self.path / CERTIFICATE_FILE).is_file():
+            return None
+        mend = f"Name the {CERTIFICATE_FILE} that 'memlaw write' made."
+        content = read_json(path, CertificateError, mend)
+        try:
+            return max(int(line["n_tokens"]) for line in content["records"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CertificateError(
+                f"{path} is not a certificate ({type(error).__name__}: {error}). {mend}"
+            ) from error
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    run = read_json(path, AdapterError, "Fetch or make it again.")
+    base = run.get("base")
+    if not isinstance(base, dict) or not {"spec", "path", "sha256"} <= set(base):
+        raise AdapterError(
+            f"{path} was not written by memlaw: it names no base model. Move it out of the "
+            "adapter's folder, and name the base with --model."
+        )
+    return run

@@ -1,0 +1,72 @@
+"""Greedy decoding, and tokens as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.inference_mode()
+def greedy_decode(
+    model: Any, prompts: Sequence[Sequence[int]], *, end_id: int, max_tokens: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Plain greedy decoding by Transformers' `generate`, prompts padded on the left.
+
+    The model's own generation settings (sampling, penalties) are not used.
+
+    Args:
+        model: a Transformers causal language model, in eval mode.
+        prompts: token ids of B prompts, none of them empty.
+        end_id: the token to stop at.
+        max_tokens: for each prompt the most tokens to generate, ≥ 1.
+
+    Returns:
+        For each prompt the token ids that were generated, the end token included if it came within
+        the limit.
+    """
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    width = max(len(p) for p in prompts)
+    input_ids = torch.full((len(prompts), width), end_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, width - len(prompt) :] = 1
+    # The slice of the last position is not contiguous: PyTorch would copy the head's weights for
+    # each row.
+    head = model.get_output_embeddings()
+    hooks = [head.register_forward_pre_hook(_contiguous)] if head is not None else []
+    usual = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id
+    )
+    try:
+        out = model.generate(
+            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.generation_config = usual
+    return [
+        _until(row, end_id, limit)
+        for row, limit in zip(out[:, width:].tolist(), max_tokens, strict=True)
+    ]
+
+
+def _contiguous(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(), *inputs[1:])
+
+
+def _until(ids: list[int], end_id: int, limit: int) -> tuple[int, ...]:
+    ids = ids[:limit]
+    return tuple(ids[: ids.index(end_id) + 1] if end_id in ids else ids)
+
+
+def decoded_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The exact text that token ids stand for, special tokens included."""
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -1,0 +1,210 @@
+"""The audit: what a model recalls, token by token, found in two ways.
+
+The first is a teacher-forced pass: one forward pass over prompt and target. A token with p > 0.5
+must be the argmax, so a record whose tokens all are is recited. The second is greedy decoding from
+the prompt alone, which shows what rounding does. Neither overrules the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from memlaw.core.criterion import Criterion
+from memlaw.data.record import Example
+from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.files import SavedAudit
+from memlaw.measure.table import AuditResult, TokenTable, verdicts
+from memlaw.model.forward import collate, target_logits
+from memlaw.settings.choices import Decode
+
+_ROWS = 512  # logit rows that are turned to float32 at a time
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(AuditResult):
+    """The result of `audit_examples`: a verdict on each record, a row for each token.
+
+    Attributes:
+        examples: what was audited, in the order of the verdicts.
+        tokenizer: that of their token ids.
+    """
+
+    examples: tuple[Example, ...] = field(repr=False)
+    tokenizer: Any = field(repr=False)
+
+    def with_texts(self) -> SavedAudit:
+        """The same with the texts of tokens, as files hold it."""
+        tokens = self.tokens
+        known = {int(t) for t in np.union1d(tokens.token_id, tokens.argmax_id)}
+        text = {t: decoded_text(self.tokenizer, [t]) for t in known}
+        return SavedAudit(
+            records=self.records,
+            tokens=tokens,
+            threshold=self.threshold,
+            margin=self.margin,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            titles=[example.record.title for example in self.examples],
+            decoded=[
+                None if r.decoded_ids is None else decoded_text(self.tokenizer, r.decoded_ids)
+                for r in self.records
+            ],
+            token=[text[int(t)] for t in tokens.token_id],
+            argmax=[text[int(t)] for t in tokens.argmax_id],
+        )
+
+    def write_tokens(self, path: Path) -> None:
+        """Write the token table, with record ids and token texts, as Parquet, atomically.
+
+        The file's metadata holds, under `memlaw`, the totals and a verdict for each record.
+        """
+        self.with_texts().write_parquet(path)
+
+    def summary(self) -> dict[str, Any]:
+        """Totals, and for each record its verdict, its title and what was decoded; as JSON."""
+        return self.with_texts().summary()
+
+
+def audit_examples(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    threshold: float = 0.5,
+    margin: float = 0.05,
+    batch_size: int = 64,
+    decode: Decode = "all",
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Audit:
+    """Measure what `model`, with the adapter that is attached to it, if any, recalls of `examples`.
+
+    Args:
+        model: a Transformers causal language model, in eval mode.
+        tokenizer: its tokenizer.
+        examples: at least one.
+        threshold: in [0.5, 1).
+        margin: ≥ 0; threshold + margin < 1.
+        batch_size: records per forward pass, at most, ≥ 1; long ones come in smaller batches. In
+            low precision results depend on it a little.
+        decode: decode greedily: all records, none, or this many, evenly spread.
+        progress: called with a phase, how many of its records are done, and of how many.
+
+    Returns:
+        Verdicts and token table, in the order of `examples`.
+    """
+    tokens = _measure_tokens(model, examples, batch_size, progress)
+    decoded = _decode_some(model, examples, batch_size, decode, progress)
+    found = [_decoding(example, decoded.get(i)) for i, example in enumerate(examples)]
+    return Audit(
+        examples=tuple(examples),
+        tokenizer=tokenizer,
+        records=verdicts(tokens, found, Criterion(threshold, margin).line),
+        tokens=tokens,
+        threshold=threshold,
+        margin=margin,
+        dtype=str(model.dtype).removeprefix("torch."),
+        batch_size=batch_size,
+    )
+
+
+def _decoding(example: Example, decoded: tuple[int, ...] | None) -> dict[str, Any]:
+    """Which record it is, and what decoding gave of it; see `verdicts`."""
+    target, cascade = example.target_ids, None
+    if decoded is not None:
+        cascade = sum(t != (decoded[i] if i < len(decoded) else None) for i, t in enumerate(target))
+    return {
+        "id": example.record.id,
+        "sha256": example.record.sha256,
+        "decoded_recalled": None if decoded is None else decoded == target,
+        "cascade_tokens": cascade,
+        "decoded_ids": decoded,
+    }
+
+
+def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, of at most `_BATCH_TOKENS` tokens, pads included."""
+    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
+    batches: list[list[int]] = []
+    for i in sorted(range(len(examples)), key=lambda i: (lengths[i], i)):
+        fits = batches and (len(batches[-1]) + 1) * lengths[i] <= _BATCH_TOKENS
+        if fits and len(batches[-1]) < batch_size:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+@torch.inference_mode()
+def _measure_tokens(
+    model: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Callable[[str, int, int], None],
+) -> TokenTable:
+    device = next(model.parameters()).device
+    parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for rows in _batches(examples, batch_size):
+        batch = collate([examples[i] for i in rows], device)
+        measured = _token_measures(target_logits(model, batch), batch.target_ids)
+        ends = np.cumsum([len(examples[i].target_ids) for i in rows])[:-1]
+        split = [np.split(column.cpu().numpy(), ends) for column in measured]
+        for place, i in enumerate(rows):
+            parts[i] = (split[0][place], split[1][place], split[2][place])
+        progress("reading", len(parts), len(examples))
+    columns = [np.concatenate([parts[i][c] for i in range(len(examples))]) for c in range(3)]
+    lengths = [len(e.target_ids) for e in examples]
+    return TokenTable(
+        record=np.repeat(np.arange(len(examples)), lengths),
+        position=np.concatenate([np.arange(n) for n in lengths]),
+        token_id=np.concatenate([np.array(e.target_ids, dtype=np.int64) for e in examples]),
+        nll_nats=columns[0],
+        argmax_id=columns[1],
+        margin_nats=columns[2],
+    )
+
+
+def _token_measures(
+    logits: Float[Tensor, "N V"], targets: Int64[Tensor, "N"]
+) -> tuple[Float32[Tensor, "N"], Int64[Tensor, "N"], Float32[Tensor, "N"]]:
+    """NLL in nats, argmax, and margin in nats of each target; N tokens, V vocabulary."""
+    nll, best, margin = [], [], []
+    for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
+        rows = rows.float()  # as generate does before it takes the argmax
+        chosen = rows.gather(1, target[:, None])[:, 0]
+        nll.append(torch.logsumexp(rows, dim=-1) - chosen)
+        best.append(rows.argmax(dim=-1))
+        rivals = rows.scatter(1, target[:, None], -torch.inf)
+        margin.append(chosen - rivals.amax(dim=-1))
+    return torch.cat(nll).clamp(min=0.0), torch.cat(best), torch.cat(margin)
+
+
+def _decode_some(
+    model: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    decode: Decode,
+    progress: Callable[[str, int, int], None],
+) -> dict[int, tuple[int, ...]]:
+    n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
+    chosen = [i * len(examples) // n for i in range(n)]
+    decoded: dict[int, tuple[int, ...]] = {}
+    for rows in _batches([examples[i] for i in chosen], batch_size):
+        picked = [chosen[row] for row in rows]
+        found = greedy_decode(
+            model,
+            [examples[i].prompt_ids for i in picked],
+            end_id=examples[picked[0]].target_ids[-1],
+            max_tokens=[len(examples[i].target_ids) for i in picked],
+        )
+        decoded.update(zip(picked, found, strict=True))
+        progress("reciting", len(decoded), n)
+    return decoded
