@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from memlaw.core.errors import AdapterError
-from memlaw.core.files import file_sha256, write_json, write_tensors
+from memlaw.core.files import file_sha256, read_json, write_json, write_tensors
 from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
 
@@ -121,22 +121,8 @@ def adapter_base(folder: Path) -> NamedBase:
     format = _format_of(folder)
     if format is None:
         return NamedBase(path=None, sha256=None)
-    return format.base(read_object(folder / format.config_file))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object that lies in an adapter's folder.
-
-    Raises:
-        AdapterError: it can't be read, or isn't a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} can't be read ({error}). Fetch or make it again.") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} is not what it should be: no JSON object.")
-    return content
+    mend = "Fetch or make it again."
+    return format.base(read_json(folder / format.config_file, AdapterError, mend))
 
 
 def _format_of(folder: Path) -> AdapterFormat | None:

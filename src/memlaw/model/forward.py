@@ -33,10 +33,10 @@ class Batch:
     input_ids: Int64[Tensor, "B S"]
     attention_mask: Int64[Tensor, "B S"]
     keep: Bool[Tensor, "B S"]
-    target_ids: Int64[Tensor, N]
+    target_ids: Int64[Tensor, "N"]
 
 
-def unflatten(values: Shaped[Tensor, N], mask: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
+def unflatten(values: Shaped[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
     """The values put to the True places of the mask, row by row; zero elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 

@@ -30,8 +30,8 @@ class Losses:
             gradients.
     """
 
-    nll: Float32[Tensor, N]
-    correct: Bool[Tensor, N]
+    nll: Float32[Tensor, "N"]
+    correct: Bool[Tensor, "N"]
     backward: Callable[[Tensor], None]
 
 
@@ -49,9 +49,9 @@ def row_blocks(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
 def head_losses(
     head: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "N D"],
-    targets: Int64[Tensor, N],
+    targets: Int64[Tensor, "N"],
     *,
-    dense: Bool[Tensor, N],
+    dense: Bool[Tensor, "N"],
     max_rows: int,
 ) -> Losses:
     """The losses of `cross_entropy(head(hidden).float(), targets)`, and their gradient.
@@ -85,7 +85,7 @@ def head_losses(
         nll.append(losses)
         correct.append(right)
 
-    def backward(weights: Float[Tensor, N]) -> None:
+    def backward(weights: Float[Tensor, "N"]) -> None:
         missing = (~known & (weights != 0)).nonzero()[:, 0]
         for chosen in missing.split(largest) if len(missing) else ():
             found = torch.empty_like(at_hidden[chosen])
@@ -99,9 +99,9 @@ def head_losses(
 def _with_gradient(
     head: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "n D"],
-    targets: Int64[Tensor, n],
+    targets: Int64[Tensor, "n"],
     into: Float[Tensor, "n D"],
-) -> tuple[Float32[Tensor, n], Bool[Tensor, n]]:
+) -> tuple[Float32[Tensor, "n"], Bool[Tensor, "n"]]:
     """Losses, and whether no logit is above the target's; `into` gets d loss / d hidden."""
     leaf = hidden.detach().requires_grad_()
     with torch.enable_grad():
@@ -113,8 +113,8 @@ def _with_gradient(
 
 
 def _cross_entropy(
-    logits: Float[Tensor, "n V"], targets: Int64[Tensor, n], *, with_gradient: bool = False
-) -> tuple[Float32[Tensor, n], Bool[Tensor, n], Float[Tensor, "n V"] | None]:
+    logits: Float[Tensor, "n V"], targets: Int64[Tensor, "n"], *, with_gradient: bool = False
+) -> tuple[Float32[Tensor, "n"], Bool[Tensor, "n"], Float[Tensor, "n V"] | None]:
     """Losses, whether no logit is above the target's, and d loss / d logits.
 
     Computed in float32 from logits of any dtype.
@@ -137,7 +137,7 @@ def _cross_entropy(
     return torch.cat(nll), torch.cat(correct), gradient
 
 
-def sampled_score(logits: Float[Tensor, "N V"], u: Float32[Tensor, N]) -> Float[Tensor, "N V"]:
+def sampled_score(logits: Float[Tensor, "N V"], u: Float32[Tensor, "N"]) -> Float[Tensor, "N V"]:
     """Gradient of log p(token) by the logits, for a token drawn from each row's distribution.
 
     Args:
