@@ -1,11 +1,11 @@
 """LoRA adapters around frozen modules: what they compute.
 
-    x [*batch, D_in] ──────► frozen module f ───────► + ──► output [*batch, D_out], dtype of f(x)
-        │                                             ▲
-        └──► x A [*batch, R] ──► (x A) B [*batch, D_out] ──► dropout, in training
-                   float32
+    x [*batch, D_in] ─┬───────────► frozen module f ────────────► + ──► [*batch, D_out]
+                      │                                           ▲
+                      └─► A [D_in, R] ─► B [R, D_out] ─► dropout ─┘
 
-    A = W A′ where the site has a whitener W: then A′ is what is trained.
+The lower path is computed in float32, the sum is returned in f(x)'s dtype. Only training drops.
+Where a site has a whitener W, A = W A′ and A′ is what is trained.
 
 Shapes: D_in, D_out widths of the adapted module; R rank; *batch any leading dimensions, such as
 records and tokens.
