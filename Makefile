@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test quick check bench
 
 setup: $(READY)
 
@@ -25,13 +25,19 @@ demo: setup
 	$(BIN)/memlaw report demo -o demo/report.html
 	@echo "Open demo/report.html in a browser: it shows what was remembered, token by token."
 
+# A process a core, one thread each.
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
+
+# What to run while working: all but the tests that take seconds.
+quick: setup
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # Against TRL and against the paper's recipe, on this machine: takes an hour or more.
 bench: setup

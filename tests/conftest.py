@@ -30,7 +30,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
 
 # Annotations of these modules, shapes and dtypes of tensors included, are checked at each call.
-install_import_hook(["memlaw.model", "memlaw.measure.damage"], "beartype.beartype")
+install_import_hook(["memlaw.model", "memlaw.measure.damage", "memlaw.train"], "typed.checked")
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()

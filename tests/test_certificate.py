@@ -65,7 +65,7 @@ def _audit(*records, **changes):
 def _certificate(audit):
     return make_certificate(
         audit,
-        DAMAGE,
+        {"damage": DAMAGE},
         device="cpu",
         prompt_format="chat",
         base_model="some/model",
@@ -152,7 +152,7 @@ def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_
 
 
 def _found(audit, certificate=None, **hashes):
-    return mismatches(certificate or _certificate(BOTH), audit, None, **HASHES | hashes)
+    return mismatches(certificate or _certificate(BOTH), audit, {}, **HASHES | hashes)
 
 
 def test_the_same_measurement_matches():

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
 from memlaw.data.texts import retained_text, unseen_text
+from memlaw.measure import unseen_text as writer
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.model.formats import loaded_adapter
-from memlaw.writer import goals as writer
 
 
 @pytest.fixture(scope="module")

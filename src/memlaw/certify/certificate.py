@@ -7,8 +7,8 @@ It holds hashes and verdicts, no text of the records. Nothing in it has to be be
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 from memlaw.core.errors import CertificateError
 from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.core.files import json_sha256
-from memlaw.measure.damage import Damage
-from memlaw.measure.recall import Audit
+from memlaw.measure.examine import Audit
+from memlaw.measure.harm import KINDS, Harm
 
 FORMAT = 1
-DAMAGE_TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
 _ALLOWED = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prompt_format": ("chat", "plain"),
@@ -60,6 +59,7 @@ class Certificate:
         versions: of this package and of what it computed with.
         created: when, in UTC, ISO 8601.
         format: of this file.
+        harms: what is claimed of other kinds of harm, by name; see `memlaw.measure.harm`.
     """
 
     statement: str
@@ -83,15 +83,21 @@ class Certificate:
     versions: dict[str, str]
     created: str
     format: int = FORMAT
+    harms: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`."""
-        return asdict(self)
+        content = asdict(self)
+        return content if self.harms else {k: v for k, v in content.items() if k != "harms"}
+
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """What it says of each kind of harm."""
+        return {"damage": self.damage, **self.harms}
 
 
 def make_certificate(
     audit: Audit,
-    damage: Damage,
+    harms: Mapping[str, Harm],
     *,
     device: str,
     prompt_format: str,
@@ -102,13 +108,14 @@ def make_certificate(
     n_parameters: int,
     versions: dict[str, str],
 ) -> Certificate:
-    """Put an audit with all records decoded into a certificate."""
-    n, needed_p = len(audit.records), audit.threshold + audit.margin
+    """Put an audit with all records decoded, and the harm of each kind, into a certificate."""
+    n = len(audit.records)
+    found = {name: harm.to_json() for name, harm in harms.items()}
     statement = (
         f"{audit.n_certified} of {n} records are certified: computed in {audit.dtype}, the "
         f"adapter gives every token of them, the end of turn included, a probability of at least "
-        f"{needed_p:g} given the prompt and the tokens before it, and greedy decoding from the "
-        "prompt alone gives exactly the record and stops."
+        f"{audit.criterion.line:g} given the prompt and the tokens before it, and greedy decoding "
+        "from the prompt alone gives exactly the record and stops."
     )
     return Certificate(
         statement=statement,
@@ -127,7 +134,8 @@ def make_certificate(
         adapter_sha256=adapter_sha256,
         records_sha256=records_sha256([r.sha256 for r in audit.records]),
         n_parameters=n_parameters,
-        damage=damage.to_json(),
+        damage=found.pop("damage"),
+        harms=found,
         records=tuple(
             CertifiedRecord(
                 id=r.id,
@@ -142,10 +150,6 @@ def make_certificate(
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _interval(damage: Damage) -> tuple[float, float, float]:
-    return damage.delta_nll_nats, *damage.delta_nll_ci95
 
 
 def records_sha256(hashes: Sequence[str]) -> str:
@@ -168,9 +172,8 @@ def read_certificate(path: Path) -> Certificate:
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
         certificate = Certificate(**content, records=lines)
         _check_types(certificate)
-        low, high = Damage.from_json(certificate.damage).delta_nll_ci95
-        if not low <= high:
-            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
+        for name, claim in certificate.claims().items():
+            KINDS[name].read(claim)
         for line in lines:
             _check_types(line)
         return certificate
@@ -187,12 +190,12 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
     """Raise TypeError or ValueError where a field holds what it can't."""
     number: tuple[type, ...] = (int, float)
     plain = {"str": (str,), "int": (int,), "float": number, "bool": (bool,)}
-    for field in fields(content):
-        value, kinds = getattr(content, field.name), plain.get(str(field.type))
+    for each in fields(content):
+        value, kinds = getattr(content, each.name), plain.get(str(each.type))
         if kinds and (
             not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
         ):
-            raise TypeError(f"{field.name} is {value!r:.40}")
+            raise TypeError(f"{each.name} is {value!r:.40}")
     if isinstance(content, Certificate):
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
@@ -202,7 +205,7 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
 def mismatches(
     certificate: Certificate,
     audit: Audit,
-    damage: Damage | None,
+    harms: Mapping[str, Harm],
     *,
     base_sha256: str,
     tokenizer_sha256: str,
@@ -213,7 +216,7 @@ def mismatches(
     Args:
         certificate: the claim.
         audit: a new audit, at the certificate's threshold and margin, everything decoded.
-        damage: a new measurement on the same text, if that was possible.
+        harms: by kind, those that could be measured again.
         base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
 
     Returns:
@@ -230,14 +233,10 @@ def mismatches(
     ]
     if audit.dtype != certificate.dtype:
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
-    if damage is not None:
-        claimed = Damage.from_json(certificate.damage)
-        pairs = zip(_interval(claimed), _interval(damage), strict=True)
-        if not all(abs(then - now) <= DAMAGE_TOLERANCE_NATS for then, now in pairs):
-            then, now = (
-                "{:+.4f} ({:+.4f} to {:+.4f})".format(*_interval(d)) for d in (claimed, damage)
-            )
-            found.append(f"ΔNLL on unseen text is {now} nats a token, not {then}")
+    claims = certificate.claims()
+    for name, harm in harms.items():
+        if said := harm.mismatch(KINDS[name].read(claims[name])):
+            found.append(said)
     now_by_hash = {r.sha256: r for r in audit.records}
     then_by_hash = {r.sha256: r for r in certificate.records}
     for sha256, line in then_by_hash.items():

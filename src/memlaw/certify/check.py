@@ -11,6 +11,7 @@ from memlaw.certify.certificate import Certificate, mismatches, read_certificate
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
+from memlaw.measure.harm import Harm
 from memlaw.measure.session import Session
 from memlaw.model.formats import adapter_sha256
 from memlaw.settings.audit import AuditConfig
@@ -26,14 +27,19 @@ class CertificateCheck:
     Attributes:
         certificate: the claim.
         audit: the new measurement.
-        damage: measured anew; None where the text that the certificate measured on isn't here.
+        harms: measured anew, by kind; those whose text isn't here are left out.
         mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
     """
 
     certificate: Certificate
     audit: Audit = field(repr=False)
-    damage: Damage | None
+    harms: dict[str, Harm]
     mismatches: tuple[str, ...]
+
+    @property
+    def damage(self) -> Damage | None:
+        """Change on unseen text; None where the certificate's text isn't here."""
+        return self.harms.get("damage")  # type: ignore[return-value]
 
     @property
     def holds(self) -> bool:
@@ -75,16 +81,16 @@ def check_certificate(
     )
     session = Session(config, observer or Observer(), default_model=certificate.base_model)
     found = session.audit(data)
-    damage = session.damage_again(certificate.damage)
+    harms = session.harms_again(certificate.claims())
     return CertificateCheck(
         certificate=certificate,
         audit=found,
-        damage=damage,
+        harms=harms,
         mismatches=tuple(
             mismatches(
                 certificate,
                 found,
-                damage,
+                harms,
                 base_sha256=session.base.sha256,
                 tokenizer_sha256=session.base.tokenizer_sha256,
                 adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",

@@ -106,18 +106,17 @@ def show_audit(audit: Audit) -> None:
 def show_check(check: CertificateCheck) -> None:
     """The result of `--certificate`: the audit, what doesn't match, and whether it holds."""
     from memlaw.cli.verdicts import SHOWN
+    from memlaw.measure.harm import KINDS
 
     show_audit(check.audit)
     console = stdout_console()
-    if check.damage is None:
-        said = "not measured again: the certificate's text isn't here"
-    else:
-        low, high = check.certificate.damage["delta_nll_ci95"]
-        said = (
-            f"{check.damage.delta_nll_nats:+.4f} nats per token "
-            f"(certificate, 95 %: {low:+.4f} to {high:+.4f})"
-        )
-    print_rows(console, {"ΔNLL on unseen text": said})
+    for name, claim in check.certificate.claims().items():
+        claimed = KINDS[name].read(claim)
+        if name in check.harms:
+            row = check.harms[name].row_beside(claimed)
+        else:
+            row = (claimed.row()[0], "not measured again: the certificate's text isn't here")
+        print_rows(console, dict([row]))
     for line in check.mismatches[: 4 * SHOWN]:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * SHOWN:

@@ -65,21 +65,20 @@ def run(args: list[str]) -> int:
                 observer.notice("Interrupted before there was anything to keep.")
             return INTERRUPTED
     show_write(result)
-    return DONE if result.certified and result.harmless else NOT_CERTIFIED
+    return DONE if result.succeeded else NOT_CERTIFIED
 
 
 def show_write(result: WriteResult) -> None:
     """The closing table."""
     from memlaw.cli.verdicts import audit_rows, print_failures
+    from memlaw.measure.harm import KINDS
 
-    audit, damage = result.audit, result.damage
-    low, high = damage.delta_nll_ci95
+    audit = result.audit
     rows = audit_rows(audit) | {
         "bits stored": f"{result.bits_stored:,.0f}",
         "parameters": f"{result.n_parameters:,} (rank {result.rank})",
         "bits per parameter": f"{result.bits_per_parameter:.3f}",
-        "ΔNLL on unseen text": f"{damage.delta_nll_nats:+.3f} nats per token "
-        f"(95 %: {low:+.3f} to {high:+.3f})",
+        **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
         "time": duration(result.wall_s),
         "speed": _speed(result.speed, audit.dtype),
@@ -89,12 +88,13 @@ def show_write(result: WriteResult) -> None:
     print_rows(console, rows)
     print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
-    if not result.harmless:
+    for name in result.above_bounds:
+        flag = KINDS[name].bound.replace("_", "-")
         console.print(
-            f"BUT NOT HARMLESS: ΔNLL may be {high:+.4f} nats per token, above --max-damage "
-            f"{result.max_damage:g}"
+            f"BUT NOT HARMLESS: {result.harms[name].too_high()} nats per token, above --{flag} "
+            f"{result.bounds[name]:g}"
         )
-    if not (result.certified and result.harmless):
+    if not result.succeeded:
         if result.n_left_out:
             console.print(
                 f"{result.n_left_out} record(s) were left out at the end: too far from complete "

@@ -21,7 +21,9 @@ from memlaw.model.head import row_blocks
 
 N_WINDOWS = 32
 WINDOW_TOKENS = 128
+TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
 _BATCH = 8
+_NAME = "ΔNLL on unseen text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,43 @@ class Damage:
                 low, high = content[name]
                 intervals[name] = (float(low), float(high))
         return cls(**{**content, **intervals})
+
+    def row(self) -> tuple[str, str]:
+        """Its name and value in a table of results."""
+        low, high = self.delta_nll_ci95
+        said = f"{self.delta_nll_nats:+.3f} nats per token (95 %: {low:+.3f} to {high:+.3f})"
+        return _NAME, said
+
+    def row_beside(self, claimed: Damage) -> tuple[str, str]:
+        """The same, with what a certificate claims."""
+        low, high = claimed.delta_nll_ci95
+        return (
+            _NAME,
+            f"{self.delta_nll_nats:+.4f} nats per token "
+            f"(certificate, 95 %: {low:+.4f} to {high:+.4f})",
+        )
+
+    def too_high(self) -> str:
+        """Words for `high`, when it is above the bound."""
+        return f"ΔNLL may be {self.high:+.4f}"
+
+    def paragraph(self) -> str:
+        """Its paragraph of the model card."""
+        low, high = self.delta_nll_ci95
+        return (
+            f"On {self.n_tokens:,} tokens it was not trained on ({self.text}), its negative "
+            f"log-likelihood changes by **{self.delta_nll_nats:+.3f} nats a token** (95 % interval "
+            f"{low:+.3f} to {high:+.3f}; the base model's is {self.base_nll_nats:.3f}), and its "
+            f"predictions by a KL divergence of {self.kl_nats:.3f} nats."
+        )
+
+    def mismatch(self, claimed: Damage) -> str | None:
+        """What a certificate claims that this measurement doesn't bear out; None: nothing."""
+        now, then = ((d.delta_nll_nats, *d.delta_nll_ci95) for d in (self, claimed))
+        if all(abs(a - b) <= TOLERANCE_NATS for a, b in zip(now, then, strict=True)):
+            return None
+        said = "{:+.4f} ({:+.4f} to {:+.4f})"
+        return f"{_NAME} is {said.format(*now)} nats a token, not {said.format(*then)}"
 
 
 def windows(

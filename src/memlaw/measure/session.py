@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,10 @@ from memlaw.core.observer import Observer
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
-from memlaw.data.texts import sha256_of, unseen_text
 from memlaw.measure.adapter_folder import AdapterFolder
-from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.examine import Audit, audit_examples
+from memlaw.measure.harm import KINDS, Harm
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import loaded_adapter
 from memlaw.settings.audit import AuditConfig
@@ -168,25 +167,18 @@ class Session:
         with loaded_adapter(self.config.adapter, self.base.model) as adapted:
             yield adapted
 
-    def damage_again(self, claim: dict[str, Any]) -> Damage | None:
-        """Damage on the text that a certificate names; None if that text isn't here.
+    def harms_again(self, claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Harm]:
+        """Harm of each kind, on what a certificate measured it on; left out if that isn't here.
 
         Args:
-            claim: `damage` in the content of the certificate.
+            claims: of a certificate.
         """
-        text, name = unseen_text()
-        if sha256_of(text) != claim["text_sha256"]:
-            path = Path(str(claim["text"]))
-            if "\0" in str(path) or not path.is_file():
-                return None
-            try:
-                text, name = unseen_text(path)
-            except DataError:
-                return None
-        if sha256_of(text) != claim["text_sha256"]:
-            return None
-        tokens = windows(self.base.tokenizer, text, context=self.base.context_length)
-        return measure_damage(self.base.model, self.model, tokens, text_name=name, text=text)
+        found = {name: KINDS[name].of_claim(self.base, claim) for name, claim in claims.items()}
+        return {
+            name: measurement.measure(self.base.model, self.model)
+            for name, measurement in found.items()
+            if measurement is not None
+        }
 
     def audit(self, data: Any) -> Audit:
         """Audit records: see `audit`. What the settings leave open is taken from the run."""

@@ -7,10 +7,10 @@ import os
 import tempfile
 
 import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
 
 from memlaw.core.errors import ConfigError
-
-Tensor = torch.Tensor
 
 
 class Activations:
@@ -51,13 +51,13 @@ class Activations:
             self.mapping = mmap.mmap(file.fileno(), n_bytes)
         self.rows = torch.frombuffer(self.mapping, dtype=dtype).view(n, width)
 
-    def read(self, places: Tensor) -> Tensor:
+    def read(self, places: Int64[Tensor, "S"]) -> Shaped[Tensor, "S width"]:
         """The rows at `places` [S] (on the CPU), as [S, width] on the device."""
         found = self.rows[places.to(self.rows.device)].to(self.device)
         self._let_go()
         return found
 
-    def write(self, places: Tensor, values: Tensor) -> None:
+    def write(self, places: Int64[Tensor, "S"], values: Shaped[Tensor, "S width"]) -> None:
         """Put [S, width] at `places` [S] (on the CPU)."""
         self.rows[places.to(self.rows.device)] = values.to(self.rows.device)
         self._let_go()

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
-Tensor = torch.Tensor
 _NAME = "memlaw_tree"
 # PyTorch's fused attention on CPUs takes some 40 µs a head and record backwards, however short
 # the record; up to about this length plain matrix products are quicker.
@@ -37,9 +38,9 @@ class Bucket:
         mask: [1, 1, L, P + L] bool: what a token of the rest sees; None where P is 0.
     """
 
-    rest: Tensor
-    owner: Tensor
-    mask: Tensor | None
+    rest: Int64[Tensor, "B L"]
+    owner: Int64[Tensor, "B"]
+    mask: Bool[Tensor, "1 1 L P_L"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,9 @@ class Trees:
             are laid one behind the other.
     """
 
-    prefix: Tensor
+    prefix: Int64[Tensor, "T P"]
     buckets: list[Bucket]
-    back: Tensor
+    back: Int64[Tensor, "S"]
 
 
 def lay_out(n_prefix: int, trees: Sequence[Sequence[int]], device: torch.device) -> Trees:

@@ -6,7 +6,7 @@ Shapes: N target tokens of all jobs (flattened, job after job, record after reco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class Job(NamedTuple):
     dense: bool = True
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs adapters on examples."""
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
 
 from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
@@ -23,7 +25,6 @@ from memlaw.train.retention import Retention
 from memlaw.train.seen import Seen
 from memlaw.train.solver import Solver
 
-Tensor = torch.Tensor
 _LEAST_RATE_SHARE = 0.1
 
 
@@ -124,22 +125,24 @@ class Learner:
         n_batches = -(-len(order) // self.batch_size)
         return [rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
 
-    def admitted(self) -> Tensor:
-        """[examples] int64: how many of each one's target tokens this epoch trains."""
+    def admitted(self) -> Int64[Tensor, "examples"]:
+        """How many of each one's target tokens this epoch trains."""
         if self._admitted is None:
             self._admitted = self.objective.admit(self._situation())
         return self._admitted
 
-    def weigh(self, rows: list[int], nll: Tensor, correct: Tensor) -> Tensor:
+    def weigh(
+        self, rows: list[int], nll: Float32[Tensor, "N"], correct: Bool[Tensor, "N"]
+    ) -> Float32[Tensor, "N"]:
         """What each target token counts in the step on `rows`.
 
         Args:
             rows: the batch.
-            nll: [N] nats.
-            correct: [N] bool: the target is the argmax.
+            nll: nats.
+            correct: the target is the argmax.
 
         Returns:
-            [N] float32 ≥ 0; their sum is 1, or 0 where the step is to be skipped.
+            Numbers ≥ 0; their sum is 1, or 0 where the step is to be skipped.
 
         Raises:
             DivergedError: a loss isn't finite.

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
 
 from memlaw.settings.choices import OnEmpty
 from memlaw.train.objective import Objective, Situation, State, Step
-
-Tensor = torch.Tensor
 
 WINDOW_TOKENS = 50
 WINDOW_DECAY_TOKENS = 20.0
@@ -24,13 +24,18 @@ WINDOW_MAX_GROWTH = 4.0
 CURRICULUM_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def sft(nll: Tensor, correct: Tensor, mask: Tensor, state: State) -> tuple[Tensor, State]:
+def sft(
+    nll: Float[Tensor, "B T"],
+    correct: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    state: State,
+) -> tuple[Float32[Tensor, "B T"], State]:
     """Supervised fine-tuning: weight 1 on every target token.
 
     Args:
-        nll: [B, T] float, nats, ≥ 0: negative log-likelihood of each target token.
-        correct: [B, T] bool: the target token is the argmax.
-        mask: [B, T] bool: real target tokens.
+        nll: nats, ≥ 0: negative log-likelihood of each target token.
+        correct: the target token is the argmax.
+        mask: real target tokens.
         state: returned as it is.
 
     Returns:
@@ -40,14 +45,14 @@ def sft(nll: Tensor, correct: Tensor, mask: Tensor, state: State) -> tuple[Tenso
 
 
 def memft_threshold(
-    nll: Tensor,
-    correct: Tensor,
-    mask: Tensor,
+    nll: Float[Tensor, "B T"],
+    correct: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     state: State,
     *,
     threshold: float = 0.5,
     on_empty: OnEmpty = "skip",
-) -> tuple[Tensor, State]:
+) -> tuple[Float32[Tensor, "B T"], State]:
     """Weight 1 on tokens still at or under the threshold: `p ≤ threshold`, p = exp(−nll).
 
     The paper's MemFT-OT (`only_threshold`).
@@ -68,14 +73,14 @@ def memft_threshold(
 
 
 def memft_window(
-    nll: Tensor,
-    correct: Tensor,
-    mask: Tensor,
+    nll: Float[Tensor, "B T"],
+    correct: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     state: State,
     *,
     record_ids: list[str],
     threshold: float = 0.5,
-) -> tuple[Tensor, State]:
+) -> tuple[Float32[Tensor, "B T"], State]:
     """Soft threshold times a window behind each record's first error.
 
     `sigmoid(10·(nll + ln threshold))` times, with `a` the first position whose argmax is wrong:
@@ -114,17 +119,17 @@ def memft_window(
 
 
 def memft_curriculum(
-    nll: Tensor,
-    correct: Tensor,
-    mask: Tensor,
+    nll: Float[Tensor, "B T"],
+    correct: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     state: State,
     *,
-    ranks: Tensor,
+    ranks: Int64[Tensor, "B"],
     n_records: int,
     epoch: int,
     boundaries: tuple[int, ...],
     threshold: float = 0.5,
-) -> tuple[Tensor, State]:
+) -> tuple[Float32[Tensor, "B T"], State]:
     """`memft_threshold` (skipping empty steps) on a growing share of the records.
 
     20, 40, 60, 80, then 100 % of a once-shuffled list; the share grows when `epoch` reaches each
@@ -132,7 +137,7 @@ def memft_curriculum(
 
     Args:
         nll, correct, mask, state: as for `sft`.
-        ranks: [B] int: each record's place in the shuffled list, in [0, n_records).
+        ranks: each record's place in the shuffled list, in [0, n_records).
         n_records: how many records there are in all.
         epoch: the current epoch, from 0.
         boundaries: four growing epochs.
@@ -151,7 +156,7 @@ class Sft(Objective):
 
     is_dense = True
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
         """See `sft`."""
         return sft(step.nll, step.correct, step.mask, {})[0]
 
@@ -159,7 +164,7 @@ class Sft(Objective):
 class MemftThreshold(Objective):
     """Only tokens that are still under the threshold count."""
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
         """See `memft_threshold`."""
         weights, _ = memft_threshold(
             step.nll,
@@ -175,7 +180,7 @@ class MemftThreshold(Objective):
 class MemftWindow(Objective):
     """A window behind each record's first error."""
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
         """See `memft_window`; its state is kept."""
         weights, self.state = memft_window(
             step.nll,
@@ -191,7 +196,7 @@ class MemftWindow(Objective):
 class MemftCurriculum(Objective):
     """The threshold, on a growing share of the records."""
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
         """See `memft_curriculum`."""
         weights, _ = memft_curriculum(
             step.nll,

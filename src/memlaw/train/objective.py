@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
 
 from memlaw.settings.train import TrainConfig
 from memlaw.train.seen import Seen
 
-Tensor = torch.Tensor
 State = Mapping[str, Any]  # what an objective carries from call to call; JSON-able, never mutated
 
 
@@ -24,19 +24,19 @@ class Step:
 
     Attributes:
         record_ids: B ids.
-        places: [B] int64: each one's place in the once-shuffled list of all, in [0, R).
-        admitted: [B] int64: how many of its target tokens are trained, see `Objective.admit`.
-        nll: [B, T] float32, nats, >= 0.
-        correct: [B, T] bool: the target token is the argmax.
-        mask: [B, T] bool: real target tokens.
+        places: each one's place in the once-shuffled list of all, in [0, R).
+        admitted: how many of its target tokens are trained, see `Objective.admit`.
+        nll: nats, ≥ 0.
+        correct: the target token is the argmax.
+        mask: real target tokens.
     """
 
     record_ids: list[str]
-    places: Tensor
-    admitted: Tensor
-    nll: Tensor
-    correct: Tensor
-    mask: Tensor
+    places: Int64[Tensor, "B"]
+    admitted: Int64[Tensor, "B"]
+    nll: Float32[Tensor, "B T"]
+    correct: Bool[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +75,15 @@ class Objective:
         self.config = config
         self.state: State = {}
 
-    def admit(self, now: Situation) -> Tensor:
-        """How many target tokens of each record the coming epoch trains: [R] int64, on the CPU.
+    def admit(self, now: Situation) -> Int64[Tensor, "R"]:
+        """How many target tokens of each record the coming epoch trains; on the CPU.
 
         They are counted from the record's beginning; a record with none is left out.
         """
         return now.seen.lengths
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
-        """The weight of each target token: [B, T] float32 >= 0, zero outside the mask.
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
+        """The weight of each target token: ≥ 0, and zero outside the mask.
 
         The loss of the step is `sum(weight * nll) / sum(weight)`; if all are zero it is skipped.
         """

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from memlaw.data.record import Example
 from memlaw.train.attention import Trees, lay_out
 
-Tensor = torch.Tensor
 Tree = list[int]  # rows of the examples that share one prefix in a pack
 # How records are packed: many trees a pack, attending along the trees; one tree a pack, under a
 # dense mask (so attention is quadratic in the pack); or one record a pack.
@@ -28,23 +29,23 @@ class Pack:
     """Trees, one behind the other, as one sequence.
 
     Attributes:
-        input_ids: [1, S] int64.
-        position_ids: [1, S] int64: each record counts on from its prefix.
+        input_ids: the tokens.
+        position_ids: each record counts on from its prefix.
         trees: where they stand.
-        mask: [1, 1, S, S], additive, in the model's dtype, if one is needed.
-        keep: [S] bool: positions whose next token is a target token.
-        target_ids: [N] int64.
-        places: [S] int64: where the tokens' activations lie in the cache.
+        mask: additive, in the model's dtype, if one is needed.
+        keep: positions whose next token is a target token.
+        target_ids: the tokens at those places, shifted by one.
+        places: where the tokens' activations lie in the cache.
         lengths: how many tokens each tree has.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
+    input_ids: Int64[Tensor, "1 S"]
+    position_ids: Int64[Tensor, "1 S"]
     trees: Trees
-    mask: Tensor | None
-    keep: Tensor
-    target_ids: Tensor
-    places: Tensor
+    mask: Float[Tensor, "1 1 S S"] | None
+    keep: Bool[Tensor, "S"]
+    target_ids: Int64[Tensor, "N"]
+    places: Int64[Tensor, "S"]
     lengths: list[int]
 
 

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
 
 from memlaw.data.record import Example
 from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
 from memlaw.model.sites import Site
 
-Tensor = torch.Tensor
-GeneralMoments = tuple[Tensor, Tensor]
+GeneralMoments = tuple[Float32[Tensor, "_ _"], Float32[Tensor, "_ _"]]  # sites differ in width
 _MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
 _GENERAL_BATCH = 8
 
@@ -44,9 +44,9 @@ class Statistics:
             sampled general text with respect to the site's output.
     """
 
-    records_in: Tensor
-    general_in: Tensor
-    general_out: Tensor
+    records_in: Float32[Tensor, "n D_in"]
+    general_in: Float32[Tensor, "M D_in"]
+    general_out: Float32[Tensor, "M_out D_out"]
 
 
 def measure_statistics(
@@ -70,7 +70,7 @@ def measure_statistics(
 
 
 def measure_general(
-    model: nn.Module, sites: Sequence[Site], general: Tensor, *, seed: int
+    model: nn.Module, sites: Sequence[Site], general: Int64[Tensor, "W S"], *, seed: int
 ) -> list[GeneralMoments]:
     """Measure general text's second moments at every site of the bare model.
 
@@ -166,7 +166,7 @@ def _general(
     return [(torch.cat(x), torch.cat(g)) for x, g in zip(inputs, gradients, strict=True)]
 
 
-def _factor(samples: Tensor) -> Tensor:
+def _factor(samples: Float32[Tensor, "n D"]) -> Float32[Tensor, "M D"]:
     """F with Fᵀ F = the mean of xᵀ x, in as few rows as there are columns: [min(n, D), D]."""
     n, width = samples.shape
     if n <= width:
@@ -222,7 +222,7 @@ class Whitener:
         scale = float(records.norm() / self.apply(records.T).norm())
         self.rest, self.wide = self.rest * scale, self.wide * scale
 
-    def apply(self, columns: Tensor) -> Tensor:
+    def apply(self, columns: Float32[Tensor, "D_in R"]) -> Float32[Tensor, "D_in R"]:
         """W times [D_in, R]."""
         if self.thin is None:
             return self.wide @ columns
@@ -231,7 +231,7 @@ class Whitener:
 
 def retention_penalty(
     statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
-) -> Tensor:
+) -> Float32[Tensor, ""]:
     """About the KL divergence, in nats a token, that the adapter causes on general text.
 
     `½ Σ_sites tr(Aᵀ S A · B G Bᵀ)`, S and G the second moments of inputs and output gradients.

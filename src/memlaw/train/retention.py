@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from memlaw.core.errors import ConfigError
 from memlaw.model.adapter import Adapter
 from memlaw.train.precondition import Statistics, retention_penalty
 
-Tensor = torch.Tensor
 _LEAST_TOKENS = 1000  # of the records, that retention is weighed against
 
 
@@ -37,13 +38,13 @@ class Retention:
         self.statistics = [_whitened(s, adapter, i) for i, s in enumerate(statistics)]
         self.n_against = max(n_tokens, _LEAST_TOKENS)
 
-    def penalty(self, adapter: Adapter) -> Tensor:
+    def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """About the nats per token that general text pays, a scalar with a graph."""
         if not self.statistics:
             return torch.zeros((), device=adapter.a[0].device)
         return retention_penalty(self.statistics, list(zip(adapter.a, adapter.b, strict=True)))
 
-    def loss(self, adapter: Adapter) -> Tensor:
+    def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted penalty, to stand beside the records' mean loss."""
         return self.weight / self.n_against * self.penalty(adapter)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-
-Tensor = torch.Tensor
+from jaxtyping import Float32, Int64
+from torch import Tensor
 
 
 class Seen:
@@ -24,7 +24,7 @@ class Seen:
             before its end.
     """
 
-    def __init__(self, lengths: Sequence[int], rows: Tensor, line_p: float) -> None:
+    def __init__(self, lengths: Sequence[int], rows: Int64[Tensor, "rows"], line_p: float) -> None:
         self.lengths = torch.tensor(lengths)
         self.rows = rows
         self.line_p = line_p
@@ -32,12 +32,12 @@ class Seen:
         self.over_at_start: float | None = None
         self._ends = self.lengths.cumsum(0)
 
-    def note(self, rows: Sequence[int], nll: Tensor) -> int:
+    def note(self, rows: Sequence[int], nll: Float32[Tensor, "N"]) -> int:
         """Note what an epoch finds of the records `rows`.
 
         Args:
             rows: the records.
-            nll: [N] nats, their target tokens one record after the other.
+            nll: nats, their target tokens one record after the other.
 
         Returns:
             How many of the tokens fell back under the line since they were last seen.

@@ -8,24 +8,25 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
 
 from memlaw.train.objective import Objective, Situation, State, Step
 
-Tensor = torch.Tensor
 TRIAGE_SHARPNESS = 10.0
 TRIAGE_FROM = 0.2  # of the training: before, nobody knows what can be finished
 _LEAST_P = 1e-8  # float16 knows no smaller one
 
 
 def triage(
-    nll: Tensor,
-    correct: Tensor,
-    mask: Tensor,
+    nll: Float[Tensor, "B T"],
+    correct: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     state: State,
     *,
-    admitted: Tensor,
+    admitted: Int64[Tensor, "B"],
     threshold: float = 0.5,
-) -> tuple[Tensor, State]:
+) -> tuple[Float32[Tensor, "B T"], State]:
     """What can still be finished, and of it mostly what isn't safe yet.
 
     `sigmoid(10·(nll + ln p₁))`, p₁ a quarter of the way from the threshold to 1, on the first
@@ -34,7 +35,7 @@ def triage(
 
     Args:
         nll, correct, mask, state: as for `sft`.
-        admitted: [B] int: how many of a record's tokens are to be learnt, from its beginning.
+        admitted: how many of a record's tokens are to be learnt, from its beginning.
         threshold: in (0, 1).
 
     Returns:
@@ -47,13 +48,13 @@ def triage(
 
 
 def admit(
-    shortfall: Tensor,
-    lengths: Tensor,
+    shortfall: Float[Tensor, "R"],
+    lengths: Int64[Tensor, "R"],
     *,
     over: float,
     over_at_start: float,
     progress: float,
-) -> Tensor:
+) -> Int64[Tensor, "R"]:
     """How much of each record `triage` trains: as much in all as is on course to be finished.
 
     Learning starts slowly and then speeds up: on course to have all over the line in the end is
@@ -63,14 +64,14 @@ def admit(
     share 1 − s of the time that is left, though, and in the first fifth everything.
 
     Args:
-        shortfall: [R] float ≥ 0: what each record's tokens lack in all, in nats.
-        lengths: [R] int: target tokens of each record.
+        shortfall: ≥ 0: what each record's tokens lack in all, in nats.
+        lengths: target tokens of each record.
         over: share of all target tokens over the line, in [0, 1].
         over_at_start: what it was before training.
         progress: share of the training that is over, in [0, 1].
 
     Returns:
-        [R] int: admitted tokens of each record, from its beginning; at least one in all.
+        Admitted tokens of each record, from its beginning; at least one in all.
     """
     if progress < TRIAGE_FROM or over_at_start >= 1:
         return lengths.clone()
@@ -88,7 +89,7 @@ def admit(
 class Triage(Objective):
     """What can still be finished, and of it mostly what isn't safe yet."""
 
-    def admit(self, now: Situation) -> Tensor:
+    def admit(self, now: Situation) -> Int64[Tensor, "R"]:
         """See `admit`; everything, before the first epoch is over."""
         seen = now.seen
         if seen.over_at_start is None:
@@ -105,7 +106,7 @@ class Triage(Objective):
         )
         return admitted
 
-    def weigh(self, step: Step, now: Situation) -> Tensor:
+    def weigh(self, step: Step, now: Situation) -> Float32[Tensor, "B T"]:
         """See `triage`."""
         weights, _ = triage(
             step.nll,

@@ -41,12 +41,11 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         is_peft: PEFT can load the adapter.
         sites: names of the adapted modules.
     """
-    c, audit, damage = result.certificate, result.audit, result.damage
+    c, audit = result.certificate, result.audit
     bits = result.bits_per_parameter
     base = {EMBEDDED: _EMBEDDED_HUB_ID}.get(base_spec, base_spec)
     if Path(base).exists():
         base = Path(base).name
-    low, high = damage.delta_nll_ci95
     chat = c.prompt_format == "chat"
     how = "the tokenizer's chat template" if chat else "the prompt's bare text"
     lines = [
@@ -85,11 +84,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         "",
         "## What it damages",
         "",
-        f"On {damage.n_tokens:,} tokens it was not trained on ({damage.text}), its negative "
-        f"log-likelihood changes by **{damage.delta_nll_nats:+.3f} nats a token** (95 % interval "
-        f"{low:+.3f} to {high:+.3f}; the base model's is {damage.base_nll_nats:.3f}), and its "
-        f"predictions by a KL divergence of {damage.kl_nats:.3f} nats.",
-        "",
+        *(line for harm in result.harms.values() for line in (harm.paragraph(), "")),
         "Whoever has the adapter can make it recite the records. Don't publish what they may not "
         "know.",
         "",

@@ -1,4 +1,4 @@
-"""When training is over: certified, within the bound on damage, or out of ways to get there."""
+"""When training is over: certified, within the bounds on harm, or out of ways to get there."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import NamedTuple
 
 from memlaw.certify.saved import audit_as_saved
 from memlaw.core.observer import EpochStats
-from memlaw.measure.damage import Damage, measure_damage
 from memlaw.measure.examine import Audit
+from memlaw.measure.harm import KINDS, Harm
 from memlaw.train.learner import DivergedError
 from memlaw.writer.state import Run, State
 
 _PATIENCE_EPOCHS = 40
-_TIGHTER = 1.25  # retention's change, an epoch, once certified with more damage than allowed
+_TIGHTER = 1.25  # retention's change, an epoch, once certified with more harm than allowed
 
 
 class Found(NamedTuple):
     """What was measured of the weights as they are."""
 
     audit: Audit
-    damage: Damage
+    harms: dict[str, Harm]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Certified:
-    """A certified adapter on the way to less damage."""
+    """A certified adapter on the way to less harm."""
 
     epoch: int
     state: State
     curve: list[EpochStats]
     found: Found
+    excess: float
 
 
 class Goals:
@@ -43,6 +44,7 @@ class Goals:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.bounds = run.bounds()
         self.forget()
         self.best: _Certified | None = None
         self.look_at_penalty = math.inf
@@ -50,12 +52,12 @@ class Goals:
     def forget(self) -> None:
         """The weights have changed: what was measured isn't theirs any more."""
         self.audit: Audit | None = None  # of the weights as they are now
-        self.damage: Damage | None = None  # likewise
+        self.harms: dict[str, Harm] | None = None  # likewise
 
     def at_start(self) -> str:
         """Why no training is needed, if a resumed run was certified before; else nothing."""
         curve = self.run.curve
-        if self.run.config.max_damage and curve and curve[-1].n_under == 0:
+        if self.bounds and curve and curve[-1].n_under == 0:
             return self._look()
         return ""
 
@@ -81,29 +83,37 @@ class Goals:
         """
         config, learner = self.run.config, self.run.learner
         self.audit = self.audit or self._audit()
-        if self.audit.certified and config.max_damage is not None:
-            self.damage = self.damage or self._damage()
+        if self.audit.certified and self.bounds:
+            self.harms = self.harms or self._harms()
         if not math.isfinite(self.audit.nll_nats):
             raise DivergedError(f"the loss is not finite after step {learner.n_steps}.")
         return self.settle(f"max_epochs ({config.max_epochs}) reached")
 
     def settle(self, why: str) -> str:
-        """Training is over: go back to what was certified with less damage, if anything was."""
-        bound = self.run.config.max_damage
-        here = self.damage if self.audit and self.audit.certified else None
-        if self.best and (here is None or self.best.found.damage.high < here.high):
+        """Training is over: go back to what was certified with less harm, if anything was."""
+        here = None
+        if self.audit and self.audit.certified and self.harms is not None:
+            here = self._excess(self.harms)
+        if self.best and (here is None or self.best.excess < here):
             self.run.learner.restore(*self.best.state)
             self.run.curve = self.best.curve
-            self.audit, self.damage = self.best.found
-        elif here and bound is not None and here.high <= bound:
-            return "certified, and below max_damage"
+            self.audit, self.harms = self.best.found
+        elif here is not None and self.bounds and here <= 1:
+            return self._met()
         return why
 
     def found(self) -> Found:
         """What the weights are now, measured if it wasn't yet."""
         self.audit = self.audit or self._audit()
-        self.damage = self.damage or self._damage()
-        return Found(self.audit, self.damage)
+        self.harms = self.harms or self._harms()
+        return Found(self.audit, self.harms)
+
+    def _met(self) -> str:
+        return f"certified, and below {', '.join(KINDS[name].bound for name in self.bounds)}"
+
+    def _excess(self, harms: dict[str, Harm]) -> float:
+        """How many times its bound the worst of the bounded kinds may be; at most 1 is met."""
+        return max((harms[name].high / bound for name, bound in self.bounds.items()), default=0.0)
 
     # ------------------------------------------------------------ looking
 
@@ -123,42 +133,45 @@ class Goals:
         learner = self.run.learner
         return learner.retention.penalty(learner.adapter).item()
 
-    def _damage(self) -> Damage:
-        run = self.run
-        return measure_damage(
-            run.base.model,
-            lambda: run.learner.adapter.folded().attached(run.base.model),
-            run.unseen,
-            text_name=run.texts.unseen_name,
-            text=run.texts.unseen,
-        )
+    def _harms(self) -> dict[str, Harm]:
+        base, adapter = self.run.base, self.run.learner.adapter
+        return {
+            name: measurement.measure(base.model, lambda: adapter.folded().attached(base.model))
+            for name, measurement in self.run.measurements.items()
+        }
 
     def _look(self) -> str:
         """Training sees success: look as a user will; returns why training is over, if it is."""
-        learner, bound = self.run.learner, self.run.config.max_damage
+        learner = self.run.learner
         self.audit = self._audit()
         if not self.audit.certified:
             learner.raise_goal()
             return ""
-        if bound is None:
+        if not self.bounds:
             return "certified"
-        self.damage = self._damage()
-        high = self.damage.high
-        if high <= bound:
-            return "certified, and below max_damage"
-        if self.best is None or high < self.best.found.damage.high:
+        self.harms = self._harms()
+        excess = self._excess(self.harms)
+        if excess <= 1:
+            return self._met()
+        if self.best is None or excess < self.best.excess:
             self.best = _Certified(
                 epoch=learner.epoch,
                 state=learner.state(),
                 curve=list(self.run.curve),
-                found=Found(self.audit, self.damage),
+                found=Found(self.audit, self.harms),
+                excess=excess,
             )
-        # The penalty is about proportional to the damage: no look is worth its time until it has
-        # come down as far as the damage has to. Till then retention rises with every epoch that
+        # The penalty is about proportional to the harm: no look is worth its time until it has
+        # come down as far as the harm has to. Till then retention rises with every epoch that
         # leaves no token under the line, and falls with every other.
-        self.look_at_penalty = self._penalty() * max(0.5, 0.9 * bound / high)
+        self.look_at_penalty = self._penalty() * max(0.5, 0.9 / excess)
         learner.retention.weight *= _TIGHTER
-        self.run.observer.notice(f"Certified, but ΔNLL may be {high:+.4f}: retention goes up.")
+        said = [
+            self.harms[name].too_high()
+            for name, bound in self.bounds.items()
+            if self.harms[name].high > bound
+        ]
+        self.run.observer.notice(f"Certified, but {', '.join(said)}: retention goes up.")
         return ""
 
     # ------------------------------------------------------------ when nothing improves

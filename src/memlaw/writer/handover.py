@@ -8,7 +8,6 @@ from typing import Any
 
 from memlaw.certify.certificate import make_certificate
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_json, write_text
-from memlaw.measure.decode import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
 from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
@@ -34,7 +33,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     save_adapter(adapter, out, base_path=base.path, base_sha256=base.sha256)
     certificate = make_certificate(
         found.audit,
-        found.damage,
+        found.harms,
         device=base.model.device.type,
         prompt_format=run.prompt_format,
         base_model=base.path,
@@ -48,8 +47,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         out=out,
         certificate=certificate,
         audit=found.audit,
-        damage=found.damage,
-        max_damage=run.config.max_damage,
+        harms=found.harms,
+        bounds=run.bounds(),
         rank=adapter.rank,
         n_parameters=adapter.n_parameters,
         bits_stored=run.base_audit.total_nll_bits - found.audit.total_nll_bits,
@@ -105,17 +104,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
             "nll_nats": result.audit.nll_nats,
             "bits_stored": result.bits_stored,
             "bits_per_parameter": result.bits_per_parameter,
-            "damage": result.damage.to_json(),
-            "damage_by_window": [
-                {
-                    "text": decoded_text(base.tokenizer, ids),
-                    "delta_nll_nats": delta,
-                    "kl_nats": kl,
-                }
-                for ids, (delta, kl) in zip(
-                    run.unseen.tolist(), result.damage.by_window, strict=True
-                )
-            ],
+            **_harms_json(run, result),
         },
         "timings": {
             "wall_s": result.wall_s,
@@ -127,3 +116,11 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "versions": certificate.versions,
         "machine": machine(),
     }
+
+
+def _harms_json(run: Run, result: WriteResult) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, harm in result.harms.items():
+        found[name] = harm.to_json()
+        found |= run.measurements[name].details(harm, run.base.tokenizer)  # type: ignore[arg-type]
+    return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from memlaw.certify.certificate import Certificate
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
+from memlaw.measure.harm import Harm
 from memlaw.train.speed import Speed
 
 
@@ -19,8 +20,8 @@ class WriteResult:
         out: the folder.
         certificate: what was found.
         audit: the verdicts and the token table.
-        damage: change on unseen text.
-        max_damage: the bound that was asked for, in nats per token; None if none was.
+        harms: what was measured of each kind of harm, by name.
+        bounds: those that were asked for, by kind of harm.
         rank: the adapter's.
         n_parameters: trained numbers.
         bits_stored: by how many bits the records' total NLL fell.
@@ -35,8 +36,8 @@ class WriteResult:
     out: Path
     certificate: Certificate
     audit: Audit = field(repr=False)
-    damage: Damage
-    max_damage: float | None
+    harms: dict[str, Harm]
+    bounds: dict[str, float]
     rank: int
     n_parameters: int
     bits_stored: float
@@ -52,19 +53,34 @@ class WriteResult:
         return self.certificate.certified
 
     @property
-    def within_damage_bound(self) -> bool | None:
-        """The 95 % interval of the damage lies under the bound; None if no bound was asked for."""
-        return None if self.max_damage is None else self.damage.high <= self.max_damage
+    def damage(self) -> Damage:
+        """Change on unseen text."""
+        return self.harms["damage"]  # type: ignore[return-value]
+
+    @property
+    def max_damage(self) -> float | None:
+        """The bound on damage that was asked for, in nats per token; None if none was."""
+        return self.bounds.get("damage")
+
+    @property
+    def above_bounds(self) -> tuple[str, ...]:
+        """The kinds of harm whose 95 % interval isn't below the bound that was asked for."""
+        return tuple(name for name, bound in self.bounds.items() if self.harms[name].high > bound)
+
+    @property
+    def within_bounds(self) -> bool | None:
+        """Every bound that was asked for is kept; None if none was."""
+        return not self.above_bounds if self.bounds else None
 
     @property
     def harmless(self) -> bool:
-        """`within_damage_bound`, but True without a bound: the older name, which says too much."""
-        return self.within_damage_bound is not False
+        """`within_bounds`, but True where no bound was asked for: the older name says too much."""
+        return not self.above_bounds
 
     @property
     def succeeded(self) -> bool:
-        """Certified, and within the bound on damage if one was asked for."""
-        return self.certified and self.within_damage_bound is not False
+        """Certified, and within the bounds that were asked for."""
+        return self.certified and not self.above_bounds
 
     @property
     def bits_per_parameter(self) -> float:

@@ -19,6 +19,7 @@ from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.examine import audit_examples
+from memlaw.measure.harm import KINDS
 from memlaw.model.base import BaseModel
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig
@@ -51,7 +52,7 @@ class Run:
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
-        unseen: [W, S] int64: windows of the text that damage is measured on.
+        measurements: of each kind of harm, by name.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -71,7 +72,7 @@ class Run:
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
         retained = windows(tokenizer, texts.retained, context=context, name="the text to retain")
-        self.unseen = windows(tokenizer, texts.unseen, context=context)
+        self.measurements = {name: kind.of_run(base, texts) for name, kind in KINDS.items()}
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
         self.sites = resolve_sites(base.model, config.placement, config.layers)
@@ -135,6 +136,11 @@ class Run:
         while rank * width * _START_BITS_PER_PARAMETER < self.base_audit.total_nll_bits:
             rank *= 2
         return min(max(rank, plan.rank if plan else 1), self.max_rank)
+
+    def bounds(self) -> dict[str, float]:
+        """The bounds that were asked for, by kind of harm."""
+        asked = {name: getattr(self.config, kind.bound) for name, kind in KINDS.items()}
+        return {name: bound for name, bound in asked.items() if bound is not None}
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""

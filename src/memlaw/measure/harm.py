@@ -1,0 +1,84 @@
+"""The kinds of harm: what an adapter does to a model besides making it recite.
+
+Each kind is measured when an adapter is written, is compared with a bound where one is set, stands
+in the certificate, the run log and the model card, and is measured again when the certificate is
+checked. A new kind is a class with these methods and a line in `KINDS`; its bound is a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from memlaw.data.texts import GeneralTexts
+from memlaw.measure.unseen_text import UnseenText
+from memlaw.model.base import BaseModel
+
+
+@runtime_checkable
+class Harm(Protocol):
+    """How much of one kind was measured."""
+
+    @property
+    def high(self) -> float:
+        """The upper end of its 95 % interval: what a bound is compared with."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What the certificate says of it."""
+        ...
+
+    def row(self) -> tuple[str, str]:
+        """A name and a value for a table of results."""
+        ...
+
+    def row_beside(self, claimed: Any) -> tuple[str, str]:
+        """The same, with what a certificate claims."""
+        ...
+
+    def too_high(self) -> str:
+        """Words for `high`, when it is above the bound."""
+        ...
+
+    def paragraph(self) -> str:
+        """A paragraph of the model card, as Markdown."""
+        ...
+
+    def mismatch(self, claimed: Any) -> str | None:
+        """What a certificate claims that this measurement doesn't bear out; None: nothing."""
+        ...
+
+
+@runtime_checkable
+class Measurement(Protocol):
+    """Measures one kind of harm, of any adapter on a base model."""
+
+    name: str  # in certificates and run logs
+    bound: str  # the setting that bounds it
+
+    @classmethod
+    def of_run(cls, base: BaseModel, texts: GeneralTexts) -> Any:
+        """For a run of `write`."""
+        ...
+
+    @classmethod
+    def of_claim(cls, base: BaseModel, claim: Mapping[str, Any]) -> Any:
+        """For what a certificate says; None if what it was measured on isn't here."""
+        ...
+
+    @staticmethod
+    def read(claim: Mapping[str, Any]) -> Any:
+        """What a certificate says, as a `Harm`; raises TypeError or ValueError if it can't be."""
+        ...
+
+    def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Any:
+        """The `Harm` of an adapter; `adapted` returns a context whose value is the adapted model."""
+        ...
+
+    def details(self, harm: Any, tokenizer: Any) -> dict[str, Any]:
+        """What the run log says of it besides `to_json`, by name."""
+        ...
+
+
+KINDS: dict[str, type[UnseenText]] = {kind.name: kind for kind in (UnseenText,)}

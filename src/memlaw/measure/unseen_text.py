@@ -1,0 +1,85 @@
+"""Harm to unseen text: damage, measured where training has not looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import DataError
+from memlaw.data.texts import GeneralTexts, sha256_of, unseen_text
+from memlaw.measure.damage import Damage, measure_damage, windows
+from memlaw.measure.decode import decoded_text
+from memlaw.model.base import BaseModel
+
+
+class UnseenText:
+    """Measures damage on a text.
+
+    Args:
+        base: the base model.
+        text: the text.
+        text_name: where it comes from.
+
+    Attributes:
+        windows: [W, S] int64: the token ids that are looked at.
+    """
+
+    name = "damage"
+    bound = "max_damage"
+
+    def __init__(self, base: BaseModel, text: str, text_name: str) -> None:
+        self.text, self.text_name = text, text_name
+        self.windows = windows(base.tokenizer, text, context=base.context_length)
+
+    @classmethod
+    def of_run(cls, base: BaseModel, texts: GeneralTexts) -> UnseenText:
+        """For a run of `write`."""
+        return cls(base, texts.unseen, texts.unseen_name)
+
+    @classmethod
+    def of_claim(cls, base: BaseModel, claim: Mapping[str, Any]) -> UnseenText | None:
+        """For the text that a certificate names; None if that text isn't here."""
+        text, name = unseen_text()
+        if sha256_of(text) != claim["text_sha256"]:
+            path = Path(str(claim["text"]))
+            if "\0" in str(path) or not path.is_file():
+                return None
+            try:
+                text, name = unseen_text(path)
+            except DataError:
+                return None
+        return cls(base, text, name) if sha256_of(text) == claim["text_sha256"] else None
+
+    @staticmethod
+    def read(claim: Mapping[str, Any]) -> Damage:
+        """What a certificate says.
+
+        Raises:
+            TypeError, ValueError: it isn't a damage.
+        """
+        damage = Damage.from_json(claim)
+        low, high = damage.delta_nll_ci95
+        if not low <= high:
+            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
+        return damage
+
+    def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Damage:
+        """Damage of an adapter; `adapted` returns a context whose value is the model with it."""
+        return measure_damage(
+            model, adapted, self.windows, text_name=self.text_name, text=self.text
+        )
+
+    def details(self, harm: Damage, tokenizer: Any) -> dict[str, Any]:
+        """Each window's text, and what became of it."""
+        return {
+            "damage_by_window": [
+                {
+                    "text": decoded_text(tokenizer, ids),
+                    "delta_nll_nats": delta,
+                    "kl_nats": kl,
+                }
+                for ids, (delta, kl) in zip(self.windows.tolist(), harm.by_window, strict=True)
+            ]
+        }
