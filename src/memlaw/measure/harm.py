@@ -73,7 +73,7 @@ class Measurement(Protocol):
         ...
 
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Any:
-        """The `Harm` of an adapter; `adapted` returns a context whose value is the adapted model."""
+        """The `Harm` of an adapter; `adapted` gives a context whose value is the adapted model."""
         ...
 
     def details(self, harm: Any, tokenizer: Any) -> dict[str, Any]:

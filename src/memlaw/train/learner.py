@@ -22,10 +22,9 @@ from memlaw.train.objective import Situation, Step
 from memlaw.train.objectives import OBJECTIVES
 from memlaw.train.precondition import Statistics
 from memlaw.train.retention import Retention
+from memlaw.train.schedule import Schedule
 from memlaw.train.seen import Seen
 from memlaw.train.solver import Solver
-
-_LEAST_RATE_SHARE = 0.1
 
 
 class DivergedError(MemlawError):
@@ -46,8 +45,7 @@ class Learner:
         config: how to train.
         statistics: of the adapter's sites; needed where `config.retention` is above 0.
         rows: which of the examples it learns; default: all.
-        max_epochs: how long training may take, where `config.total_steps` doesn't say it; what
-            triage goes by.
+        max_epochs: when training ends, where `config.total_steps` doesn't say it; for triage.
 
     Attributes:
         seen: what training has seen of each target token.
@@ -55,7 +53,6 @@ class Learner:
         retention: the penalty on what the adapter does to general text, and its weight.
         goal_p: the probability that training aims at for a token.
         epoch, n_steps, n_looks: epochs, optimiser steps, and batches done (skipped ones, too).
-        rate_share: share of the learning rate in the current epoch.
         weighted_share: of the last batch's tokens.
     """
 
@@ -76,12 +73,13 @@ class Learner:
         # MemFT aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)
-        n_tokens = int(self.seen.lengths[self.rows].sum())
-        self.retention = Retention(config.retention, statistics, adapter, n_tokens)
+        n_targets = int(self.seen.lengths[self.rows].sum())
+        self.retention = Retention(config.retention, statistics, adapter, n_targets)
         self.batch_size = step_size(config.batch_size, len(self.rows))
         self.max_epochs = max_epochs
         self.epoch = self.n_steps = self.n_looks = 0
-        self.rate_share = self.weighted_share = 1.0
+        self.weighted_share = 1.0
+        self.schedule = Schedule(config)
         self.objective = OBJECTIVES[config.objective](config)
         self.solver = Solver(adapter, config)
         self._admitted: Tensor | None = None  # in the current epoch, once it is known
@@ -106,14 +104,8 @@ class Learner:
 
     def _situation(self) -> Situation:
         return Situation(
-            seen=self.seen,
-            n_records=len(self.rows),
-            epoch=self.epoch,
-            progress=self.progress,
-            goal_p=self.goal_p,
+            seen=self.seen, epoch=self.epoch, progress=self.progress, goal_p=self.goal_p
         )
-
-    # ------------------------------------------------------------ a step
 
     def batches(self) -> list[list[int]]:
         """The rows of this epoch's steps: every record that the objective admits, once.
@@ -150,8 +142,7 @@ class Learner:
         self.n_looks += 1
         if not torch.isfinite(nll).all():
             raise self._diverged("loss")
-        lengths = self.seen.lengths[rows]
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(self.device)  # [B, T]
+        mask = self.seen.mask(rows).to(self.device)
         step = Step(
             record_ids=[self.examples[row].record.id for row in rows],
             places=self.places[rows],
@@ -174,10 +165,7 @@ class Learner:
             self.retention.loss(self.adapter).backward()
         if not self.solver.clip():
             raise self._diverged("gradient")
-        share = self.rate_share
-        if self.config.total_steps is not None:
-            share *= max(0.0, 1 - (self.n_looks - 1) / self.config.total_steps)
-        self.solver.step(share)
+        self.solver.step(self.schedule.at(self.n_looks - 1))
         self.n_steps += 1
 
     def end_epoch(self, nll_nats: float) -> None:
@@ -190,16 +178,13 @@ class Learner:
         self._admitted = None
         if self.seen.over_at_start is None:
             self.seen.over_at_start = self.seen.share_over()
-        if self.config.schedule == "loss":
-            self.rate_share = min(1.0, max(_LEAST_RATE_SHARE, nll_nats**0.5))
+        self.schedule.after_epoch(nll_nats)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
             f"the {what} is not finite at step {self.n_steps + 1} (epoch {self.epoch + 1}). "
             f"Try a learning rate under {self.config.learning_rate:g}."
         )
-
-    # ------------------------------------------------------------ changes on the way
 
     def raise_goal(self) -> None:
         """Aim higher: the audit failed where training saw success."""
@@ -226,7 +211,7 @@ class Learner:
             "rank": self.adapter.rank,
             "goal_p": self.goal_p,
             "line_p": self.seen.line_p,
-            "rate_share": self.rate_share,
+            "rate_share": self.schedule.share,
             "retention": self.retention.weight,
             "objective_state": dict(self.objective.state),
         }
@@ -244,7 +229,7 @@ class Learner:
         self.solver.restore(_under(tensors, "moments."))
         self.epoch, self.n_steps = values["epoch"], values["n_steps"]
         self.n_looks, self.weighted_share = values["n_looks"], values["weighted_share"]
-        self.retention.weight, self.rate_share = values["retention"], values["rate_share"]
+        self.retention.weight, self.schedule.share = values["retention"], values["rate_share"]
         self.seen.line_p, self.seen.over_at_start = values["line_p"], values["over_at_start"]
         self.seen.p, self._admitted = tensors["seen_p"].clone(), None
         self.goal_p, self.objective.state = values["goal_p"], values["objective_state"]

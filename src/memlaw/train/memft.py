@@ -205,7 +205,7 @@ class MemftCurriculum(Objective):
             {},
             threshold=now.goal_p,
             ranks=step.places,
-            n_records=now.n_records,
+            n_records=len(now.seen.rows),
             epoch=now.epoch,
             boundaries=self.config.curriculum_epochs,
         )

@@ -45,14 +45,12 @@ class Situation:
 
     Attributes:
         seen: what it has seen of each target token.
-        n_records: R.
         epoch: the current one, from 0.
         progress: the share of the training that is over, in [0, 1]; 0 where no end is set.
         goal_p: the probability that training aims at for a token.
     """
 
     seen: Seen
-    n_records: int
     epoch: int
     progress: float
     goal_p: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 
@@ -31,6 +31,11 @@ class Seen:
         self.p = torch.zeros(sum(lengths), dtype=torch.float16)
         self.over_at_start: float | None = None
         self._ends = self.lengths.cumsum(0)
+
+    def mask(self, rows: Sequence[int]) -> Bool[Tensor, "B T"]:
+        """Where the target tokens of the records `rows` stand, when these are filled up."""
+        lengths = self.lengths[list(rows)]
+        return torch.arange(int(lengths.max())) < lengths[:, None]
 
     def note(self, rows: Sequence[int], nll: Float32[Tensor, "N"]) -> int:
         """Note what an epoch finds of the records `rows`.
