@@ -28,11 +28,13 @@ from reporting import (
 import memlaw
 from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError, MemlawError, OutputError
-from memlaw.law.store import Cell
 from memlaw.law.plan import plan_rank
-from memlaw.law.store import CellStore
+from memlaw.law.store import Cell, CellStore
 from memlaw.report import figures, make_report, tables
-from memlaw.report.page import recall_data, render, safe_json, verdict
+from memlaw.report.embed import safe_json
+from memlaw.report.page import render
+from memlaw.report.recall_data import recall_data
+from memlaw.report.run_page import verdict
 from memlaw.report.sources import probes_of, read_source
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 
@@ -51,6 +53,11 @@ def mixed(tmp_path_factory):
     return write_audit(mixed_audit(), tmp_path_factory.mktemp("mixed") / "mixed.json")
 
 
+def _totals(view):
+    """What an audit's files say of all records together."""
+    return {k: v for k, v in view.recall.summary().items() if k != "records"}
+
+
 def test_it_needs_no_torch(mixed, tmp_path):
     script = (
         "import sys; from memlaw.cli.dispatch import run\n"
@@ -66,21 +73,21 @@ def test_a_write_folder_is_read_with_verdicts_prompts_and_snapshots(finished):
     view = read_source(finished)
     table = pq.read_table(finished / "tokens.parquet").to_pydict()
     assert view.name == "out"
-    assert np.allclose(view.recall.p, table["p"], atol=1e-6)
+    assert np.allclose(view.recall.tokens.p, table["p"], atol=1e-6)
     assert list(view.recall.token) == table["token"]
-    assert view.recall.records[0].title == "Jerry Becerra:"
-    assert view.recall.line == 0.55
-    assert view.recall.snapshots.epochs == [1, 2, 3]
+    assert view.recall.titles[0] == "Jerry Becerra:"
+    assert view.recall.criterion.line == 0.55
+    assert view.snapshots.epochs == [1, 2, 3]
     assert view.run["results"]["damage_by_window"][0]["text"]
     assert verdict(view)["word"] == "Not certified"
 
 
 def test_what_is_said_is_what_the_audit_said(finished):
     certificate = json.loads((finished / "certificate.json").read_text())
-    found = tables.counts(read_source(finished))
-    assert found["certified"] == certificate["n_certified"]
-    assert found["recited"] == sum(r["recalled"] for r in certificate["records"])
-    assert found["tokens"] == sum(r["n_tokens"] for r in certificate["records"])
+    found = read_source(finished).recall
+    assert found.n_certified == certificate["n_certified"]
+    assert found.n_recalled == sum(r["recalled"] for r in certificate["records"])
+    assert len(found.tokens) == sum(r["n_tokens"] for r in certificate["records"])
 
 
 def test_a_table_without_verdicts_does_too(finished, tmp_path):
@@ -89,11 +96,11 @@ def test_a_table_without_verdicts_does_too(finished, tmp_path):
     pq.write_table(table, tmp_path / "tokens.parquet")
     (tmp_path / "certificate.json").write_bytes((finished / "certificate.json").read_bytes())
     view, whole = read_source(tmp_path), read_source(finished)
-    assert tables.counts(view) == tables.counts(whole)
-    assert view.recall.records[0].title == ""
-    assert view.recall.snapshots is None
+    assert _totals(view) == _totals(whole)
+    assert view.recall.titles[0] == ""
+    assert view.snapshots is None
     pq.write_table(table, tmp_path / "bare.parquet")
-    assert tables.counts(read_source(tmp_path / "bare.parquet"))["decoded"] == 0
+    assert read_source(tmp_path / "bare.parquet").recall.n_decoded == 0
 
 
 def test_the_audits_own_files_are_read_alike(finished, phone_file, tmp_path, capsys):
@@ -101,9 +108,9 @@ def test_the_audits_own_files_are_read_alike(finished, phone_file, tmp_path, cap
     run(["audit", str(phone_file), "--adapter", str(finished), "--json", "--tokens", table])
     (tmp_path / "a.json").write_text(capsys.readouterr().out, encoding="utf-8")
     from_json, from_table = (read_source(tmp_path / name) for name in ("a.json", "t.parquet"))
-    assert tables.counts(from_json) == tables.counts(from_table)
+    assert _totals(from_json) == _totals(from_table)
     assert from_json.recall.records == from_table.recall.records
-    assert recall_data(from_json.recall)["token"] == recall_data(from_table.recall)["token"]
+    assert recall_data(from_json)["token"] == recall_data(from_table)["token"]
 
 
 @pytest.mark.parametrize(
@@ -178,26 +185,21 @@ def test_ten_thousand_records_are_a_few_megabytes(tmp_path):
 
 
 def test_more_than_fits_leaves_the_surest_out(monkeypatch, mixed):
-    from memlaw.report import page
-
-    monkeypatch.setattr(page, "_MOST_TOKENS", 320)
-    recall = read_source(mixed).recall
-    data = recall_data(recall)
+    monkeypatch.setattr("memlaw.report.recall_data._MOST_TOKENS", 320)
+    view = read_source(mixed)
+    recall, data = view.recall, recall_data(view)
     shown = {row[0] for row in data["records"]}
     assert data["left_out"] == len(recall.records) - len(shown) > 0
-    low = {
-        r.id: recall.p[a:b].min()
-        for r, a, b in zip(recall.records, recall.starts, recall.starts[1:], strict=False)
-    }
+    low = {r.id: recall.tokens.p[recall.token_rows(i)].min() for i, r in enumerate(recall.records)}
     assert max(low[i] for i in shown) <= min(p for i, p in low.items() if i not in shown)
 
 
 def test_snapshots_are_thinned_to_what_fits(finished, monkeypatch):
-    from memlaw.report import page
-
-    recall = read_source(finished).recall
-    monkeypatch.setattr(page, "_MOST_SNAPSHOT_BYTES", 2 * len(recall.token))
-    assert recall_data(recall)["epochs"] == [1, 3]
+    view = read_source(finished)
+    monkeypatch.setattr(
+        "memlaw.report.recall_data._MOST_SNAPSHOT_BYTES", 2 * len(view.recall.tokens)
+    )
+    assert recall_data(view)["epochs"] == [1, 3]
 
 
 def test_a_probe_is_read_task_by_task(tmp_path):

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from reporting import (
     HOSTILE,
@@ -84,10 +83,10 @@ def mixed(tmp_path_factory):
     """An audit with failures and with snapshots, and a probe with law and plan."""
     folder = tmp_path_factory.mktemp("page")
     view = read_source(write_audit(mixed_audit(), folder / "mixed.json"))
-    kept = Snapshots(len(view.recall.token))
+    kept = Snapshots(len(view.recall.tokens))
     for epoch in range(1, 11):
-        kept.add(epoch, view.recall.p * epoch / 10)
-    view = replace(view, recall=replace(view.recall, snapshots=kept))
+        kept.add(epoch, view.recall.tokens.p * epoch / 10)
+    view = replace(view, snapshots=kept)
     return _page(folder, "mixed", [view], [probe_view()])
 
 
@@ -149,8 +148,8 @@ def test_the_line_recolours_and_recounts(mixed, show):
     for line in (0.9, 0.02, 0.55):
         _set(page, "line", line)
         page.wait_for_timeout(80)
-        under = int((recall.p.astype(np.float32) < line).sum())
-        assert f"{under} of {len(recall.token)} tokens are under it" in count.inner_text()
+        under = int((recall.tokens.p < line).sum())
+        assert f"{under} of {len(recall.tokens)} tokens are under it" in count.inner_text()
         shown = _recall(page).locator(".list .t.under").count()
         assert (shown > 0) == (under > 0)
     _set(page, "line", 0.9)

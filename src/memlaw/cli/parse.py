@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memlaw.core.errors import ConfigError
+from memlaw.settings.given import as_arguments
 
 Settings = TypeVar("Settings")
 Groups = Mapping[str, tuple[str, ...]]  # heading: names of the options under it
@@ -142,12 +143,7 @@ def _settings_of(kind: type, path: Path) -> list[str]:
         name = key.replace("-", "_")
         if name not in known:
             raise ConfigError(f"{path}: unknown key '{key}'. There are {', '.join(sorted(known))}.")
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            settings.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            items = value if isinstance(value, list) else [value]
-            settings += [f"--{flag}", *map(str, items)]
+        settings += as_arguments(name, value)
     return settings
 
 

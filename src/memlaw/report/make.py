@@ -9,7 +9,9 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import atomic_path, write_text
 from memlaw.report import tables
-from memlaw.report.sources import ProbeView, RunView, read_source
+from memlaw.report.probe_view import ProbeView
+from memlaw.report.run_view import RunView
+from memlaw.report.sources import read_source
 
 Format = Literal["html", "png", "svg", "md"]
 FORMATS = ("html", "png", "svg", "md")

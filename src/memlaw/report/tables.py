@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from memlaw.report.sources import ProbeView, RunView
+from memlaw.report.probe_view import ProbeView
+from memlaw.report.run_view import RunView, damage_of
 
 _WORST = 8
 _EXCERPT = 240
@@ -112,38 +113,22 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def signed(value: float) -> str:
-    """As `+0.004`."""
-    return f"{value:+.4f}".replace("-", "−")
-
-
-def counts(view: RunView) -> dict[str, int]:
-    """`records`, `tokens`, `under` the line, `recited`, `decoded`, `certified`."""
-    recall = view.recall
-    return {
-        "records": len(recall.records),
-        "tokens": len(recall.token),
-        "under": int((recall.p < recall.line).sum()),
-        "decoded": sum(r.decoded_recalled is not None for r in recall.records),
-        "recited": sum(
-            r.argmax_recalled if r.decoded_recalled is None else r.decoded_recalled
-            for r in recall.records
-        ),
-        "certified": sum(bool(r.certified) for r in recall.records),
-    }
+def signed(value: float, digits: int = 4) -> str:
+    """As `+0.0042`, with so many digits behind the point."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def summary(view: RunView) -> Table:
     """The figures that matter."""
-    found, recall = counts(view), view.recall
-    n = found["records"]
-    rows = [("records", f"{n:,} ({found['tokens']:,} target tokens)")]
-    if found["decoded"] == n:
-        rows.append(("certified", f"{found['certified']:,} of {n:,}"))
+    recall = view.recall
+    n = len(recall.records)
+    rows = [("records", f"{n:,} ({len(recall.tokens):,} target tokens)")]
+    if recall.n_decoded == n:
+        rows.append(("certified", f"{recall.n_certified:,} of {n:,}"))
     rows += [
-        ("recited word for word", f"{found['recited']:,} of {n:,}"),
-        (f"tokens under p {recall.line:g}", f"{found['under']:,}"),
-        ("lowest p", f"{recall.p.min():.3f}"),
+        ("recited word for word", f"{recall.n_recalled:,} of {n:,}"),
+        (f"tokens under p {recall.criterion.line:g}", f"{recall.n_under:,}"),
+        ("lowest p", f"{recall.tokens.p.min():.3f}"),
     ]
     if recall.dtype:
         rows.append(("computed in", recall.dtype))
@@ -166,19 +151,19 @@ def summary(view: RunView) -> Table:
 
 def weakest(view: RunView) -> Table:
     """The records with the least probable tokens."""
-    recall, starts = view.recall, view.recall.starts
-    low = np.minimum.reduceat(recall.p, starts[:-1])
+    recall, p, correct = view.recall, view.recall.tokens.p, view.recall.tokens.correct
+    low = [record.min_p for record in recall.records]
     rows = []
     for i in np.argsort(low, kind="stable")[:_WORST].tolist():
-        record = recall.records[i]
-        at = int(starts[i] + recall.p[starts[i] : starts[i + 1]].argmin())
+        own = recall.token_rows(i)
+        at = own.start + int(p[own].argmin())
         rows.append(
             (
-                record.id,
-                record.title[:60],
+                recall.records[i].id,
+                recall.titles[i][:60],
                 f"{low[i]:.3f}",
                 repr(recall.token[at]),
-                repr(recall.argmax[at]) if recall.wrong[at] else "itself",
+                "itself" if correct[at] else repr(recall.argmax[at]),
             )
         )
     return Table(
@@ -187,14 +172,6 @@ def weakest(view: RunView) -> Table:
         head=("record", "prompt", "lowest p", "of", "the model says"),
         rows=rows,
     )
-
-
-def damage_of(view: RunView) -> Mapping[str, Any] | None:
-    """What the certificate or the run says of damage."""
-    found = (view.run or {}).get("results", {}).get("damage") or (view.certificate or {}).get(
-        "damage"
-    )
-    return found or None
 
 
 def damage_table(view: RunView) -> Table | None:

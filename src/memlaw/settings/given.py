@@ -47,3 +47,19 @@ def with_settings(config: Config, given: dict[str, Any]) -> Config:
     if isinstance(given.get("adapter"), str):
         given["adapter"] = Path(given["adapter"])
     return dataclasses.replace(config, **given)  # type: ignore[type-var]
+
+
+def as_arguments(name: str, value: Any) -> list[str]:
+    """A setting as the command line takes it: `--rank 8`, `--no-whiten`, `--betas 0.9 0.99`.
+
+    Args:
+        name: the setting's.
+        value: a number, text or boolean, or several; not None.
+    """
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    words = [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
+    if len(words) == 1 and words[0].startswith("-"):  # would be read as an option of its own
+        return [f"--{flag}={words[0]}"]
+    return [f"--{flag}", *words]

@@ -1,0 +1,39 @@
+"""What a report shows of a write folder or an audit, and the numbers that page and tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memlaw.measure.files import SavedAudit
+from memlaw.train.snapshots import Snapshots
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A write folder or an audit.
+
+    Attributes:
+        name: what the page calls it.
+        recall: the audit: verdicts and token table.
+        snapshots: p as training saw it, epoch by epoch; None where none was kept.
+        certificate, run: the content of `certificate.json` and `run.json`; None without one.
+    """
+
+    name: str
+    recall: SavedAudit
+    snapshots: Snapshots | None = field(default=None, repr=False)
+    certificate: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+
+
+def damage_of(view: RunView) -> Mapping[str, Any] | None:
+    """The damage that is on record in `run.json` or else in the certificate; None: not on record.
+
+    Its keys are the fields of `memlaw.measure.damage.Damage`.
+    """
+    found = (view.run or {}).get("results", {}).get("damage") or (view.certificate or {}).get(
+        "damage"
+    )
+    return found or None
