@@ -17,7 +17,7 @@ from memlaw.law.recall_posterior import SLIP, brackets_of
 from memlaw.law.share_law import ShareLaw
 from memlaw.writer import state as writer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from law_coverage import LENGTHS, RANKS, Thresholds, random_thresholds, synthetic_store
 
 # A rank holds 42 tokens; ℓ0 of the grid is 109.

@@ -127,7 +127,7 @@ def test_the_formats_are_those_of_the_table_of_readers(tmp_path):
 @pytest.mark.parametrize("name", [reader.name for reader in READERS.values()])
 def test_every_format_is_named_where_people_look(capsys, name):
     run(["--help"])
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for text in (read_records.__doc__, capsys.readouterr().out, readme):
         assert name in " ".join(text.split())
 

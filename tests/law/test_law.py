@@ -21,7 +21,7 @@ from memlaw.law.likelihood import Likelihood
 from memlaw.law.memory_law import MemoryLaw
 from memlaw.law.rows import cell_arrays, choose_cells, finished_cells, split_by_setting
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from law_coverage import PAPER, SCENARIOS, Scenario, synthetic_grid
 
 GROUPED = SCENARIOS["paper-grouped"]

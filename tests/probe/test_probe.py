@@ -12,9 +12,9 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
-from memlaw.cli.progress import ConsoleObserver
 
 from memlaw import cli
+from memlaw.cli.progress import ConsoleObserver
 from memlaw.core.errors import ConfigError, DataError, OutputError
 from memlaw.core.observer import Observer, Spec
 from memlaw.law.store import read_cells
