@@ -83,6 +83,25 @@ def test_the_public_names_are_there():
         assert public.__doc__
 
 
+ROOMS = sorted(
+    path.name for path in Path(memlaw.__path__[0]).iterdir() if (path / "__init__.py").is_file()
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_offers_what_it_says(room):
+    package = importlib.import_module(f"memlaw.{room}")
+    assert "In:" in package.__doc__
+    assert "mport" in package.__doc__  # what it may import
+    modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")}
+    offered = getattr(package, "__all__", None) or package.__dir__()
+    if room == "core":  # its names are taken from its modules
+        return
+    for name in offered:
+        assert getattr(package, name) is not None
+        assert name not in modules  # a module of that name would take its place
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'memlaw' has no attribute 'teapot'"):
         _ = memlaw.teapot

@@ -1,4 +1,7 @@
-"""The command line: parse, call one function, print. Nobody imports it."""
+"""The command line: a module for each command, which parses, calls one function and prints.
+
+In: words. Out: text, and an exit status. May import everything; nobody imports it.
+"""
 
 from memlaw.cli.dispatch import main, run
 

@@ -1,4 +1,4 @@
-"""What everything else stands on: errors, files, progress, intervals, provenance.
+"""What everything else stands on: errors, files, progress, intervals, the criterion, old names.
 
-It knows nothing of the rest of the package, and imports no torch.
+In: nothing of the package. Out: what all rooms share. Imports no torch.
 """
