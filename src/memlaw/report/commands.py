@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from memlaw.core.files import CERTIFICATE_FILE
-from memlaw.report.run_view import RunView
+from memlaw.report.run_view import RunView, config_of
 from memlaw.settings.given import as_arguments
 from memlaw.settings.write import WriteConfig
 
@@ -16,7 +16,7 @@ _OF_THE_MACHINE = ("resume", "device", "cache_mb", "logits_mb")  # where a run w
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:
-    """What each command does, and the command; none where there is no certificate."""
+    """For each command what it does and its text; none where there is no certificate."""
     if view.certificate is None:
         return []
     certificate = shlex.quote(f"{view.name}/{CERTIFICATE_FILE}")
@@ -25,20 +25,18 @@ def commands(view: RunView) -> list[tuple[str, str]]:
         ("Let it recite", f"memlaw ask {shlex.quote(view.name)} PROMPT"),
     ]
     if view.run:
-        words = ["memlaw", "write", "RECORDS", "-o", "FOLDER", *flags(view.run.get("config"))]
+        words = ["memlaw", "write", "RECORDS", "-o", "FOLDER", *flags(config_of(view))]
         found.append(("Make it again", shlex.join(words)))
     return found
 
 
-def flags(config: Any) -> list[str]:
+def flags(config: Mapping[str, Any]) -> list[str]:
     """The arguments of `memlaw write` that give a run's settings again.
 
     Args:
-        config: `config` in the content of `run.json`. Settings that are unknown, or at their
-            default, are left out, and so are those that say where the run was, not what.
+        config: settings by name, as `run.json` has them. Unknown ones and those that have their
+            default value are left out, and so are those that say where the run was, not what.
     """
-    if not isinstance(config, Mapping):
-        return []
     found: list[str] = []
     for setting in fields(WriteConfig):
         value = config.get(setting.name)

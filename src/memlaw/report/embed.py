@@ -39,7 +39,7 @@ def figure(figure: Figure, key: str) -> dict[str, Any]:
 
     Args:
         figure: the figure.
-        key: of the run or probe that it is of: part of its id on the page.
+        key: of the run or probe that it belongs to; part of its id on the page.
     """
     return {
         "id": f"chart-{key}-{figure.name}",

@@ -21,12 +21,12 @@ _NEEDED = ("altair", "jinja2", "vl_convert")
 def make_report(
     paths: Sequence[str | Path], out: str | Path, *, format: Format = "html"
 ) -> list[Path]:
-    """Make a report of write folders, audits and probe stores. Needs no model and no torch.
+    """Make a report of write folders, audits and probe stores. It needs no model and no torch.
 
     Args:
         paths: at least one: a folder that `write` made, a token table or JSON of `memlaw audit`,
             a probe's folder.
-        out: for `html` the file to write, else the folder for a file a figure and table.
+        out: for `html` the file to write, else the folder for a file for each figure and table.
         format: `html` is one page that needs nothing else; `png` and `svg` are figures, with the
             tables as Markdown; `md` is the tables alone.
 

@@ -1,4 +1,4 @@
-"""The page: views to one HTML file that needs nothing else.
+"""The page: one HTML file that needs nothing else.
 
 Text from records reaches the page as data only: escaped JSON that the script shows by
 `textContent`, or Jinja2's autoescape. A policy in the page's head forbids everything but the
@@ -32,7 +32,7 @@ def render(
 
     Args:
         runs: write folders and audits.
-        probes: probes, setting by setting.
+        probes: probes, one view for each setting.
         commands: names of what the report is made of, for the line that says how to make it again.
     """
     environment = Environment(

@@ -22,14 +22,14 @@ _BEYOND, _LENGTHS, _SIZES = 8, 33, 60  # of the table
 class PlanView:
     """The law of recall, as the page's calculator needs it: a table to interpolate in.
 
-    T lengths, Z standard normal quantiles.
+    Shapes: T lengths, Z standard normal quantiles.
 
     Attributes:
-        log_tokens: [T] rising: ln of a number of target tokens.
-        z: [Z] rising: Φ⁻¹ of the probability of a certificate.
+        log_tokens: [T] increasing: ln of a number of target tokens.
+        z: [Z] increasing: Φ⁻¹ of the probability of a certificate.
         log_rank: [T, Z]: ln of the (fractional) rank that has this probability.
-        parameters_per_rank: trained numbers that a rank more costs.
-        tokens, ranks: lowest and highest of what was measured; outside it extrapolates.
+        parameters_per_rank: trained parameters for each unit of rank.
+        tokens, ranks: lowest and highest that were measured; outside, the law extrapolates.
         bytes_per_parameter: of an adapter on disk.
     """
 
@@ -42,12 +42,17 @@ class PlanView:
     bytes_per_parameter: int = 4
 
     def rank(self, n_tokens: float, confidence: float) -> int:
-        """The smallest rank with this probability of a certificate; as the page computes it."""
+        """The smallest rank with this probability of a certificate, as the page computes it.
+
+        Args:
+            n_tokens: target tokens, > 0.
+            confidence: the probability, in (0, 1).
+        """
         column = self._at(n_tokens)
         return max(1, math.ceil(math.exp(_along(NormalDist().inv_cdf(confidence), self.z, column))))
 
     def probability(self, rank: float, n_tokens: float) -> float:
-        """That an adapter of this rank can be certified on so many tokens."""
+        """The probability that an adapter of this rank is certified on this many target tokens."""
         return NormalDist().cdf(_along(math.log(rank), self._at(n_tokens), self.z))
 
     def _at(self, n_tokens: float) -> list[float]:
@@ -56,7 +61,7 @@ class PlanView:
 
 
 def _along(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The broken line through (xs, ys) at a place; straight on beyond its ends."""
+    """Linear interpolation in (xs, ys), which goes straight on beyond the ends."""
     i = min(max(bisect_right(xs, at), 1), len(xs) - 1)
     return ys[i - 1] + (at - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
 

@@ -14,7 +14,7 @@ def probe_page(view: ProbeView, key: str) -> dict[str, Any]:
 
     Args:
         view: its cells and laws.
-        key: starts the ids of its elements.
+        key: the ids of its elements on the page start with it.
     """
     law, plan = view.law, view.plan
     censored = sum(bool(cell.get("saturated")) for cell in view.cells)

@@ -43,14 +43,14 @@ class LawView:
     """A fitted law, as numbers.
 
     Attributes:
-        form: its name.
-        equation: it in a line of text.
+        form: name of its form.
+        equation: the form as a line of text.
         parameters: what was fitted.
-        r2: on the cells that aren't censored; None where that makes no sense.
-        points: for each cell `rank`, `n_tokens`, `seed`, `measured`, `predicted`, `residual`
-            (measured less predicted), `censored`.
+        r2: R² on the cells that aren't censored; None where it isn't defined.
+        points: for each cell `rank`, `n_tokens`, `measured` and `predicted` ΔL in nats per token,
+            `residual` (measured less predicted), `censored`.
         curves: the fit between the cells: `rank`, `n_tokens`, `predicted`.
-        comparison: a row a form: name to number or text.
+        comparison: for each form a row, name to number or text.
         notes: sentences about what the data can't tell.
     """
 

@@ -9,7 +9,7 @@ from memlaw.report import embed, tables
 from memlaw.report.commands import commands
 from memlaw.report.recall_data import recall_data
 from memlaw.report.run_charts import run_figures
-from memlaw.report.run_view import RunView, damage_of
+from memlaw.report.run_view import RunView, config_of, damage_of
 from memlaw.report.tables import signed
 
 
@@ -18,7 +18,7 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
 
     Args:
         view: the run or audit.
-        key: starts the ids of its elements.
+        key: the ids of its elements on the page start with it.
     """
     records = recall_data(view)
     return {
@@ -40,7 +40,12 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
 
 
 def verdict(view: RunView) -> dict[str, Any]:
-    """What is guaranteed and what isn't, in words."""
+    """What is guaranteed and what isn't, in words.
+
+    Returns:
+        `state` (`good` or `bad`), `word` and `sentence` for the head of the page, and the lists of
+        sentences `yes` (what is guaranteed or was measured) and `no` (what is not guaranteed).
+    """
     recall, certificate = view.recall, view.certificate
     n, dtype = len(recall.records), recall.dtype or "an unknown dtype"
     line = f"{recall.criterion.line:g}"
@@ -178,5 +183,4 @@ def _provenance(view: RunView) -> list[tuple[str, str]]:
 
 
 def _settings(view: RunView) -> list[tuple[str, str]]:
-    config = (view.run or {}).get("config", {})
-    return [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in config.items()]
+    return [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in config_of(view).items()]

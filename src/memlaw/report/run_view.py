@@ -28,6 +28,12 @@ class RunView:
     run: dict[str, Any] | None = None
 
 
+def config_of(view: RunView) -> Mapping[str, Any]:
+    """The settings of `write` that are on record in `run.json`; empty where none are."""
+    config = (view.run or {}).get("config")
+    return config if isinstance(config, Mapping) else {}
+
+
 def damage_of(view: RunView) -> Mapping[str, Any] | None:
     """The damage that is on record in `run.json` or else in the certificate; None: not on record.
 

@@ -22,7 +22,7 @@ def read_source(path: Path) -> RunView | list[ProbeView]:
             JSON.
 
     Returns:
-        What is shown of the run or audit; or of the probe, setting by setting.
+        A run or audit; or, of a probe, one view for each setting.
 
     Raises:
         DataError: it is none of these, or damaged.
