@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,23 +146,31 @@ FREE: dict[str, Callable[[], str]] = {
 def demo_blocks(folder: Path) -> dict[str, str]:
     """The demo: written into `folder`, checked, asked; and what it ran on."""
     (folder / "examples").symlink_to(ROOT / "examples")
-    return {
+    began, cpu_before = time.perf_counter(), os.times()
+    blocks = {
         "write": console(f"memlaw write {DEMO} -o demo", folder=folder),
         "check": console(
             f"memlaw audit {DEMO} --certificate demo/certificate.json",
             'memlaw ask demo "Ada Jansen:"',
             folder=folder,
         ),
-        "machine": _machine(json.loads((folder / "demo/run.json").read_text(encoding="utf-8"))),
     }
+    cpu_s = sum(os.times()[2:4]) - sum(cpu_before[2:4])  # of child processes
+    share = cpu_s / (time.perf_counter() - began)
+    run = json.loads((folder / "demo/run.json").read_text(encoding="utf-8"))
+    return blocks | {"machine": _machine(run, share)}
 
 
-def _machine(run: dict[str, Any]) -> str:
+def _machine(run: dict[str, Any], cpu_share: float) -> str:
     names = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
     threads = run["machine"]["n_threads"]
+    work = (
+        ", beside other work: its time is no measure of speed ([docs/speed.md](docs/speed.md) is)"
+    )
+    busy = work if cpu_share < 0.8 else ""
     return (
         f"This was printed with {threads} thread{'s' if threads > 1 else ''} of an "
-        f"{names[0] if names else 'unknown CPU'}, torch {run['versions']['torch']}."
+        f"{names[0] if names else 'unknown CPU'}, torch {run['versions']['torch']}{busy}."
     )
 
 
