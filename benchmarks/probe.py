@@ -27,7 +27,7 @@ from memlaw.law.store import read_cells
 from memlaw.probe.verify import verify_plan
 
 RESULTS = ROOT / "results" / "probe"
-BUILT_IN = ROOT / "src" / "memlaw" / "builtin_cells.json"
+BUILT_IN = ROOT / "src" / "memlaw" / "law" / "builtin_cells.json"
 GRIDS = [
     ("noise:1", "1,2,3,4,6", "32,64,128,192,256", "0,1,2"),
     ("phonebook", "1,2,3,4,6", "66,132,198,264", "0,1"),

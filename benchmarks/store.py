@@ -18,7 +18,7 @@ def main() -> int:
     """Fill a store with made-up cells of a real one's size, and read it at a half and in full."""
     n_cells = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     rows = json.loads(
-        (Path(__file__).parents[1] / "src" / "memlaw" / "builtin_cells.json").read_text()
+        (Path(__file__).parents[1] / "src" / "memlaw" / "law" / "builtin_cells.json").read_text()
     )
     with tempfile.TemporaryDirectory() as folder:
         store = CellStore(folder)
