@@ -19,7 +19,7 @@ from memlaw.train import cached, packing
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
-from memlaw.train.packed import PackedModel
+from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import shared_prefix
 from memlaw.train.precondition import (
     Whitener,

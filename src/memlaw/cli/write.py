@@ -89,9 +89,9 @@ def show_write(result: WriteResult) -> None:
     print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
     for name in result.above_bounds:
-        flag = KINDS[name].bound.replace("_", "-")
+        flag, harm = KINDS[name].bound.replace("_", "-"), result.harms[name]
         console.print(
-            f"BUT NOT HARMLESS: {result.harms[name].too_high()} nats per token, above --{flag} "
+            f"BUT NOT HARMLESS: {harm.too_high()} {harm.unit}, above --{flag} "
             f"{result.bounds[name]:g}"
         )
     if not result.succeeded:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlaw.law.likelihood import Likelihood
-from memlaw.law.profile import Profile
+from memlaw.law.profile_likelihood import Profile
 
 _HIGH_CORRELATION = 0.99
 

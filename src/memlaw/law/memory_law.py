@@ -18,7 +18,7 @@ from memlaw.law.forms import FORMS, Form
 from memlaw.law.identifiability import Identifiability, identifiability_of
 from memlaw.law.likelihood import Likelihood
 from memlaw.law.optimum import Optimum, maximise
-from memlaw.law.profile import profile_intervals
+from memlaw.law.profile_likelihood import profile_intervals
 from memlaw.law.rows import CellRow, Covariate, cell_arrays
 
 _COLUMNS = ("size", "n_tokens", "base_nll")  # of X

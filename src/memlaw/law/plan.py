@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from memlaw.core.criterion import Criterion
 from memlaw.law.estimator import LawError
 from memlaw.law.recall_law import Measure, RecallLaw, reached
 from memlaw.law.rows import CellRow, choose_cells, number
@@ -205,7 +206,7 @@ def plan_tokens(
 def goal_text(recall: float, measure: Measure) -> str:
     """What success means, in words; arguments as in `plan_rank`."""
     if recall == 1:
-        return "certified: every token at p 0.55 or more, teacher-forced"
+        return f"certified: every token at p {Criterion().line:g} or more, teacher-forced"
     if measure == "records":
         return f"at least {recall:g} of the records recited word for word"
     return f"at least {recall:g} of the target tokens over the line"

@@ -55,6 +55,11 @@ class Damage:
     by_window: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     @property
+    def unit(self) -> str:
+        """Of ΔNLL, KL and a bound on them."""
+        return "nats per token"
+
+    @property
     def high(self) -> float:
         """Upper end of the 95 % interval of ΔNLL; a bound on damage is compared with it."""
         return self.delta_nll_ci95[1]
@@ -95,7 +100,7 @@ class Damage:
         )
 
     def too_high(self) -> str:
-        """Words for `high`, when it is above the bound."""
+        """Words for `high`, without its unit, when it is above the bound."""
         return f"ΔNLL may be {self.high:+.4f}"
 
     def paragraph(self) -> str:

@@ -21,6 +21,11 @@ class Harm(Protocol):
     """How much of one kind was measured."""
 
     @property
+    def unit(self) -> str:
+        """Of `high` and of its bound, in words."""
+        ...
+
+    @property
     def high(self) -> float:
         """The upper end of its 95 % interval: what a bound is compared with."""
         ...
@@ -38,7 +43,7 @@ class Harm(Protocol):
         ...
 
     def too_high(self) -> str:
-        """Words for `high`, when it is above the bound."""
+        """Words for `high`, without its unit, when it is above the bound."""
         ...
 
     def paragraph(self) -> str:
@@ -81,4 +86,4 @@ class Measurement(Protocol):
         ...
 
 
-KINDS: dict[str, type[UnseenText]] = {kind.name: kind for kind in (UnseenText,)}
+KINDS: dict[str, type[Measurement]] = {kind.name: kind for kind in (UnseenText,)}

@@ -18,8 +18,8 @@ from memlaw.measure.examine import Audit, audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
 from memlaw.model.provenance import machine, versions
+from memlaw.probe.cell_measures import UnseenDamage, measures, thinned, window_examples
 from memlaw.probe.grid import Grid
-from memlaw.probe.measures import UnseenDamage, measures, thinned, window_examples
 from memlaw.settings.probe import ProbeConfig
 from memlaw.train.engine import Engine
 from memlaw.train.learner import DivergedError, Learner

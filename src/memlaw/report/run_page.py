@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from memlaw.report import embed, tables
-from memlaw.report.commands import commands
 from memlaw.report.recall_data import recall_data
+from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
-from memlaw.report.run_view import RunView, config_of, damage_of
+from memlaw.report.run_view import RunView, config_of, damage_of, other_harms
 from memlaw.report.tables import signed
 
 
@@ -33,6 +33,7 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
         "damage": tables.damage_table(view),
         "damage_text": _damage_text(view),
         "suffered": tables.suffered(view),
+        "harms": [tables.harm_table(*item) for item in other_harms(view).items()],
         "provenance": _provenance(view),
         "settings": _settings(view),
         "commands": commands(view),

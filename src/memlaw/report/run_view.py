@@ -43,3 +43,8 @@ def damage_of(view: RunView) -> Mapping[str, Any] | None:
         "damage"
     )
     return found or None
+
+
+def other_harms(view: RunView) -> dict[str, Mapping[str, Any]]:
+    """What the certificate says of kinds of harm besides damage, by name."""
+    return dict((view.certificate or {}).get("harms", {}))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from memlaw.report.probe_view import ProbeView
-from memlaw.report.run_view import RunView, damage_of
+from memlaw.report.run_view import RunView, damage_of, other_harms
 
 _WORST = 8
 _EXCERPT = 240
@@ -50,7 +50,7 @@ def run_tables(view: RunView) -> list[Table]:
         found.append(damage)
     if worst := suffered(view):
         found.append(worst)
-    return found
+    return found + [harm_table(name, harm) for name, harm in other_harms(view).items()]
 
 
 def probe_tables(view: ProbeView) -> list[Table]:
@@ -188,6 +188,13 @@ def damage_table(view: RunView) -> Table | None:
             ("KL", *map(signed, (damage["kl_nats"], *damage["kl_ci95"]))),
         ],
     )
+
+
+def harm_table(name: str, harm: Mapping[str, Any]) -> Table:
+    """What was measured of a kind of harm that has no table of its own: its figures, by name."""
+    plain = {key: value for key, value in harm.items() if isinstance(value, int | float | str)}
+    rows = [(key.replace("_", " "), number(value)) for key, value in plain.items()]
+    return Table(name=name, title=f"Harm: {name}", head=("", ""), rows=rows)
 
 
 def suffered(view: RunView) -> Table | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from memlaw.core.criterion import Criterion
 from memlaw.settings.choices import Objective, OnEmpty
 
 _LEAST_RECORDS, _MOST_RECORDS = 10, 100  # a step, where the batch size is left to us
@@ -62,6 +63,11 @@ class TrainConfig:
     whiten_damping: float = 0.01
     retention: float = 150_000.0
     seed: int = 0
+
+    @property
+    def criterion(self) -> Criterion:
+        """What a certified token needs."""
+        return Criterion(self.threshold, self.margin)
 
     def identity(self) -> dict[str, Any]:
         """What decides a result, by name.

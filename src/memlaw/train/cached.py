@@ -31,7 +31,7 @@ from memlaw.model.head import Losses, head_losses
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
 from memlaw.train.engine import Job
-from memlaw.train.packed import PackedModel
+from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import Pack
 
 Tensor = torch.Tensor

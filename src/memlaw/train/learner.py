@@ -69,7 +69,7 @@ class Learner:
         self.device = adapter.a[0].device
         self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
         lengths = [len(e.target_ids) for e in examples]
-        self.seen = Seen(lengths, self.rows, line_p=config.threshold + config.margin)
+        self.seen = Seen(lengths, self.rows, line_p=config.criterion.line)
         # MemFT aims one margin beyond what the certificate asks: rounding differs between
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)

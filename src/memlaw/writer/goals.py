@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memlaw.certify.saved import audit_as_saved
+from memlaw.certify.audit_saved import audit_as_saved
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm

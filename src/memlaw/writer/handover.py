@@ -122,5 +122,5 @@ def _harms_json(run: Run, result: WriteResult) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, harm in result.harms.items():
         found[name] = harm.to_json()
-        found |= run.measurements[name].details(harm, run.base.tokenizer)  # type: ignore[arg-type]
+        found |= run.measurements[name].details(harm, run.base.tokenizer)
     return found

@@ -9,8 +9,8 @@ from reporting import mixed_audit, write_audit
 
 from memlaw.cli.parse import parse, part_of
 from memlaw.cli.write import GROUPS, WriteArguments
-from memlaw.report.commands import commands, flags
 from memlaw.report.page import render
+from memlaw.report.reproduce import commands, flags
 from memlaw.report.sources import read_source
 from memlaw.settings.write import WriteConfig
 
