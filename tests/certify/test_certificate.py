@@ -138,6 +138,16 @@ def test_a_certificate_is_read_as_it_was_written(tmp_path):
     assert json.dumps(back.to_json()) == json.dumps(certificate.to_json())
 
 
+@pytest.mark.parametrize(
+    "harms", [{"damage": DAMAGE.to_json()}, {"teapots": {"n": 3}}], ids=["twice", "unknown"]
+)
+def test_a_certificate_that_claims_a_harm_twice_or_one_unknown_is_refused(tmp_path, harms):
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(_certificate(BOTH).to_json() | {"harms": harms}))
+    with pytest.raises(CertificateError, match="is not a certificate"):
+        read_certificate(path)
+
+
 def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_book, tmp_path):
     out = tmp_path / "out"
     memlaw.write(phone_book, out, model=str(llama), max_epochs=300, retention=0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -124,3 +125,12 @@ def test_a_bound_on_it_is_kept_or_said_to_be_missed(
     said = capsys.readouterr()
     assert "BUT NOT HARMLESS: loudness may be 5 dB, above --max-damage 3" in said.out
     assert "Certified, but loudness may be 5: retention goes up." in said.err
+
+
+def test_what_is_no_number_is_not_below_a_bound(llama, phone_book, texts, tmp_path, microphone):
+    microphone(math.nan)
+    settings = SETTINGS | texts | {"max_epochs": 30, "max_damage": 3.0}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        memlaw.write(phone_book, tmp_path / "out", model=str(llama), **settings)
+    assert (tmp_path / "out" / "checkpoint.safetensors").is_file()  # what was trained isn't lost
+    assert not (tmp_path / "out" / "certificate.json").exists()

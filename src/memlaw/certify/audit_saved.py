@@ -23,7 +23,7 @@ def audit_as_saved(
     batch_size: int,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
-    """Save the adapter to a folder, load it from there through PEFT, and audit it, all decoded.
+    """Save the adapter to a folder, load it from there as a user would, and audit it, all decoded.
 
     So a fault in what trained it can cost time, never a false certificate.
 

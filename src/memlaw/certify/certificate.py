@@ -172,6 +172,8 @@ def read_certificate(path: Path) -> Certificate:
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
         certificate = Certificate(**content, records=lines)
         _check_types(certificate)
+        if "damage" in certificate.harms:  # it would stand in for what the certificate says
+            raise ValueError("it claims damage twice")
         for name, claim in certificate.claims().items():
             KINDS[name].read(claim)
         for line in lines:

@@ -17,8 +17,6 @@ from memlaw.model.formats import adapter_sha256
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import settled
 
-_ASK_MAX_TOKENS = 512
-
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateCheck:

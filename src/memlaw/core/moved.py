@@ -11,18 +11,40 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-ROOMS = {
-    "core.errors": ("errors",),
-    "data": ("records", "tasks"),
-    "law": ("cells", "fits", "plan", "recall_law"),
-    "model": ("adapters", "models"),
-    "measure": ("damage", "recall"),
-    "certify": ("certificate",),
-    "train": ("bank", "cached", "engine", "learner"),
-    "probe": ("bench", "ray_launcher", "verify"),
-}
-NOW = {"memlaw.check": "memlaw"} | {
-    f"memlaw.{old}": f"memlaw.{new}" for new, names in ROOMS.items() for old in names
+# The modules of version 0.1, and where their names are now, the first that has one.
+MOVED: dict[str, tuple[str, ...]] = {
+    "adapters": ("model.adapter", "model.sites", "model.formats", "settings.choices"),
+    "attention": ("train.attention",),
+    "bank": ("train.trainer",),
+    "bench": ("probe.bench", "settings.choices"),
+    "cached": ("train.cached", "train.activations", "train.packing"),
+    "card": ("writer.card",),
+    "cells": ("law.store",),
+    "certificate": ("certify.certificate", "core.files"),
+    "check": ("measure.session", "certify.check", "settings.audit"),
+    "compare": ("probe.compare",),
+    "damage": ("measure.damage", "data.texts", "core.intervals"),
+    "engine": ("train.engine", "model.head"),
+    "errors": ("core.errors",),
+    "fits": ("law.fits",),
+    "folder": ("writer.folder", "core.files"),
+    "forward": ("model.forward",),
+    "head": ("model.head",),
+    "learner": ("train.learner", "settings.train", "core.observer"),
+    "models": ("model.base", "model.gguf", "model.hashes", "settings.choices"),
+    "objectives": ("settings.choices", "train.memft", "train.triage", "train.objective"),
+    "plan": ("law.plan", "law.builtin"),
+    "precondition": ("train.precondition",),
+    "provenance": ("model.provenance",),
+    "ray_launcher": ("probe.ray_launcher",),
+    "recall": ("measure.examine", "measure.table", "measure.decode", "settings.choices"),
+    "recall_law": ("law.recall_law", "law.recall_posterior", "law.share_law"),
+    "records": ("data.record", "data.reading", "data.readers", "data.encoding"),
+    "snapshots": ("train.snapshots",),
+    "speed": ("train.speed",),
+    "store": ("core.files",),
+    "tasks": ("data.tasks", "data.texts"),
+    "verify": ("probe.verify",),
 }
 
 
@@ -32,24 +54,27 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in NOW else None
+        is_old = name.startswith("memlaw.") and name.removeprefix("memlaw.") in MOVED
+        return ModuleSpec(name, self) if is_old else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        now = NOW[spec.name]
-        warnings.warn(f"{spec.name} is {now} now.", DeprecationWarning, stacklevel=2)
-        found = ModuleType(spec.name, f"Stands for {now}.")
-        found.__getattr__ = lambda name: _of(now, spec.name, name)  # type: ignore[method-assign]
-        return found
+        now = [f"memlaw.{module}" for module in MOVED[spec.name.removeprefix("memlaw.")]]
+        said = f"{spec.name} is in {', '.join(now)} now."
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+
+        def load(name: str) -> Any:
+            for module in now:
+                found = importlib.import_module(module)
+                if name in vars(found):
+                    return vars(found)[name]
+            raise AttributeError(f"module {spec.name!r} has no attribute {name!r}. {said}")
+
+        old = ModuleType(spec.name, said)
+        old.__getattr__ = load  # type: ignore[method-assign]
+        return old
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-def _of(now: str, old: str, name: str) -> Any:
-    try:
-        return getattr(importlib.import_module(now), name)
-    except AttributeError as error:
-        raise AttributeError(f"module {old!r}, now {now!r}, has no attribute {name!r}") from error
+        """There is nothing to run."""
 
 
 def install() -> None:

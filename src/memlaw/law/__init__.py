@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from memlaw.law.rows import number as number
     from memlaw.law.rows import split_by_setting as split_by_setting
     from memlaw.law.share_law import ShareLaw as ShareLaw
-    from memlaw.law.store import Cell as Cell
     from memlaw.law.store import CellStore as CellStore
     from memlaw.law.store import read_cells as read_cells
 
@@ -81,6 +80,6 @@ __getattr__, __dir__ = lazy_exports(
             "split_by_setting",
         ],
         "share_law": ["ShareLaw"],
-        "store": ["Cell", "CellStore", "read_cells"],
+        "store": ["CellStore", "read_cells"],
     },
 )

@@ -111,7 +111,7 @@ def compare(rows: Sequence[Row], objective: str, baseline: str = BASELINE) -> Co
     """Two objectives on the cells that both have.
 
     Args:
-        rows: successful cells as `memlaw.cells.read_cells` gives them. A seed counts if it has
+        rows: successful cells as `memlaw.law.read_cells` gives them. A seed counts if it has
             all the pairs that any seed has.
         objective, baseline: as `variant` names them.
 

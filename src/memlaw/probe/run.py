@@ -21,6 +21,20 @@ from memlaw.law.store import Cell, CellStore, read_cells
 from memlaw.probe.prober import Prober
 from memlaw.settings.probe import ProbeConfig
 
+
+class ProbeObserver(Observer):
+    """An observer as in version 0.1: its `epoch` is called where others' `steps` is."""
+
+    def epoch(  # type: ignore[override]
+        self, specs: Sequence[Spec], step: int, steps: int, nll_nats: float
+    ) -> None:
+        """Cells that are trained together have done `step` of `steps` optimiser steps."""
+
+    def steps(self, specs: Sequence[Spec], step: int, steps: int, nll_nats: float) -> None:
+        """Calls `epoch`."""
+        self.epoch(specs, step, steps, nll_nats)
+
+
 Outcome = tuple[Spec, str, dict[str, Any]]  # a cell, its status, and what was found or the error
 Launcher = Callable[[Prober, Sequence[Sequence[Spec]], Path], Iterator[list[Outcome]]]
 
@@ -30,7 +44,7 @@ class ProbeResult:
     """What `probe` found.
 
     Attributes:
-        cells: a flat row for each cell of the grid, see `memlaw.cells.read_cells`. Of a success:
+        cells: a flat row for each cell of the grid, see `memlaw.law.read_cells`. Of a success:
 
             n_records, n_tokens: what was to be remembered; n_tokens counts target tokens.
             n_parameters: trained numbers. bits_stored, bits_per_parameter: by how many bits fewer

@@ -13,13 +13,14 @@ from memlaw.settings.train import TrainConfig
 
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
 # end also decides which records are still worth training.
+BOUNDS = ("max_damage",)  # on kinds of harm; what holds them is retention
 FREE_TO_CHANGE = (
+    *BOUNDS,
     "max_epochs",
     "max_rank",
     "resume",
     "device",
     "damage_text",
-    "max_damage",
     "audit_batch_size",
     "cache_mb",
     "logits_mb",
@@ -127,11 +128,14 @@ class WriteConfig(TrainConfig):
             raise ConfigError(f"whiten_damping is {self.whiten_damping:g}; it must be 1e-6 to 1e6.")
         if not 0 <= self.retention <= 1e6:
             raise ConfigError(f"retention is {self.retention:g}; it must be 0 to 1e6.")
-        if self.max_damage is not None:
-            if not self.max_damage > 0:
-                raise ConfigError(f"max_damage is {self.max_damage:g}; it must be above 0.")
-            if not self.retention:
-                raise ConfigError("max_damage needs a retention above 0: that is what it turns up.")
+        for name in BOUNDS:
+            if (bound := getattr(self, name)) is not None:
+                if not bound > 0:
+                    raise ConfigError(f"{name} is {bound:g}; it must be above 0.")
+                if not self.retention:
+                    raise ConfigError(
+                        f"{name} needs a retention above 0: that is what it turns up."
+                    )
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if not 0 <= self.dropout < 1:

@@ -17,6 +17,7 @@ from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
+from memlaw.settings.choices import resolve_objective
 from memlaw.settings.train import TrainConfig, step_size
 from memlaw.train.objective import Situation, Step
 from memlaw.train.objectives import OBJECTIVES
@@ -80,7 +81,7 @@ class Learner:
         self.epoch = self.n_steps = self.n_looks = 0
         self.weighted_share = 1.0
         self.schedule = Schedule(config)
-        self.objective = OBJECTIVES[config.objective](config)
+        self.objective = OBJECTIVES[resolve_objective(config.objective)](config)
         self.solver = Solver(adapter, config)
         self._admitted: Tensor | None = None  # in the current epoch, once it is known
         places = torch.empty(len(examples), dtype=torch.long)

@@ -64,7 +64,7 @@ class Objective:
 
     Attributes:
         is_dense: it gives most tokens a weight, whatever the model makes of them.
-        state: what it carries from epoch to epoch, for checkpoints.
+        state: what it carries from step to step; a checkpoint keeps it.
     """
 
     is_dense = False

@@ -169,7 +169,7 @@ class Goals:
         said = [
             self.harms[name].too_high()
             for name, bound in self.bounds.items()
-            if self.harms[name].high > bound
+            if not self.harms[name].high <= bound
         ]
         self.run.observer.notice(f"Certified, but {', '.join(said)}: retention goes up.")
         return ""

@@ -65,7 +65,9 @@ class WriteResult:
     @property
     def above_bounds(self) -> tuple[str, ...]:
         """The kinds of harm whose 95 % interval isn't below the bound that was asked for."""
-        return tuple(name for name, bound in self.bounds.items() if self.harms[name].high > bound)
+        return tuple(  # not a number is not below it either
+            name for name, bound in self.bounds.items() if not self.harms[name].high <= bound
+        )
 
     @property
     def within_bounds(self) -> bool | None:
