@@ -58,6 +58,7 @@ def test_help_costs_no_heavy_import(script):
     assert not loaded & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_a_report_is_made_without_torch():
     script = "import memlaw.report.make, memlaw.report.page, memlaw.cli.report"
     loaded = _imported_by(script)

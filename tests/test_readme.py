@@ -24,17 +24,20 @@ def test_every_block_is_made_by_the_script_and_shown():
     assert set(SHOWN) == set(refresh.FREE) | TRAINED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", refresh.FREE)
 def test_what_costs_no_training_is_shown_as_it_is_now(name):
     assert SHOWN[name] == refresh.FREE[name](), "stale: run python docs/refresh_readme.py"
 
 
+@pytest.mark.slow
 @NEEDS_MODEL
 def test_the_demo_does_what_is_shown(tmp_path):
     for name, block in refresh.demo_blocks(tmp_path).items():
         assert refresh.comparable(block) == refresh.comparable(SHOWN[name])
 
 
+@pytest.mark.slow
 @NEEDS_MODEL
 def test_the_python_example_prints_what_is_shown(tmp_path):
     said, printed = refresh.python_lines(tmp_path)

@@ -41,6 +41,7 @@ def _close(found, recorded):
         assert found == recorded
 
 
+@pytest.mark.slow
 def test_trainings_give_the_recorded_numbers():
     done = subprocess.run([sys.executable, "record.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

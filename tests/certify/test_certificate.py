@@ -148,6 +148,7 @@ def test_a_certificate_that_claims_a_harm_twice_or_one_unknown_is_refused(tmp_pa
         read_certificate(path)
 
 
+@pytest.mark.slow
 def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_book, tmp_path):
     out = tmp_path / "out"
     memlaw.write(phone_book, out, model=str(llama), max_epochs=300, retention=0)

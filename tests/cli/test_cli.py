@@ -126,6 +126,7 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(run, args, tmp_path, monkey
 # ---------------------------------------------------------------- write
 
 
+@pytest.mark.slow
 def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tmp_path):
     out = tmp_path / "new" / "out"
     status, said, _ = run("write", phone_file, "-o", out, "--model", llama, "--rank", 8)
@@ -152,6 +153,7 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
     assert "910067" not in card
 
 
+@pytest.mark.slow
 def test_write_that_gives_up_exits_with_1_and_says_how_to_go_on(run, llama, phone_file, tmp_path):
     out = tmp_path / "out"
     status, said, _ = run("write", phone_file, "-o", out, "--model", llama, "--max-epochs", 1)
@@ -163,6 +165,7 @@ def test_write_that_gives_up_exits_with_1_and_says_how_to_go_on(run, llama, phon
     assert json.loads((out / "certificate.json").read_text())["certified"] is False
 
 
+@pytest.mark.slow
 def test_the_command_in_the_model_card_checks_the_certificate(run, finished, phone_file):
     card = (finished / "README.md").read_text(encoding="utf-8")
     command = re.search(r"^memlaw (audit .*)$", card, flags=re.MULTILINE).group(1)
@@ -183,6 +186,7 @@ def test_the_python_in_the_model_card_recites(finished, phone_book, capsys):
 DIVERGING = {"--learning-rate": 3e37, "--max-epochs": 5}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state(
     run, llama, phone_file, tmp_path
 ):
@@ -201,6 +205,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state
         assert all(torch.isfinite(t).all() for t in load_file(out / file).values())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_at_the_first_step_of_an_epoch(
     run, llama, phone_file, tmp_path
 ):
@@ -213,6 +218,7 @@ def test_a_loss_that_is_not_a_number_at_the_first_step_of_an_epoch(
     assert json.loads((out / "certificate.json").read_text())["certified"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["--help", "audit --json"])
 def test_a_reader_that_goes_away_is_no_failure(finished, tmp_path, command, unbuffered):
@@ -237,6 +243,7 @@ def test_a_reader_that_goes_away_is_no_failure(finished, tmp_path, command, unbu
 # ---------------------------------------------------------------- settings from a file
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_file_and_flags_have_the_last_word(run, llama, phone_file, tmp_path):
     (tmp_path / "a.toml").write_text(
         f'model = "{llama}"\nrank = 8\nmax-epochs = 1\nlearning_rate = 2e-3\n'
@@ -402,6 +409,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", SETTINGS)
 def test_a_setting_out_of_range_is_refused_by_name(run, llama, phone_file, tmp_path, flags):
     out = tmp_path / "out"
@@ -545,6 +553,7 @@ def test_audit_prints_json_that_agrees_with_itself(run, finished, phone_file, ph
         assert record["first_failure"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decode", "n"), [("none", 0), ("0", 0), ("3", 3), ("9", 4), ("all", 4)])
 def test_audit_decodes_as_many_as_asked(run, finished, phone_file, decode, n):
     flags = ["--adapter", finished, "--decode", decode, "--json"]
@@ -599,6 +608,7 @@ def test_audit_tells_where_a_record_that_is_not_known_begins_to_fail(run, finish
     assert "would say '0'" in said
 
 
+@pytest.mark.slow
 def test_audit_takes_threshold_and_margin_from_the_run_unless_told(
     run, llama, phone_file, tmp_path
 ):
@@ -738,16 +748,19 @@ def check(run, copy, phone_book, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_certificate_holds(check):
     status, said, mismatches = check()
     assert (status, mismatches) == (0, [])
     assert said.endswith("THE CERTIFICATE HOLDS\n")
 
 
+@pytest.mark.slow
 def test_a_certificate_holds_for_the_records_in_any_order(check, phone_book):
     assert check(book=phone_book[::-1])[0] == 0
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_cover_a_changed_record(check, phone_book):
     book = [(phone_book[0][0], "910066"), *phone_book[1:]]
     status, said, mismatches = check(book=book)
@@ -759,6 +772,7 @@ def test_a_certificate_does_not_cover_a_changed_record(check, phone_book):
     ]
 
 
+@pytest.mark.slow
 def test_a_certificate_misses_a_record_that_is_gone(check, phone_book):
     status, _, mismatches = check(book=phone_book[:3])
     assert status == 1
@@ -767,12 +781,14 @@ def test_a_certificate_misses_a_record_that_is_gone(check, phone_book):
     ]
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_cover_an_added_record(check, phone_book):
     status, _, mismatches = check(book=[*phone_book, ("Bo:", "12")])
     assert status == 1
     assert mismatches == ["book.jsonl:5: not covered by the certificate"]
 
 
+@pytest.mark.slow
 def test_a_certificate_notices_a_weight_that_hardly_changed(check, copy):
     path = copy / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -784,6 +800,7 @@ def test_a_certificate_notices_a_weight_that_hardly_changed(check, copy):
     assert line.startswith("the adapter is not the certified one")
 
 
+@pytest.mark.slow
 def test_a_certificate_notices_a_weight_that_changed_much(check, copy):
     path = copy / "adapter_model.safetensors"
     tensors = {name: -t for name, t in load_file(path).items() if "lora_A" in name}
@@ -798,12 +815,14 @@ def test_a_certificate_notices_a_weight_that_changed_much(check, copy):
     assert all("decoding differs" in line for line in mismatches[2:])
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_hold_on_another_base_model(check, make_model):
     status, _, mismatches = check("--model", make_model("llama", seed=1))
     assert status == 1
     assert mismatches[0].startswith("the base model is not the certified one")
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_hold_in_another_dtype(check):
     status, _, mismatches = check("--dtype", "bfloat16")
     assert status == 1
@@ -828,6 +847,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EDITS)
 def test_an_edited_certificate_does_not_hold(check, copy, case):
     changes, message = EDITS[case]
@@ -837,6 +857,7 @@ def test_an_edited_certificate_does_not_hold(check, copy, case):
     assert any(message in line for line in mismatches), mismatches
 
 
+@pytest.mark.slow
 def test_a_certificate_that_claims_too_much_is_found_out(run, llama, phone_file, tmp_path):
     out = tmp_path / "out"
     memlaw.write(phone_file, out, model=str(llama), max_epochs=1)
@@ -914,6 +935,7 @@ def test_a_bad_question_is_refused(run, finished, args, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_ask_recites_a_text_without_a_prompt(run, llama, tmp_path):
     (tmp_path / "text.txt").write_text("One ring.\n")
     flags = ["--model", llama, "--recite-prompt", "Go on."]

@@ -64,6 +64,7 @@ def store(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_each_task_gets_its_law(store):
     fits = fit_store(read_cells(store), form="power")
     assert [fit.setting["task"] for fit in fits] == ["noise:1", "phonebook"]
@@ -76,6 +77,7 @@ def test_each_task_gets_its_law(store):
         assert fit.recall.params_["size_at_centre"] > 1
 
 
+@pytest.mark.slow
 def test_the_tables_of_fit(store, capsys):
     assert cli.run(["fit", str(store)]) == 0
     said = capsys.readouterr().out
@@ -187,6 +189,7 @@ def test_a_plan_and_its_inverse(store, capsys):
     assert "EXTRAPOLATES: 900 tokens is above everything probed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fit_and_plan_need_no_torch(store):
     script = (
         "from memlaw import cli\n"
@@ -238,6 +241,7 @@ def usual_sigterm():
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_a_plan_that_holds_is_a_hit(tiny_store, capsys):
     arguments = ["plan", str(tiny_store), "--tokens", "10", "--verify"]
     assert cli.run(arguments) == 0
@@ -249,6 +253,7 @@ def test_a_plan_that_holds_is_a_hit(tiny_store, capsys):
     assert said.endswith("HIT\n")
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_hold_is_a_miss(tiny_store, tmp_path, capsys):
     rows = json.loads(tiny_store.read_text())
     for row in rows:
@@ -279,6 +284,7 @@ def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_plan_is_verified_on_data_not_seen(llama, tmp_path):
     config = ProbeConfig(
         model=str(llama), ranks=(1, 2, 8), lengths=(6, 12), seeds=(0, 1), steps=60, placement="mlp"

@@ -132,6 +132,7 @@ def test_a_cell_whose_tokens_are_damaged_is_run_again(tmp_path, how):
     assert "not trusted" in said[0]
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_of_putting_leaves_all_or_nothing(tmp_path):
     """A child is killed at its n-th touch of the disk, for every n there is."""
     outcomes = set()

@@ -97,6 +97,7 @@ def test_known_parameters_are_recovered(name):
     assert law.r2_ > 0.9999
 
 
+@pytest.mark.slow
 def test_noise_is_split_into_a_cells_own_and_what_cells_on_the_same_data_share():
     found = np.array(
         [
@@ -133,6 +134,7 @@ def test_parameters_for_a_covariate_change_c_alone():
 # -- censoring
 
 
+@pytest.mark.slow
 def test_saturated_cells_bias_naive_fits_and_not_ours():
     truth = {"C": 80.0, "alpha": 0.5, "beta": 0.7}
     noisy = Scenario("power", truth, 0.8, 0.0)
@@ -164,6 +166,7 @@ def test_a_censored_cell_says_so_much_or_more():
 # -- intervals
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_in_200_grids_as_often_as_they_say():
     hits = dict.fromkeys(PAPER, 0)
     for seed in range(1000, 1200):
@@ -302,6 +305,7 @@ def test_score_is_r2():
     assert law.r2_ == pytest.approx(by_hand, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["power-grouped", "capacity-grouped", "saturating-grouped"])
 def test_the_true_form_wins_the_comparison(name):
     results = compare(*synthetic_grid(SCENARIOS[name], 2))

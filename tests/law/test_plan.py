@@ -107,6 +107,7 @@ def test_data_shared_by_cells_counts_once():
     assert once.score(X, hits) == 1.0
 
 
+@pytest.mark.slow
 def test_intervals_of_the_law_are_calibrated_over_100_random_laws():
     hits = dict.fromkeys(("size_at_centre", "gamma", "spread"), 0)
     done = seed = 0
@@ -196,6 +197,7 @@ def test_share_law_reads_cells_and_refuses_what_it_cannot_use():
 # -- the planner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [SHARP, USUAL, Thresholds(2.0, 0.7, 0.1, 0.05)])
 def test_the_recommended_rank_holds_and_half_of_it_does_not(truth):
     """Of twelve requests at least ten hold, and at least eight halves don't."""
@@ -213,6 +215,7 @@ def test_the_recommended_rank_holds_and_half_of_it_does_not(truth):
     assert fail >= 8
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_smallest_rank_with_the_probability_asked():
     cells = _store(USUAL)
     law = RecallLaw().fit_cells(cells)
@@ -262,6 +265,7 @@ def test_a_length_at_which_nothing_succeeded_is_said():
     assert any("is above everything probed (at most 3)" in line for line in said)
 
 
+@pytest.mark.slow
 def test_tokens_are_the_inverse_of_rank():
     cells = _store(USUAL)
     for rank in (2, 3, 4, 6):
@@ -383,6 +387,7 @@ def test_the_built_in_table_is_silent_on_anything_else(change):
     assert plan_by_builtin(**asked | change) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "warned"), [(1, True), (2, True), (3, False), (4, False)])
 def test_write_says_that_a_rank_is_small(llama, phone_book, tmp_path, monkeypatch, rank, warned):
     asked, said = [], []
@@ -407,6 +412,7 @@ def test_write_says_that_a_rank_is_small(llama, phone_book, tmp_path, monkeypatc
     assert nll == pytest.approx(bare, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rank_left_to_write_is_no_less_than_the_plans(llama, tmp_path, monkeypatch):
     record = [("a", "b")]  # so little that rank 1 has room to spare
     settings = {"model": str(llama), "max_epochs": 1, "retention": 0}

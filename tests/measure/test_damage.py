@@ -31,6 +31,7 @@ def test_the_text_to_measure_on_is_not_the_text_to_hold_on_to():
     assert not seen & unseen
 
 
+@pytest.mark.slow
 def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
     settings = {"model": str(llama), "max_epochs": 3, "retention": 0}
     result = memlaw.write(phone_book, tmp_path / "out", **settings)
@@ -61,6 +62,7 @@ def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
     assert result.damage.delta_nll_nats == pytest.approx(found.delta_nll_nats, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_retained_text_changes_what_is_held_on_to(llama, phone_book, text_file, tmp_path):
     weights = []
     for name, retain in (("usual", None), ("mine", str(text_file))):
@@ -107,6 +109,7 @@ class _Notes(memlaw.Observer):
         self.said.append(text)
 
 
+@pytest.mark.slow
 def test_training_goes_on_until_the_bound_holds(llama, phone_book, tmp_path, monkeypatch):
     looks, notes = _scripted(monkeypatch, [0.5, 0.2, 0.09]), _Notes()
     result = memlaw.write(
@@ -126,6 +129,7 @@ def test_training_goes_on_until_the_bound_holds(llama, phone_book, tmp_path, mon
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_at_the_last_epoch_the_lesser_damage_is_kept(llama, phone_book, tmp_path, monkeypatch):
     first = memlaw.write(phone_book, tmp_path / "first", model=str(llama), **SETTINGS)
     _scripted(monkeypatch, [0.2, 0.3])
@@ -137,6 +141,7 @@ def test_at_the_last_epoch_the_lesser_damage_is_kept(llama, phone_book, tmp_path
     assert result.epochs == first.epochs
 
 
+@pytest.mark.slow
 def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
     llama, phone_file, tmp_path, monkeypatch, capsys
 ):
@@ -167,6 +172,7 @@ def test_a_bound_out_of_reach_ends_with_the_best_that_was_certified(
     assert status == 0
 
 
+@pytest.mark.slow
 def test_a_real_bound_is_kept_on_the_real_measurement(llama, phone_book, tmp_path):
     loose = memlaw.write(phone_book, tmp_path / "loose", model=str(llama), **SETTINGS)
     bound = 0.7 * loose.damage.delta_nll_ci95[1]
@@ -196,6 +202,7 @@ def written(llama, phone_book, text_file, tmp_path_factory):
     return out, text
 
 
+@pytest.mark.slow
 def test_a_certificates_damage_is_measured_again(written, phone_book):
     out, _ = written
     check = memlaw.check_certificate(out / "certificate.json", phone_book)

@@ -128,6 +128,7 @@ def _load_in_child(spec, home):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_found_in_the_cache_without_a_network(llama, tmp_path):
     revision = "0123456789abcdef0123456789abcdef01234567"
     place = tmp_path / "hub" / "models--someone--tiny"
@@ -138,6 +139,7 @@ def test_a_hub_id_is_found_in_the_cache_without_a_network(llama, tmp_path):
     assert said == f"someone/tiny {weights_sha256(llama)}"
 
 
+@pytest.mark.slow
 def test_a_hub_id_that_is_not_cached_is_refused_without_a_network(tmp_path):
     said = _load_in_child("someone/unknown", tmp_path)
     assert said.startswith("ModelError 'someone/unknown' is neither a file or folder here nor")
@@ -160,6 +162,7 @@ def embedded():
     return load_model("embedded")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_loads_in_bfloat16(embedded):
     assert embedded.dtype == "bfloat16"
     assert embedded.context_length >= 2048

@@ -21,6 +21,7 @@ def config(llama, texts):
     return ProbeConfig(model=str(llama), **texts, **GRID)
 
 
+@pytest.mark.slow
 def test_every_objective_runs_on_the_same_data(config, tmp_path):
     found = compare_objectives(tmp_path, config)
     rows = read_cells(tmp_path)
@@ -39,6 +40,7 @@ def test_every_objective_runs_on_the_same_data(config, tmp_path):
     assert again.everywhere == found.everywhere
 
 
+@pytest.mark.slow
 def test_objectives_that_do_the_same_come_out_the_same(config, tmp_path):
     """As long as every token is under the line, MemFT's threshold is SFT."""
     slow = dataclasses.replace(config, learning_rate=1e-7)

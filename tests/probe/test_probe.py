@@ -42,6 +42,7 @@ def _table(folder):
     return [{k: v for k, v in row.items() if k != "wall_s"} for row in read_cells(folder)]
 
 
+@pytest.mark.slow
 def test_a_cell_says_what_its_adapter_remembers(config, tmp_path):
     result = probe(tmp_path, config)
     assert (result.n_run, result.n_failed, len(result.cells)) == (8, 0, 8)
@@ -100,6 +101,7 @@ def test_damage_and_results_are_what_the_whole_model_says(config, tmp_path, llam
     assert abs(damage.delta_nll_nats) > 1e-4
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run(config, tmp_path):
     probe(tmp_path, dataclasses.replace(config, lengths=(6,)))
     before = {row["key"] for row in read_cells(tmp_path)}
@@ -109,6 +111,7 @@ def test_only_what_is_missing_is_run(config, tmp_path):
     assert probe(tmp_path, config).n_run == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -135,6 +138,7 @@ def test_another_setting_is_another_cell(config, change):
     )
 
 
+@pytest.mark.slow
 def test_cells_that_are_trained_together_are_what_they_are_alone(config, tmp_path):
     together = probe(tmp_path / "a", config).cells
     for row in together:
@@ -144,6 +148,7 @@ def test_cells_that_are_trained_together_are_what_they_are_alone(config, tmp_pat
         assert alone["nll"] == pytest.approx(row["nll"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_diverging_cell_fails_alone_and_is_tried_again(config, tmp_path, monkeypatch):
     usual = prober_module.Learner.step
 
@@ -161,6 +166,7 @@ def test_a_diverging_cell_fails_alone_and_is_tried_again(config, tmp_path, monke
     assert (again.n_run, again.n_failed) == (4, 0)
 
 
+@pytest.mark.slow
 def test_an_error_is_kept_with_its_traceback(config, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory, say")
@@ -179,6 +185,7 @@ def test_an_error_is_kept_with_its_traceback(config, tmp_path, monkeypatch):
     assert "Traceback" in json.loads(file.read_text())["error"]
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_not_finite_fails_its_cell_alone(config, tmp_path, monkeypatch):
     usual = Prober._damage
 
@@ -204,6 +211,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(config, tmp_path, t
         probe(short / "runs", config)
 
 
+@pytest.mark.slow
 def test_a_model_the_cached_engine_can_t_train_is_probed_on_the_plain_one(
     config, tmp_path, monkeypatch
 ):
@@ -229,6 +237,7 @@ def test_many_ranks_of_a_long_text_are_trained_in_parts(config, monkeypatch):
     assert ranks == [[1, 2, 3], [1, 2], [3]]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_table(config, tmp_path):
     """Twenty kills -9 and more, then one run in peace."""
     config = dataclasses.replace(config, lengths=tuple(range(4, 44)), seeds=(0,), steps=6)
@@ -272,6 +281,7 @@ def _sweep(prober, folder):
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_is_the_published_probe(config, tmp_path):
     paper = dataclasses.replace(config, recipe="paper", steps=None)
     training = paper.training(seed=0, n_records=1, n_tokens=100)
@@ -364,6 +374,7 @@ def test_a_rank_beyond_the_model(config):
         Prober(dataclasses.replace(config, ranks=(1, 65)))
 
 
+@pytest.mark.slow
 def test_the_command_line(config, llama, texts, tmp_path, capsys):
     arguments = ["probe", "-o", str(tmp_path / "runs"), "--model", str(llama)]
     arguments += ["--ranks", "1,3", "--lengths=6,10", "--seeds", "0", "--steps", "5"]
@@ -379,6 +390,7 @@ def test_the_command_line(config, llama, texts, tmp_path, capsys):
     assert "no task 'poem'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_probe_that_is_interrupted_keeps_what_is_finished(
     config, llama, texts, tmp_path, monkeypatch, capsys, name

@@ -17,6 +17,7 @@ def here(config):  # noqa: F811
     return dataclasses.replace(config, lengths=(6, 10), seeds=(0,))
 
 
+@pytest.mark.slow
 def test_ray_finds_what_one_process_finds(here, tmp_path):
     from memlaw.probe.ray_launcher import ray_launcher
 
@@ -28,6 +29,7 @@ def test_ray_finds_what_one_process_finds(here, tmp_path):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_failed_cells(here, tmp_path, monkeypatch):
     from memlaw.probe import ray_launcher
 

@@ -87,6 +87,7 @@ def test_the_kinds_that_are_there_keep_the_protocol():
     assert isinstance(Microphone(), Measurement)
 
 
+@pytest.mark.slow
 def test_it_is_measured_certified_shown_and_measured_again(
     llama, phone_book, phone_file, texts, tmp_path, microphone, capsys
 ):
@@ -115,6 +116,7 @@ def test_it_is_measured_certified_shown_and_measured_again(
     assert "Harm: loudness" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_bound_on_it_is_kept_or_said_to_be_missed(
     llama, phone_file, texts, tmp_path, microphone, capsys
 ):
@@ -127,6 +129,7 @@ def test_a_bound_on_it_is_kept_or_said_to_be_missed(
     assert "Certified, but loudness may be 5: retention goes up." in said.err
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_not_below_a_bound(llama, phone_book, texts, tmp_path, microphone):
     microphone(math.nan)
     settings = SETTINGS | texts | {"max_epochs": 30, "max_damage": 3.0}

@@ -72,6 +72,7 @@ def _run(script, *arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts resident memory as Linux does")
 def test_ten_thousand_tokens_of_a_vocabulary_of_150_000_fit_in_two_gigabytes():
     found = _run(HEAD)
@@ -80,6 +81,7 @@ def test_ten_thousand_tokens_of_a_vocabulary_of_150_000_fit_in_two_gigabytes():
     assert 0 < found["norm"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts resident memory as Linux does")
 def test_activations_on_disk_stay_out_of_memory():
     in_memory, on_disk = _run(CACHE, "memory"), _run(CACHE, "disk")

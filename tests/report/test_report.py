@@ -58,6 +58,7 @@ def _totals(view):
     return {k: v for k, v in view.recall.summary().items() if k != "records"}
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch(mixed, tmp_path):
     script = (
         "import sys; from memlaw.cli.dispatch import run\n"
@@ -69,6 +70,7 @@ def test_it_needs_no_torch(mixed, tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_a_write_folder_is_read_with_verdicts_prompts_and_snapshots(finished):
     view = read_source(finished)
     table = pq.read_table(finished / "tokens.parquet").to_pydict()
@@ -142,6 +144,7 @@ def test_an_audit_is_no_certificate(mixed):
     assert "no certificate" in said["no"][0]
 
 
+@pytest.mark.slow
 def test_a_page_has_everything_in_it(finished, mixed, tmp_path):
     (path,) = make_report([finished, mixed], tmp_path / "deep" / "r.html")
     page = path.read_text(encoding="utf-8")
@@ -178,6 +181,7 @@ def test_json_in_a_script_comes_back_the_same():
     assert json.loads(text) == content
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_are_a_few_megabytes(tmp_path):
     source = write_audit(large_audit(), tmp_path / "l.json")
     (path,) = make_report([source], tmp_path / "l.html")
@@ -202,6 +206,7 @@ def test_snapshots_are_thinned_to_what_fits(finished, monkeypatch):
     assert recall_data(view)["epochs"] == [1, 3]
 
 
+@pytest.mark.slow
 def test_a_probe_is_read_task_by_task(tmp_path):
     """From its store, and from what `memlaw probe --json` prints."""
     store = CellStore(tmp_path / "runs")
@@ -226,6 +231,7 @@ def test_a_probe_is_read_task_by_task(tmp_path):
         assert [len(p.cells) for p in found] == [12, 12]
 
 
+@pytest.mark.slow
 def test_the_law_is_fitted_and_shown_with_its_intervals_and_doubts():
     view = probe_view()
     found = {p.name: (p.low, p.high) for p in view.law.parameters}
@@ -237,6 +243,7 @@ def test_the_law_is_fitted_and_shown_with_its_intervals_and_doubts():
         assert said in page
 
 
+@pytest.mark.slow
 def test_laws_stand_side_by_side():
     view = probe_view()
     other = replace(view, name="runs: phonebook")
@@ -252,6 +259,7 @@ def test_an_interval_without_an_end_is_no_number():
     assert tables.number(None) == "–"
 
 
+@pytest.mark.slow
 def test_settings_are_told_apart(tmp_path):
     cells = [c | {"objective": o} for o in ("sft", "memft_threshold") for c in probe_cells()[:8]]
     assert [v.name for v in probes_of(cells, name="runs")] == ["runs: sft", "runs: memft_threshold"]
@@ -275,6 +283,7 @@ def test_the_pages_plan_is_the_planners(n_tokens):
         assert abs(plan.rank(n_tokens, confidence) - said.rank) <= max(1, 0.05 * said.rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg", "md"])
 def test_figures_and_tables_in_files(kind, finished, mixed, tmp_path):
     paths = make_report([finished], tmp_path / "one", format=kind)

@@ -44,6 +44,7 @@ def _without(checkpoint, setting):
     save_file(tensors, checkpoint, metadata={"format": "pt", "memlaw": json.dumps(content)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["dropout", "betas"])
 def test_a_checkpoint_from_before_a_setting_existed_had_its_default(
     llama, phone_book, texts, tmp_path, setting

@@ -78,6 +78,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
         read_snapshots(path)
 
 
+@pytest.mark.slow
 def test_a_write_keeps_what_its_epochs_saw_also_when_resumed(llama, phone_book, tmp_path):
     settings = {
         "model": str(llama),
@@ -99,6 +100,7 @@ def test_a_write_keeps_what_its_epochs_saw_also_when_resumed(llama, phone_book, 
     assert ((np.stack(kept.p) > 0) & (np.stack(kept.p) <= 1)).all()
 
 
+@pytest.mark.slow
 def test_each_token_stands_at_its_place_in_the_table(llama, phone_book, tmp_path):
     """With no step taken yet, what the first epoch saw is what an audit of the base finds."""
     memlaw.write(

@@ -85,6 +85,7 @@ def uninterrupted(llama, phone_book, tmp_path_factory):
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 @pytest.mark.parametrize("after", [2, 7])
 @pytest.mark.parametrize("objective", ["sft", "triage", "memft_window", "memft_curriculum"])
@@ -99,6 +100,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     assert _adapter(out) == uninterrupted(objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("after", "how"),
     [(30, "killed"), (48, "killed"), (48, "exception"), (30, "exception")],
@@ -114,6 +116,7 @@ def test_a_run_resumed_before_or_after_its_rank_grew_ends_in_the_same_bytes(
     assert _adapter(out) == uninterrupted("a rank that grows")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
     llama, phone_book, tmp_path, uninterrupted
 ):
@@ -126,6 +129,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
     assert _adapter(out) == uninterrupted("triage")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "exception"])
 def test_the_training_curve_of_a_resumed_run_has_every_epoch_once(llama, phone_book, tmp_path, how):
     out = tmp_path / "out"
@@ -141,11 +145,13 @@ def test_a_run_stopped_in_its_first_epoch_leaves_nothing(llama, phone_book, tmp_
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_resume_without_anything_to_resume_begins(llama, phone_book, tmp_path, uninterrupted):
     _write(phone_book, tmp_path / "out", llama, resume=True, **SETTINGS)
     assert _adapter(tmp_path / "out") == uninterrupted("triage")
 
 
+@pytest.mark.slow
 def test_more_epochs_after_giving_up_equal_one_longer_run(
     llama, phone_book, tmp_path, uninterrupted
 ):
@@ -160,6 +166,7 @@ def test_more_epochs_after_giving_up_equal_one_longer_run(
     assert _adapter(out) == uninterrupted("sft")
 
 
+@pytest.mark.slow
 def test_going_on_to_the_certificate_removes_the_checkpoint(llama, phone_book, tmp_path):
     out = tmp_path / "out"
     _write(phone_book, out, llama, max_epochs=5, retention=0)
@@ -206,6 +213,7 @@ def test_resuming_with_other_records_or_another_model_is_refused(
         _write(phone_book, out, make_model("llama", seed=1), resume=True, **SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"audit_batch_size": 3}, {"max_epochs": EPOCHS + 1}])
 def test_settings_that_decide_nothing_may_change(llama, phone_book, tmp_path, change):
     out = tmp_path / "out"
@@ -214,6 +222,7 @@ def test_settings_that_decide_nothing_may_change(llama, phone_book, tmp_path, ch
     assert _write(phone_book, out, llama, resume=True, **settings).epochs == settings["max_epochs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_is_neither_resumed_nor_overwritten(
     llama, phone_file, tmp_path, capsys, resume
@@ -252,6 +261,7 @@ def test_a_damaged_checkpoint_is_refused(llama, phone_book, tmp_path, damage):
         _write(phone_book, out, llama, resume=True, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_was_writing_is_cleared_away(llama, phone_book, tmp_path):
     out = tmp_path / "out"
     _stopped(phone_book, out, llama, SETTINGS, after=3, how="exception")
@@ -267,7 +277,7 @@ import os, sys
 import memlaw.writer.run
 from memlaw.cli.dispatch import main
 from memlaw.cli.progress import ConsoleObserver
-memlaw.writer._CHECKPOINT_EVERY_S = 0.0
+memlaw.writer.run._CHECKPOINT_EVERY_S = 0.0
 usual = ConsoleObserver.epoch
 def epoch(self, stats, *rest):
     print("epoch", stats.epoch, flush=True)
@@ -296,6 +306,7 @@ def _signalled(args, number, *, epoch):
     return process.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "epoch", "status"),
     [("SIGINT", 4, 130), ("SIGTERM", 9, 130), ("SIGKILL", 6, -9), ("SIGKILL", 23, -9)],
@@ -328,6 +339,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert _adapter(out) == _adapter(tmp_path / "once")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_before_the_first_epoch_leaves_no_folder(llama, phone_file, tmp_path, name):
     out = tmp_path / "out"
@@ -336,11 +348,11 @@ def test_a_signal_before_the_first_epoch_leaves_no_folder(llama, phone_file, tmp
 import os, signal
 import memlaw.writer.run
 from memlaw.cli.dispatch import main
-usual = memlaw.writer.load_model
+usual = memlaw.writer.run.load_model
 def load(*args, **settings):
     os.kill(os.getpid(), signal.{name})
     return usual(*args, **settings)
-memlaw.writer.load_model = load
+memlaw.writer.run.load_model = load
 main()
 """
     done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True)
