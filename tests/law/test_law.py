@@ -1,6 +1,5 @@
 """The law: likelihood, intervals, what a grid can't tell, comparison, messages."""
 
-import importlib
 import json
 import math
 import subprocess
@@ -382,14 +381,6 @@ def test_cells_are_split_by_setting_in_the_order_of_its_first_cell():
         ["phonebook", "paper"],
     ]
     assert split_by_setting(finished_cells(cells)).keys() < groups.keys()
-
-
-def test_the_room_offers_what_its_modules_define():
-    room = importlib.import_module("memlaw.law")
-    for name in dir(room):
-        assert getattr(room, name) is not None
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module(f"memlaw.law.{name}")
 
 
 def test_mixed_settings_must_be_chosen_from():
