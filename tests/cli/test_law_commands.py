@@ -268,6 +268,7 @@ def test_a_plan_that_does_not_hold_is_a_miss(tiny_store, tmp_path, capsys):
     assert [(row["rank"], row["succeeded"]) for row in plan["verified"]] == [(3, False), (1, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_verification_that_is_interrupted_says_nothing_of_the_plan(
     tiny_store, tmp_path, monkeypatch, capsys, usual_sigterm, name

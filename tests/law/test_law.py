@@ -87,6 +87,7 @@ def test_the_likelihood_is_the_integral_over_the_shared_error(omega):
     assert likelihood(at)[0] == pytest.approx(-total, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_known_parameters_are_recovered(name):
     scenario = SCENARIOS[name]

@@ -60,6 +60,7 @@ def test_sft_is_what_all_are_compared_with(config, tmp_path):
         compare_objectives(tmp_path, config, ("triage",))
 
 
+@pytest.mark.slow
 def test_the_command_line(llama, texts, tmp_path, capsys):
     command = ["bench", "objectives", "-o", str(tmp_path / "runs"), "--model", str(llama)]
     command += ["--retain", texts["retain"], "--damage-text", texts["damage_text"]]

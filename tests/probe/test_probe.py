@@ -72,6 +72,7 @@ def test_a_cell_says_what_its_adapter_remembers(config, tmp_path):
     assert len(content["provenance"]["trained_together"]) == 8 // 2
 
 
+@pytest.mark.slow
 def test_damage_and_results_are_what_the_whole_model_says(config, tmp_path, llama, texts):
     """One cell, retrained alone and measured the long way round."""
     from memlaw.data.texts import unseen_text

@@ -298,6 +298,7 @@ def test_figures_and_tables_in_files(kind, finished, mixed, tmp_path):
     assert {"out-summary.md", "mixed.json-summary.md"} <= {p.name for p in two}
 
 
+@pytest.mark.slow
 def test_figures_for_papers():
     cells, law = probe_cells(), probe_view().law
     for chart in (
