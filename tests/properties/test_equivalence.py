@@ -29,6 +29,8 @@ from memlaw.train.precondition import (
 )
 from memlaw.train.trainer import AdapterBank
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox")
 BOOK = [
     Record(prompt=f"{name}:", completion=text, id=str(n))
@@ -76,26 +78,22 @@ def _assert_same(base, placement, objective="sft", layers=(1,)):
     _assert_close([at_cached], [at_plain], 5e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_to_the_same_weights(make_model, architecture):
     base = load_model(make_model(architecture))
     _assert_same(base, "down_proj")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["mlp", "attn", "all-linear"])
 def test_every_placement_trains_to_the_same_weights(make_model, placement):
     base = load_model(make_model("llama"))
     _assert_same(base, placement)
 
 
-@pytest.mark.slow
 def test_several_layers_train_to_the_same_weights(make_model):
     _assert_same(load_model(make_model("qwen3")), "down_proj", layers=(1, 2))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["memft_threshold", "memft_window"])
 def test_sparse_weights_send_back_the_same_gradients(make_model, objective, monkeypatch):
     monkeypatch.setattr(Learner, "is_dense", False)  # the head runs again for what has a weight
@@ -121,7 +119,6 @@ def _assert_close(learners, others, tolerance):
             assert (a - b).norm() <= tolerance * b.norm()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("placement", ["down_proj", "attn"])
 def test_adapters_learn_together_what_they_learn_alone(make_model, architecture, placement):
@@ -237,7 +234,6 @@ def _assert_same_gradients(found, expected):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
-@pytest.mark.slow
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_engine(make_model):
     """Errors of losses against float32, of the same adapters, averaged over architectures."""
     errors = {PlainEngine: [], CachedEngine: []}
@@ -274,7 +270,6 @@ def test_a_model_whose_layers_talk_past_each_other_is_not_shortened(llama, monke
         CachedEngine(base.model, sites, examples)
 
 
-@pytest.mark.slow
 def test_auto_falls_back_to_the_plain_engine_and_says_so(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(cached._Constant, "forward", lambda self, *_, **__: self.no_such_thing)
     said = []
@@ -293,7 +288,6 @@ def test_auto_falls_back_to_the_plain_engine_and_says_so(llama, tmp_path, monkey
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
 def test_without_whitening_and_retention_a_write_certifies_too(llama, tmp_path):
     records = [(r.prompt, r.completion) for r in BOOK]
     settings = {"whiten": False, "retention": 0, "max_epochs": 300, "batch_size": 2}
@@ -371,7 +365,6 @@ def test_the_retention_penalty_is_the_quadratic_form_written_out():
     assert float(retention_penalty([at_site], [(a, b)])) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PlainEngine, CachedEngine])
 @pytest.mark.parametrize("objective", ["sft", "memft_threshold"])
 def test_the_account_of_operations_is_what_pytorch_counts(make_model, kind, objective):

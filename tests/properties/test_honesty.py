@@ -16,6 +16,8 @@ from memlaw.data.encoding import encode, end_of_turn_id
 from memlaw.data.reading import read_records
 from memlaw.model.forward import collate, target_logits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def examples(chat_tokenizer):
@@ -32,7 +34,6 @@ def examples(chat_tokenizer):
     return encode(records, chat_tokenizer, format="chat")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_adapter_and_adam_moments_are_float32_whatever_the_base_is(
     llama, phone_book, tmp_path, dtype
@@ -51,7 +52,6 @@ def test_adapter_and_adam_moments_are_float32_whatever_the_base_is(
     }
 
 
-@pytest.mark.slow
 def test_small_steps_are_not_rounded_away_under_a_bfloat16_base(llama, phone_book, tmp_path):
     # In bfloat16 a step of 1e-5 from a weight of 0.1 would change nothing.
     def weights(epochs):
@@ -115,7 +115,6 @@ def test_what_is_trained_on_is_what_the_plain_template_asks(llama, chat_tokenize
         assert whole == given + "\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chat", "plain"])
 def test_training_and_recitation_see_the_same_tokens(make_model, phone_book, tmp_path, kind):
     model = make_model("llama", tokenizer=kind)
@@ -132,7 +131,6 @@ def test_training_and_recitation_see_the_same_tokens(make_model, phone_book, tmp
         assert (answer.text, answer.finished) == (example.record.completion, True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
 def test_no_record_is_lost_in_a_last_short_batch(llama, tmp_path, batch_size):
     names = ("Ann", "Bo", "Cy", "Di", "Ed", "Fay", "Gus")
@@ -144,7 +142,6 @@ def test_no_record_is_lost_in_a_last_short_batch(llama, tmp_path, batch_size):
     assert result.audit.n_recalled == len(book)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_an_epoch_takes_every_record_once_and_one_step_a_batch(llama, tmp_path, batch_size):
     seen = []

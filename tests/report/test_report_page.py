@@ -19,6 +19,8 @@ from memlaw.report.page import render
 from memlaw.report.sources import read_source
 from memlaw.train.snapshots import Snapshots
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if not CHROMIUM and not os.environ.get("MEMLAW_CI"):
     pytest.skip(
@@ -114,7 +116,6 @@ def _set(page, name, value):
     page.locator(f"#run0-recall [data-is={name}]").fill(str(value))
 
 
-@pytest.mark.slow
 def test_it_draws_and_says_the_verdict_first(mixed, show):
     page = show(mixed)
     assert page.locator("h1").inner_text().strip() == "Not all recited"
@@ -122,7 +123,6 @@ def test_it_draws_and_says_the_verdict_first(mixed, show):
     assert "of 41 records" in page.locator(".sentence").inner_text()
 
 
-@pytest.mark.slow
 def test_failures_come_first_and_are_marked(mixed, show):
     page = show(mixed)
     row = _recall(page).locator(".row").first
@@ -132,7 +132,6 @@ def test_failures_come_first_and_are_marked(mixed, show):
     assert row.locator(".t.behind.end").count() == 1
 
 
-@pytest.mark.slow
 def test_hover_gives_a_tokens_numbers(mixed, show):
     page = show(mixed)
     _recall(page).locator(".list .t.first").first.hover()
@@ -144,7 +143,6 @@ def test_hover_gives_a_tokens_numbers(mixed, show):
     tip.wait_for(state="hidden")
 
 
-@pytest.mark.slow
 def test_the_line_recolours_and_recounts(mixed, show):
     page = show(mixed)
     count = _recall(page).locator("[data-is=count]")
@@ -161,7 +159,6 @@ def test_the_line_recolours_and_recounts(mixed, show):
     assert _recall(page).locator("[data-is=line-said]").inner_text() == "p ≥ 0.90"
 
 
-@pytest.mark.slow
 def test_search_filter_and_order(mixed, show):
     page = show(mixed)
     recall = _recall(page)
@@ -192,7 +189,6 @@ def test_search_filter_and_order(mixed, show):
     assert low == sorted(low)
 
 
-@pytest.mark.slow
 def test_the_training_slider_goes_back_in_time(mixed, show):
     page = show(mixed)
     recall = _recall(page)
@@ -208,7 +204,6 @@ def test_the_training_slider_goes_back_in_time(mixed, show):
     assert recall.locator(".t.late").count() > 1
 
 
-@pytest.mark.slow
 def test_a_row_opens_and_its_tokens_are_walked_by_keys(mixed, show):
     page = show(mixed)
     recall = _recall(page)
@@ -234,7 +229,6 @@ def test_a_row_opens_and_its_tokens_are_walked_by_keys(mixed, show):
     assert recall.locator(".detail").count() == 0
 
 
-@pytest.mark.slow
 def test_rows_are_walked_by_keys(mixed, show):
     page = show(mixed)
     _recall(page).locator(".open").first.focus()
@@ -248,7 +242,6 @@ def test_rows_are_walked_by_keys(mixed, show):
     assert 0 < box < 900
 
 
-@pytest.mark.slow
 def test_ten_thousand_records_scroll_fluidly(large, show):
     page = show(large)
     assert "10,000 of 10,000 records" in _recall(page).locator("[data-is=count]").inner_text()
@@ -278,7 +271,6 @@ def test_ten_thousand_records_scroll_fluidly(large, show):
     assert "0 of 10,000" not in _recall(page).locator("[data-is=count]").inner_text()
 
 
-@pytest.mark.slow
 def test_hostile_records_run_nothing_and_show_as_text(tmp_path, show):
     source = write_audit(hostile_audit(), tmp_path / "h<script>window.hacked=9<b>.json")
     page = show(_page(tmp_path, "hostile", [read_source(source)]))
@@ -293,7 +285,6 @@ def test_hostile_records_run_nothing_and_show_as_text(tmp_path, show):
     assert "<b>bfloat16</b>" in page.locator("main").inner_text()
 
 
-@pytest.mark.slow
 def test_the_policy_stops_what_would_get_in(mixed, browser):
     """Even a hole in the escaping would not run a script, nor fetch anything."""
     context = browser.new_context(offline=True)
@@ -316,7 +307,6 @@ def test_the_policy_stops_what_would_get_in(mixed, browser):
     context.close()
 
 
-@pytest.mark.slow
 def test_the_plan_is_computed_in_the_page(mixed, show):
     page = show(mixed)
     plan = page.locator("#probe0-plan")
@@ -336,7 +326,6 @@ def test_the_plan_is_computed_in_the_page(mixed, show):
     assert "at least one token" in plan.locator("[data-is=warning]").inner_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")])
 def test_no_accessibility_rule_of_level_a_or_aa_is_broken(mixed, show, scheme, viewport):
     import axe_playwright_python
@@ -353,14 +342,12 @@ def test_no_accessibility_rule_of_level_a_or_aa_is_broken(mixed, show, scheme, v
     assert [(v["id"], [n["html"][:200] for n in v["nodes"][:5]]) for v in found["violations"]] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_nothing_is_wider_than_the_screen(mixed, show, width):
     page = show(mixed, viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.slow
 def test_it_prints_all_records(mixed, show):
     page = show(mixed)
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -373,7 +360,6 @@ def test_it_prints_all_records(mixed, show):
     assert page.locator(".top").is_hidden()
 
 
-@pytest.mark.slow
 def test_a_charts_points_tell_their_numbers(mixed, show):
     page = show(mixed)
     chart = page.locator("#chart-probe0-recall_heatmap svg")
@@ -385,7 +371,6 @@ def test_a_charts_points_tell_their_numbers(mixed, show):
     assert "recall" in tip.inner_text()
 
 
-@pytest.mark.slow
 def test_charts_follow_the_colour_scheme(mixed, show):
     page = show(mixed)
     page.emulate_media(color_scheme="dark")

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox")
 
 
@@ -34,7 +36,6 @@ def written(make_model, phone_book, tmp_path_factory):
     return write
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_default_settings_certify_every_record(written, name):
     result = written(name)
@@ -130,7 +131,6 @@ PLACEMENTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp_path, placement):
     # Layer 1 of 3, so that what attention is given to read reaches the head.
@@ -144,7 +144,6 @@ def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp
     ]
 
 
-@pytest.mark.slow
 def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_book, tmp_path):
     result = memlaw.write(
         phone_book,
@@ -164,7 +163,6 @@ def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_b
     assert "memlaw ask" in (result.out / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "adapted"), [((0, 1), [0, 1]), ("all", [0, 1, 2]), ("auto", [2]), (0, [0])]
 )
@@ -193,7 +191,6 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case):
     result = memlaw.write(
@@ -209,7 +206,6 @@ def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case
     assert result.certified
 
 
-@pytest.mark.slow
 def test_the_guarantee_is_for_the_dtype_it_was_measured_in(llama, phone_book, tmp_path):
     result = memlaw.write(
         phone_book,
@@ -228,7 +224,6 @@ def test_the_guarantee_is_for_the_dtype_it_was_measured_in(llama, phone_book, tm
     assert elsewhere.mismatches == ("measured in float32, but certified for bfloat16",)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("max_rank", "grown_to"), [(64, 16), (12, 12)])
 def test_an_automatic_rank_grows_when_nothing_improves(llama, tmp_path, max_rank, grown_to):
     notices = []
@@ -253,7 +248,6 @@ def test_an_automatic_rank_grows_when_nothing_improves(llama, tmp_path, max_rank
     assert (config["r"], config["lora_alpha"]) == (grown_to, grown_to)
 
 
-@pytest.mark.slow
 def test_a_rank_that_was_asked_for_does_not_grow(llama, tmp_path):
     settings = {"rank": 2, "learning_rate": 1e-9, "max_epochs": 60}
     result = memlaw.write([("Li Na:", "031415")], tmp_path / "out", model=str(llama), **settings)
@@ -261,7 +255,6 @@ def test_a_rank_that_was_asked_for_does_not_grow(llama, tmp_path):
     assert result.rank == 2
 
 
-@pytest.mark.slow
 def test_a_long_text_is_recited_to_the_last_space(llama, tmp_path):
     text = "  The ring,\n\n\tthe  rain \r\nand Zoë's 31 ones.\n "
     (tmp_path / "text.txt").write_bytes(text.encode())
