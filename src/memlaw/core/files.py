@@ -95,6 +95,17 @@ def write_tensors(
         save_file(content, work, metadata={"format": "pt", **(metadata or {})})
 
 
+def cache_folder() -> Path:
+    """The folder for what is made once and used again.
+
+    `$MEMLAW_CACHE`, or `memlaw` in the user's cache folder.
+    """
+    if chosen := os.environ.get("MEMLAW_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().resolve() / "memlaw"
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as file:

@@ -31,7 +31,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "forward": ("model.forward",),
     "head": ("model.head",),
     "learner": ("train.learner", "settings.train", "core.observer"),
-    "models": ("model.base", "model.gguf", "model.hashes", "settings.choices"),
+    "models": ("model.base", "core.files", "model.hashes", "settings.choices"),
     "objectives": ("settings.choices", "train.memft", "train.triage", "train.objective"),
     "plan": ("law.plan", "law.builtin"),
     "precondition": ("train.precondition",),

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from memlaw.core.errors import ConfigError, DataError
@@ -48,11 +49,11 @@ def general_texts(
 
     Raises:
         DataError: a file can't be read as UTF-8.
-        ConfigError: they are the same text.
+        ConfigError: they are the same text, or training would see the prose that is measured on.
     """
     unseen, name = unseen_text(damage_text)
     retained = retained_text(retain)
-    if retained == unseen:
+    if retained in (unseen, prose_text()[0]):
         raise ConfigError(
             "the text to retain is the text to measure damage on: it must be text that training "
             "doesn't see."
@@ -72,6 +73,17 @@ def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
     if path is None:
         return _topics(1), "pydoc_data.topics, odd topics"
     return _read(path), str(path)
+
+
+@functools.cache
+def prose_text() -> tuple[str, str]:
+    """Prose that nothing is trained on, and a name for it.
+
+    70,000 characters from "Alice's Adventures in Wonderland", by Lewis Carroll (1865, in the public
+    domain), in the edition of the Canterbury corpus (`alice29.txt`).
+    """
+    text = (files("memlaw.data") / "prose.txt").read_text(encoding="utf-8")
+    return text, "Alice's Adventures in Wonderland"
 
 
 def retained_text(path: str | Path | None = None) -> str:

@@ -1,15 +1,14 @@
-"""Greedy decoding, and tokens as text."""
+"""Greedy decoding, sampling, and tokens as text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@torch.inference_mode()
 def greedy_decode(
     model: Any, prompts: Sequence[Sequence[int]], *, end_id: int, max_tokens: Sequence[int]
 ) -> list[tuple[int, ...]]:
@@ -27,6 +26,47 @@ def greedy_decode(
         For each prompt the token ids that were generated, the end token included if it came within
         the limit.
     """
+    return _generate(model, prompts, end_id, max_tokens, {"do_sample": False})
+
+
+def sample_decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_tokens: Sequence[int],
+    seed: int,
+    least_p: float = 0.0,
+) -> list[tuple[int, ...]]:
+    """Answers drawn from the model's own distribution, at temperature 1.
+
+    The state of PyTorch's random number generators is left as it was.
+
+    Args:
+        model, prompts, end_id, max_tokens: see `greedy_decode`.
+        seed: the same seed, prompts and batch give the same answers.
+        least_p: tokens less probable than this are not drawn; in [0, 1).
+
+    Returns:
+        As `greedy_decode`.
+    """
+    device = next(model.parameters()).device
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "epsilon_cutoff": least_p}
+    with torch.random.fork_rng(
+        devices=[] if device.type == "cpu" else [device], device_type=device.type
+    ):
+        torch.manual_seed(seed)
+        return _generate(model, prompts, end_id, max_tokens, how)
+
+
+@torch.inference_mode()
+def _generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    end_id: int,
+    max_tokens: Sequence[int],
+    how: Mapping[str, Any],
+) -> list[tuple[int, ...]]:
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
@@ -42,7 +82,7 @@ def greedy_decode(
     hooks = [head.register_forward_pre_hook(_contiguous)] if head is not None else []
     usual = model.generation_config
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id
+        max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id, **how
     )
     try:
         out = model.generate(

@@ -13,18 +13,10 @@ from pathlib import Path
 import torch
 
 from memlaw.core.errors import ModelError
-from memlaw.core.files import file_sha256
+from memlaw.core.files import cache_folder, file_sha256
 from memlaw.model.hashes import weights_sha256
 
 _LAYOUT = 1  # raised when the folder written for a GGUF file changes
-
-
-def cache_folder() -> Path:
-    """The folder for unpacked models: `$MEMLAW_CACHE`, or `memlaw` in the user's cache folder."""
-    if chosen := os.environ.get("MEMLAW_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "memlaw"
 
 
 def unpacked(gguf: Path, notice: Callable[[str], None]) -> Path:
