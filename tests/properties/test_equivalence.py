@@ -21,12 +21,8 @@ from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
 from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import shared_prefix
-from memlaw.train.precondition import (
-    Whitener,
-    measure_general,
-    measure_statistics,
-    retention_penalty,
-)
+from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+from memlaw.train.retention import quadratic_penalty, separate_terms
 from memlaw.train.trainer import AdapterBank
 
 pytestmark = pytest.mark.slow
@@ -63,7 +59,7 @@ def _trained(kind, base, placement, objective, epochs, layers=(1,), whiten=True)
     config = TrainConfig(objective=objective, batch_size=3, learning_rate=1e-2, retention=4.0)
     adapter = Adapter(sites, rank=4, seed=0, whiteners=whiteners)
     engine = _engine(kind, base, sites, examples)
-    learner = Learner(adapter, examples, config, statistics)
+    learner = Learner(adapter, examples, config, separate_terms(statistics))
     bank = AdapterBank(engine, [learner])
     losses = [bank.run_epoch()[0].nll_nats for _ in range(epochs)]
     return losses, learner
@@ -362,7 +358,9 @@ def test_the_retention_penalty_is_the_quadratic_form_written_out():
     at_site = Statistics(records_in=x, general_in=x / 3, general_out=g / 3)  # F^T F = mean
     moves = x @ a @ b  # [9, 3] what the adapter adds at each input
     expected = 0.5 * sum(float(move @ gradient) ** 2 for move in moves for gradient in g) / (9 * 9)
-    assert float(retention_penalty([at_site], [(a, b)])) == pytest.approx(expected, rel=1e-5)
+    assert float(quadratic_penalty(separate_terms([at_site]), [(a, b)])) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", [PlainEngine, CachedEngine])

@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 BOOK = "data/book.jsonl"
 TEXTS = {"retain": "data/retain.txt", "damage_text": "data/damage_text.txt"}
 USUAL = {
+    "specificity": False,
     "rank": 8,
     "batch_size": 3,
     "learning_rate": 2e-2,

@@ -14,7 +14,7 @@ records and tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -166,17 +166,22 @@ def lora_delta(
 
 
 @contextmanager
-def attached(model: nn.Module, parts: Sequence[tuple[Adapter, int]]) -> Iterator[nn.Module]:
+def attached(
+    model: nn.Module, parts: Sequence[tuple[Adapter, int]], *, but: Collection[str] = ()
+) -> Iterator[nn.Module]:
     """A context in which `model` has the adapters; its value is `model`.
 
     Args:
         model: the model.
         parts: adapters, each with the number of tokens that it is applied to, in their order along
             the sequence. The number is ignored if there is one adapter: it is applied to all.
+        but: names of modules that are left as they are.
     """
     modules = dict.fromkeys(site.module for adapter, _ in parts for site in adapter.sites)
     hooks = [
-        model.get_submodule(name).register_forward_hook(_lora_hook(parts, name)) for name in modules
+        model.get_submodule(name).register_forward_hook(_lora_hook(parts, name))
+        for name in modules
+        if name not in but
     ]
     try:
         yield model

@@ -1,6 +1,6 @@
 """Losses of final hidden states, and their gradients, in little memory.
 
-Shapes: N target tokens, n of them that are worked on at once, D width, V vocabulary.
+Shapes: N target tokens, n of them that are worked on at once, M held ones, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ class Losses:
     Attributes:
         nll: negative log-likelihoods, in nats; not part of an autograd graph.
         correct: whether no token has a higher logit than the target.
-        backward: adds the gradient of `Σ weights · nll`, with weights [N], to the adapters'
-            gradients.
+        kl: KL(base ‖ adapted) in nats at the positions that are held to the base model; they have
+            no losses. Not part of a graph either.
+        backward: adds the gradient of `Σ weights · nll + Σ kl_weights · kl`, with weights [N] and
+            [M] that may be left out where nothing is held, to the adapters' gradients.
     """
 
     nll: Float32[Tensor, "N"]
     correct: Bool[Tensor, "N"]
-    backward: Callable[[Tensor], None]
+    kl: Float32[Tensor, "M"]
+    backward: Callable[..., None]
 
 
 def row_blocks(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
@@ -85,7 +88,7 @@ def head_losses(
         nll.append(losses)
         correct.append(right)
 
-    def backward(weights: Float[Tensor, "N"]) -> None:
+    def backward(weights: Float[Tensor, "N"], kl_weights: Tensor | None = None) -> None:
         missing = (~known & (weights != 0)).nonzero()[:, 0]
         for chosen in missing.split(largest) if len(missing) else ():
             found = torch.empty_like(at_hidden[chosen])
@@ -93,7 +96,12 @@ def head_losses(
             at_hidden[chosen] = found
         hidden.backward((weights[:, None] * at_hidden).to(hidden.dtype))
 
-    return Losses(nll=torch.cat(nll), correct=torch.cat(correct), backward=backward)
+    return Losses(
+        nll=torch.cat(nll),
+        correct=torch.cat(correct),
+        kl=hidden.new_zeros(0, dtype=torch.float32),
+        backward=backward,
+    )
 
 
 def _with_gradient(

@@ -5,6 +5,7 @@ To add a placement, add it to `_find`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -56,7 +57,12 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def auto_layer(n_layers: int) -> int:
     """Index of the default layer: two thirds of the way up (20 of 30; the paper's 24 of 36)."""
-    return min(n_layers - 1, round(n_layers * 2 / 3))
+    return layers_at(n_layers, (2 / 3,))[0]
+
+
+def layers_at(n_layers: int, depths: Sequence[float]) -> tuple[int, ...]:
+    """Indices of the layers at these shares of the way up, each once; few layers, few indices."""
+    return tuple(sorted({min(n_layers - 1, round(n_layers * depth)) for depth in depths}))
 
 
 def resolve_sites(model: nn.Module, placement: str, layers: Layers) -> tuple[Site, ...]:

@@ -42,7 +42,7 @@ def with_settings(config: Config, given: dict[str, Any]) -> Config:
     given = dict(given)
     if isinstance(layers := given.get("layers"), int | list):
         given["layers"] = (layers,) if isinstance(layers, int) else tuple(layers)
-    if isinstance(given.get("objective"), str):
+    if isinstance(given.get("objective"), str) and given["objective"] != "auto":
         given["objective"] = resolve_objective(given["objective"])
     if isinstance(given.get("adapter"), str):
         given["adapter"] = Path(given["adapter"])

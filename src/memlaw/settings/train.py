@@ -91,8 +91,17 @@ _FIRST = frozenset(  # settings that stored results have always named
 )
 
 
-def step_size(batch_size: int | Literal["auto"], n_records: int) -> int:
-    """Records per step, at most: `batch_size`, or what auto makes of `n_records`."""
+def step_size(
+    batch_size: int | Literal["auto"], n_records: int, *, specificity: bool = False
+) -> int:
+    """Records per step, at most: `batch_size`, or what auto makes of `n_records`.
+
+    Beside negatives a step is dear, and records are told apart in larger ones.
+    """
     if batch_size != "auto":
         return batch_size
-    return min(_MOST_RECORDS, max(_LEAST_RECORDS, -(-n_records // 10)))
+    if specificity:
+        least, share = (_LEAST_RECORDS if n_records <= 20 else 20), 5
+    else:
+        least, share = _LEAST_RECORDS, 10
+    return min(_MOST_RECORDS, max(least, -(-n_records // share)))

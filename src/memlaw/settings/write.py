@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import PromptFormat
 from memlaw.data.readers import RECITE_PROMPT, DataFormat
-from memlaw.settings.choices import EMBEDDED, DType, EngineChoice, Layers, resolve_objective
+from memlaw.settings.choices import (
+    EMBEDDED,
+    DType,
+    EngineChoice,
+    Layers,
+    Objective,
+    resolve_objective,
+)
+from memlaw.settings.recipe import RECIPE
 from memlaw.settings.train import TrainConfig
 
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
@@ -28,6 +37,8 @@ FREE_TO_CHANGE = (
     "completion_field",
     "data_format",
 )
+# What a checkpoint was trained with that doesn't name a setting, where that isn't today's default.
+BEFORE: dict[str, Any] = {"specificity": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,18 @@ class WriteConfig(TrainConfig):
     """Settings of `write`: the model, the adapter, the training and its limits.
 
     Attributes:
+        objective: how the loss weights target tokens. auto: sft with specificity, else triage. sft:
+            all alike; memft_threshold, memft_window, memft_curriculum: as in the MemFT paper, those
+            not learnt yet; triage: those that can still be learnt before training ends, whole
+            records first.
+        learning_rate: learning rate of AdamW, at its highest; auto: 1.5e-2 with specificity, else
+            1e-2.
+        batch_size: records per step, at most; auto is a tenth of the records, from 10 to 100; with
+            specificity a fifth, from 20 (of up to 20 records: 10) to 100.
+        specificity: train so that answers to other prompts stay as they are: the model is held to
+            what it said before on near misses of the records, on conversations and on general text.
+        keep: file of prompts whose answers must not change, as far as training can hold them: one
+            a line, or JSONL with the field prompt or messages.
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
             file.
         rank: rank of the adapter; auto starts small and grows while records are not learnt.
@@ -42,7 +65,7 @@ class WriteConfig(TrainConfig):
         placement: modules that get an adapter: down_proj, mlp (in parallel with the MLP block),
             attn, all-linear, or names of linear modules joined by commas.
         layers: decoder layers that get an adapter, counted from 0; auto is the one two thirds of
-            the way up; all.
+            the way up, with specificity also those at 77 and 87 %; all.
         engine: how training runs. cached: precompute the frozen activations once; plain: a full
             forward pass each step, slower, equal but for rounding; auto: cached where the model
             allows it.
@@ -68,6 +91,10 @@ class WriteConfig(TrainConfig):
         resume: continue from the checkpoint in the output folder, if there is one.
     """
 
+    objective: Objective | Literal["auto"] = "auto"  # type: ignore[assignment]
+    learning_rate: float | Literal["auto"] = "auto"  # type: ignore[assignment]
+    specificity: bool = True
+    keep: str | None = None
     model: str = EMBEDDED
     rank: int | Literal["auto"] = "auto"
     max_rank: int = 64
@@ -93,7 +120,8 @@ class WriteConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         """Raise ConfigError on a setting out of range."""
-        resolve_objective(self.objective)
+        if self.objective != "auto":
+            resolve_objective(self.objective)
         if not 0.5 <= self.threshold < 1:
             raise ConfigError(
                 f"threshold {self.threshold:g} is out of range [0.5, 1): at 0.5 and under, a "
@@ -105,7 +133,7 @@ class WriteConfig(TrainConfig):
                 f"threshold {self.threshold:g}."
             )
         positive = {
-            "learning_rate": self.learning_rate,
+            "learning_rate": 1.0 if self.learning_rate == "auto" else self.learning_rate,
             "batch_size": 1 if self.batch_size == "auto" else self.batch_size,
             "max_grad_norm": self.max_grad_norm,
             "max_epochs": self.max_epochs,
@@ -118,7 +146,7 @@ class WriteConfig(TrainConfig):
                 raise ConfigError(f"{name} is {value:g}; it must be above 0.")
         if not self.cache_mb >= 0:
             raise ConfigError(f"cache_mb is {self.cache_mb:g}; it must be 0 or more.")
-        if not self.learning_rate < 3.4e37:
+        if self.learning_rate != "auto" and not self.learning_rate < 3.4e37:
             raise ConfigError(f"learning_rate is {self.learning_rate:g}; float32 can't hold it.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas are {self.betas}; each must be 0 to under 1.")
@@ -146,3 +174,14 @@ class WriteConfig(TrainConfig):
             raise ConfigError(f"total_steps is {self.total_steps}; it must be 1 or more.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
             raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")
+        if self.keep is not None and not self.specificity:
+            raise ConfigError("keep needs specificity: that is what holds answers.")
+
+    def resolved(self) -> WriteConfig:
+        """The same with what auto stands for in `objective` and `learning_rate`."""
+        usual: dict[str, Any] = {
+            name: getattr(RECIPE if self.specificity else TrainConfig, name)
+            for name in ("objective", "learning_rate")
+            if getattr(self, name) == "auto"
+        }
+        return dataclasses.replace(self, **usual)

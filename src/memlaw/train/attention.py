@@ -1,12 +1,12 @@
 """Attention over records packed behind shared prefixes, at the cost of attending within records.
 
-A pack is one sequence of trees; a tree is a prefix with the rest of several records behind it.
-Records attend to their tree's prefix and to themselves. One dense mask says that too, but costs
-the square of the pack's length. Here the records of all trees are laid side by side, and
-Transformers' own scaled-dot-product attention does the rest.
+A pack is one sequence of trees; a tree is a prefix with the rest of several records behind it, or
+a record by itself. Records attend to their tree's prefix and to themselves. One dense mask says
+that too, but costs the square of the pack's length. Here the records of all trees are laid side by
+side, and Transformers' own scaled-dot-product attention does the rest.
 
-Shapes: S tokens of the pack, P of a prefix, L of the longest rest, T trees, B records in all,
-H heads (keys and values may have fewer), C width of a head.
+Shapes: S tokens of the pack, P of a prefix, L of the longest rest, T trees with a prefix, B records
+in all, H heads (keys and values may have fewer), C width of a head.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Bucket:
 
     Attributes:
         rest: [B, L] int64: places of each record's rest in the pack; filled up with its last one.
-        owner: [B] int64: the tree of each record.
-        mask: [1, 1, L, P + L] bool: what a token of the rest sees; None where P is 0.
+        owner: [B] int64: the tree of each record, among those with a prefix.
+        mask: [1, 1, L, P + L] bool: what a token of the rest sees; None for records without prefix.
     """
 
     rest: Int64[Tensor, "B L"]
@@ -48,7 +48,7 @@ class Trees:
     """Where the tokens of a pack stand.
 
     Attributes:
-        prefix: [T, P] int64: places of each tree's prefix in the pack.
+        prefix: [T, P] int64: places of the trees' prefixes in the pack.
         buckets: the records.
         back: [S] int64: where each token of the pack lies when prefixes and buckets, filled up,
             are laid one behind the other.
@@ -59,31 +59,38 @@ class Trees:
     back: Int64[Tensor, "S"]
 
 
-def lay_out(n_prefix: int, trees: Sequence[Sequence[int]], device: torch.device) -> Trees:
+def lay_out(
+    n_prefix: int, trees: Sequence[tuple[bool, Sequence[int]]], device: torch.device
+) -> Trees:
     """Describe a pack of trees, one behind the other.
 
     Args:
-        n_prefix: P, of every tree; may be 0.
-        trees: for each tree the lengths of its records' rests, each at least 1.
+        n_prefix: P; may be 0.
+        trees: for each tree whether it has a prefix, and the lengths of its records' rests, each at
+            least 1.
         device: where the model is.
     """
-    if all(len(tree) == 1 for tree in trees):  # nothing is shared
-        trees, n_prefix = [[n_prefix + tree[0]] for tree in trees], 0
+    if all(len(tree) == 1 for _, tree in trees):  # nothing is shared
+        trees = [(False, [n_prefix * has_prefix + tree[0]]) for has_prefix, tree in trees]
     prefix: list[list[int]] = []
-    sorted_records: dict[int, list[tuple[int, int, int]]] = {}  # bucket: (tree, place, length)
+    # Records by prefix and length: (tree, place, length)
+    sorted_records: dict[tuple[bool, int], list[tuple[int, int, int]]] = {}
     at = 0
-    for number, tree in enumerate(trees):
-        prefix.append(list(range(at, at + n_prefix)))
-        at += n_prefix
+    for has_prefix, tree in trees:
+        shared = has_prefix and n_prefix > 0
+        if shared:
+            prefix.append(list(range(at, at + n_prefix)))
+            at += n_prefix
         for length in tree:
-            sorted_records.setdefault(length.bit_length(), []).append((number, at, length))
+            alike = sorted_records.setdefault((shared, length.bit_length()), [])
+            alike.append((len(prefix) - 1, at, length))
             at += length
     back = torch.empty(at, dtype=torch.long)
-    places = torch.tensor(prefix, dtype=torch.long).view(len(trees), n_prefix)
+    places = torch.tensor(prefix, dtype=torch.long).view(len(prefix), n_prefix if prefix else 0)
     back[places.flatten()] = torch.arange(places.numel())
     first = places.numel()
     buckets = []
-    for records in sorted_records.values():
+    for (shared, _), records in sorted_records.items():
         longest = max(length for _, _, length in records)
         rest = torch.empty(len(records), longest, dtype=torch.long)
         for row, (_, place, length) in enumerate(records):
@@ -95,7 +102,7 @@ def lay_out(n_prefix: int, trees: Sequence[Sequence[int]], device: torch.device)
             Bucket(
                 rest=rest.to(device),
                 owner=torch.tensor([number for number, _, _ in records], device=device),
-                mask=sees[None, None].to(device) if n_prefix else None,
+                mask=sees[None, None].to(device) if shared else None,
             )
         )
     return Trees(prefix=places.to(device), buckets=buckets, back=back.to(device))
@@ -164,13 +171,12 @@ def _attend(
     trees = _trees.get()
     by_hand = query.device.type == "cpu" and not _MEANINGFUL & settings.keys()
     parts = []
-    shared = trees.prefix.shape[1] > 0
-    if shared:
+    if len(trees.prefix):
         prefix_key, prefix_value = lay(key, trees.prefix), lay(value, trees.prefix)
         parts.append(attend(lay(query, trees.prefix), prefix_key, prefix_value, None))
     for bucket in trees.buckets:
         keys, values = lay(key, bucket.rest), lay(value, bucket.rest)
-        if shared:
+        if bucket.mask is not None:
             keys = torch.cat([_of_records(prefix_key, bucket.owner), keys], dim=2)
             values = torch.cat([_of_records(prefix_value, bucket.owner), values], dim=2)
         parts.append(attend(lay(query, bucket.rest), keys, values, bucket.mask))

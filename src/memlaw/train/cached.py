@@ -8,8 +8,8 @@ kept for each token that any step needs, and a step starts from them:
   and to itself;
 - nothing is padded, but in attention, where records of similar length lie side by side;
 - several adapters' batches are packed one behind the other;
-- where the adapted module's output is simply added to the residual stream, its whole layer is a
-  constant, too;
+- where the lowest adapted module is the only one in its layer, and its output is simply added to
+  the residual stream, that whole layer is a constant, too;
 - the head runs on target positions only, and backwards only for tokens with a weight.
 
 Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import nn
 
 from memlaw.data.record import Example
@@ -30,7 +31,8 @@ from memlaw.model.forward import logits_of
 from memlaw.model.head import Losses, head_losses
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
-from memlaw.train.engine import Job
+from memlaw.train.engine import Job, held_positions
+from memlaw.train.held import BaseStates, held_losses, site_reads
 from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import Pack
 
@@ -43,7 +45,9 @@ class CachedEngine:
     Args:
         model: frozen, in eval mode.
         sites: the modules that adapters will sit on, all of them.
-        examples: what there is to learn.
+        examples: what there is to learn, and what is held.
+        held: rows of the held ones.
+        n_alike: the first so many examples' common beginning is what packs share; default: all.
         cache_mb: activations beyond so many megabytes are kept in a temporary file.
         logits_mb: about how much memory logits may take at a time.
 
@@ -58,6 +62,8 @@ class CachedEngine:
         sites: Sequence[Site],
         examples: Sequence[Example],
         *,
+        held: Sequence[int] = (),
+        n_alike: int | None = None,
         cache_mb: float = 4096,
         logits_mb: float = 512,
     ) -> None:
@@ -72,17 +78,19 @@ class CachedEngine:
         self.max_logit_rows = max(1, int(logits_mb * 1e6 / row_bytes))
         self.layers: nn.ModuleList = decoder_layers(model)[1]
         self.lowest = min(site.layer for site in sites)
-        self.packed = PackedModel(model, examples)
+        self.packed = PackedModel(model, examples, n_alike)
         self.returns_tuple = False
-        self.folds = len(sites) == 1 and self._site_is_added()
+        alone = [site.layer for site in sites].count(self.lowest) == 1  # and so the first of them
+        self.folds = alone and self._site_is_added()
         # What the first layer that runs reads, without adapter; and what the adapter reads there.
         widths = [config.hidden_size] + ([sites[0].d_in] if self.folds else [])
         size = int(self.packed.packer.starts[-1])
         on_disk = size * sum(widths) * model.dtype.itemsize > cache_mb * 1e6
-        self.hidden, *rest = (
+        self.hidden_in, *rest = (
             Activations(size, width, model.dtype, self.device, on_disk=on_disk) for width in widths
         )
         self.site_input = rest[0] if rest else None
+        self.base = BaseStates(examples, held)
         self._fill_cache()
         self._check_steps(self.packed.samples)
 
@@ -95,7 +103,7 @@ class CachedEngine:
             for b in adapter.b:
                 b.fill_(0.1)
             try:
-                found = torch.cat([h for h, _ in self._hidden([Job(adapter, rows)])])
+                found, _ = self.hidden([Job(adapter, rows)])
             except Exception as error:
                 raise self.packed.unfit("cached activations") from error
             with adapter.attached(self.model):
@@ -104,15 +112,29 @@ class CachedEngine:
             raise self.packed.unfit("cached activations")
 
     def _fill_cache(self) -> None:
-        """Run the bare model once over everything, and keep what it says where steps start."""
+        """Run the bare model once over everything, and keep what it says where steps start.
+
+        And what it makes of the held examples, where steps end.
+        """
         layer = self.layers[self.lowest]
+        rows = iter(range(len(self.examples)))  # packs keep their order
+        sites = self.sites if self.base.rows else ()
         for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
-            with torch.no_grad(), _recording(layer, self.sites[0].module, self.model) as seen:
-                self.packed.run(pack)
+            with (
+                torch.no_grad(),
+                _recording(layer, self.sites[0].module, self.model) as seen,
+                site_reads(self.model, sites) as reads,
+            ):
+                final = self.packed.run(pack)
             self.returns_tuple = seen["returns_tuple"]
-            self.hidden.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
+            self.hidden_in.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
             if self.site_input is not None:
                 self.site_input.write(pack.places, seen["site_in"][0])
+            at = pack.keep.nonzero()[:, 0]
+            while len(at) and sites:
+                row = next(rows)
+                here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
+                self.base.add(row, final[here], [reads[site.module][0, here] for site in sites])
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""
@@ -140,41 +162,54 @@ class CachedEngine:
     # ------------------------------------------------------------ a step
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
-        """Losses of each job's records, under that job's adapter."""
-        hidden, targets = zip(*self._hidden(jobs), strict=True)
-        dense = [
-            torch.full((len(self.examples[row].target_ids),), job.dense)
-            for job in jobs
-            for row in job.rows
-        ]
-        return head_losses(
-            lambda h: logits_of(self.model, h),
-            torch.cat(hidden),
-            torch.cat(targets),
-            dense=torch.cat(dense).to(self.device),
-            max_rows=self.max_logit_rows,
+        """Losses of each job's records, and the KL of what it holds, under that job's adapter."""
+        hidden, targets = self.hidden(jobs)
+        is_held = held_positions(self.examples, jobs, self.device)
+        dense = torch.cat(
+            [
+                torch.full((len(self.examples[row].target_ids),), job.dense)
+                for job in jobs
+                for row in job.rows
+            ]
+        ).to(self.device)
+
+        def records(hidden: Tensor) -> Losses:
+            return head_losses(
+                self._head, hidden, targets[~is_held], dense=dense, max_rows=self.max_logit_rows
+            )
+
+        if not is_held.any():
+            return records(hidden)
+        base_hidden = self.base.at([row for job in jobs for row in job.held])
+        return held_losses(
+            records, self._head, hidden, is_held, base_hidden, max_rows=self.max_logit_rows
         )
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return logits_of(self.model, hidden)
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """See `head_losses`: there and back at once, or again for what has a weight."""
         return (2 * n_targets, 0) if dense else (n_targets, 2 * n_weighted)
 
-    def _hidden(self, jobs: Sequence[Job]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pack by pack, final hidden states [N, D] before the targets, and the targets [N]."""
-        for pack, owners in self.packed.packs([job.rows for job in jobs]):
+    def hidden(self, jobs: Sequence[Job]) -> tuple[Float[Tensor, "N_M D"], Int64[Tensor, "N_M"]]:
+        """See `Engine.hidden`."""
+        found, targets = [], []
+        for pack, owners in self.packed.packs([[*job.rows, *job.held] for job in jobs]):
             parts = [
                 (jobs[job].adapter, length)
                 for job, length in zip(owners, pack.lengths, strict=True)
             ]
             with self._shortened(pack, parts):
-                hidden = self.packed.run(pack)[pack.keep]
+                found.append(self.packed.run(pack)[pack.keep])
+            targets.append(pack.target_ids)
             self.n_tokens += pack.input_ids.numel()
-            yield hidden, pack.target_ids
+        return torch.cat(found), torch.cat(targets)
 
     @contextmanager
     def _shortened(self, pack: Pack, parts: Sequence[tuple[Adapter, int]]) -> Iterator[None]:
         """Within the block, the model starts from the cache, and computes with the adapters."""
-        hidden = self.hidden.read(pack.places)[None]  # [1, S, D]
+        hidden = self.hidden_in.read(pack.places)[None]  # [1, S, D]
         skipped = self.lowest
         if self.site_input is not None:
             site_input = self.site_input.read(pack.places)[None]
@@ -184,11 +219,8 @@ class CachedEngine:
         for i in range(skipped):
             self.layers[i] = _Constant(hidden, self.returns_tuple)
         try:
-            if self.folds:
+            with attached(self.model, parts, but=[self.sites[0].module] if self.folds else []):
                 yield
-            else:
-                with attached(self.model, parts):
-                    yield
         finally:
             for i in range(skipped):
                 self.layers[i] = usual[i]

@@ -1,6 +1,7 @@
 """The reference way to run a step: the whole model, nothing clever.
 
-Shapes: N target tokens of all jobs (flattened, job after job, record after record), V vocabulary.
+Shapes: N target tokens of all jobs' records (flattened, job after job, record after record), M of
+their held examples, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
 
 from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
-from memlaw.model.forward import collate, target_logits
+from memlaw.model.forward import Batch, collate, logits_of
 from memlaw.model.head import Losses
+from memlaw.model.sites import Site
+from memlaw.train.held import BaseStates, held_losses, site_reads
 
 Tensor = torch.Tensor
+_AT_ONCE = 16  # held examples
 
 
 class EngineError(MemlawError):
@@ -29,14 +34,16 @@ class Job(NamedTuple):
 
     Attributes:
         adapter: the adapter.
-        rows: of the examples.
+        rows: of the examples: records.
         dense: every target token will have a weight on the way back. A hint: an engine may get
             ready for it, the numbers are the same.
+        held: rows of the examples that are held to the bare model.
     """
 
     adapter: Adapter
     rows: list[int]
     dense: bool = True
+    held: Sequence[int] = ()
 
 
 @runtime_checkable
@@ -46,20 +53,42 @@ class Engine(Protocol):
     model: Any
     examples: Sequence[Example]
     n_tokens: int  # that have been sent through the model, forwards, so far
+    base: BaseStates  # what the bare model computes on the held examples
+
+    def hidden(self, jobs: Sequence[Job]) -> tuple[Float[Tensor, "N_M D"], Int64[Tensor, "N_M"]]:
+        """Final hidden states before the targets, with a graph, and the targets.
+
+        Job after job, and in each the records, then the held examples.
+        """
+        ...
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
-        """Losses of each job's records, under that job's adapter."""
+        """Losses of each job's records, and the KL of what it holds, under that job's adapter."""
         ...
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """Through how many rows of logits a job's step goes, in `forward` and in `backward`.
 
+        Those of held examples aside: they go there twice and back once, whatever the engine.
+
         Args:
-            n_targets: target tokens of the job.
+            n_targets: target tokens of the job's records.
             n_weighted: those with a weight.
             dense: the job's hint.
         """
         ...
+
+
+def held_positions(
+    examples: Sequence[Example], jobs: Sequence[Job], device: torch.device
+) -> Bool[Tensor, "N_M"]:
+    """Which of the positions that `Engine.hidden` gives are held ones."""
+    lengths, is_held = [], []
+    for job in jobs:
+        lengths += [len(examples[row].target_ids) for row in (*job.rows, *job.held)]
+        is_held += [False] * len(job.rows) + [True] * len(job.held)
+    found = torch.tensor(is_held).repeat_interleave(torch.tensor(lengths))
+    return found.to(device)
 
 
 class PlainEngine:
@@ -67,31 +96,80 @@ class PlainEngine:
 
     Args:
         model: frozen, in eval mode.
-        examples: what there is to learn.
+        examples: what there is to learn, and what is held.
+        sites: the modules that adapters will sit on; needed where examples are held.
+        held: rows of the held ones.
     """
 
-    def __init__(self, model: Any, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        sites: Sequence[Site] = (),
+        held: Sequence[int] = (),
+    ) -> None:
         self.model = model
         self.examples = examples
         self.device = next(model.parameters()).device
         self.n_tokens = 0
+        self.base = self._base_states(sites, held)
+
+    def _base_states(self, sites: Sequence[Site], held: Sequence[int]) -> BaseStates:
+        base = BaseStates(self.examples, held)
+        for rows in (held[i : i + _AT_ONCE] for i in range(0, len(held), _AT_ONCE)):
+            batch = collate([self.examples[row] for row in rows], self.device)
+            with torch.no_grad(), site_reads(self.model, sites) as seen:
+                hidden = self._run(batch)
+            for n, row in enumerate(rows):
+                at = batch.keep[n]
+                base.add(row, hidden[n, at], [seen[site.module][n, at] for site in sites])
+        return base
+
+    def _run(self, batch: Batch) -> Tensor:
+        """Final hidden states [B, S, D]."""
+        states = self.model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        )
+        return states.last_hidden_state
+
+    def hidden(self, jobs: Sequence[Job]) -> tuple[Float[Tensor, "N_M D"], Int64[Tensor, "N_M"]]:
+        """See `Engine.hidden`."""
+        found, targets = [], []
+        for job in jobs:
+            batch = collate([self.examples[row] for row in (*job.rows, *job.held)], self.device)
+            with job.adapter.attached(self.model):
+                found.append(self._run(batch)[batch.keep])
+            targets.append(batch.target_ids)
+            self.n_tokens += batch.input_ids.numel()
+        return torch.cat(found), torch.cat(targets)
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
-        """Losses of each job's records, under that job's adapter."""
-        nll, correct = [], []
-        for adapter, rows, _ in jobs:
-            batch = collate([self.examples[row] for row in rows], self.device)
-            with adapter.attached(self.model):
-                logits = target_logits(self.model, batch).float()  # [N of the job, V]
-            nll.append(F.cross_entropy(logits, batch.target_ids, reduction="none"))
-            at_target = logits.detach().gather(1, batch.target_ids[:, None])
-            correct.append(at_target[:, 0] == logits.detach().amax(dim=-1))
-            self.n_tokens += batch.input_ids.numel()
-        all_nll = torch.cat(nll)
-        return Losses(
-            nll=all_nll.detach(),
-            correct=torch.cat(correct),
-            backward=lambda weights: (weights * all_nll).sum().backward(),
+        """Losses of each job's records, and the KL of what it holds, under that job's adapter."""
+        hidden, targets = self.hidden(jobs)
+        is_held = held_positions(self.examples, jobs, self.device)
+
+        def records(hidden: Tensor) -> Losses:
+            logits = logits_of(self.model, hidden).float()  # [N, V]
+            target_ids = targets[~is_held]
+            nll = F.cross_entropy(logits, target_ids, reduction="none")
+            at_target = logits.detach().gather(1, target_ids[:, None])[:, 0]
+            return Losses(
+                nll=nll.detach(),
+                correct=at_target == logits.detach().amax(dim=-1),
+                kl=nll.new_zeros(0),
+                backward=lambda weights, _=None: (weights * nll).sum().backward(),
+            )
+
+        if not is_held.any():
+            return records(hidden)
+        return held_losses(
+            records,
+            lambda h: logits_of(self.model, h),
+            hidden,
+            is_held,
+            self.base.at([row for job in jobs for row in job.held]),
+            max_rows=len(hidden),
         )
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What is being trained: an adapter with its solver, its objective and its place in the data.
 
 Shapes: R records, B of them in a step, T target tokens of the longest one, N target tokens of the
-step (flattened, record after record).
+step (flattened, record after record), M positions that it holds to the bare model.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
 from memlaw.settings.choices import resolve_objective
 from memlaw.settings.train import TrainConfig, step_size
+from memlaw.train.holding import Holding
+from memlaw.train.learner_state import restore, state_of
 from memlaw.train.objective import Situation, Step
 from memlaw.train.objectives import OBJECTIVES
-from memlaw.train.precondition import Statistics
-from memlaw.train.retention import Retention
+from memlaw.train.retention import Retention, Term
 from memlaw.train.schedule import Schedule
 from memlaw.train.seen import Seen
 from memlaw.train.solver import Solver
@@ -44,9 +45,10 @@ class Learner:
         adapter: on the model's device; trained in place.
         examples: those of the engine that it trains with.
         config: how to train.
-        statistics: of the adapter's sites; needed where `config.retention` is above 0.
+        terms: of the retention penalty; needed where `config.retention` is above 0.
         rows: which of the examples it learns; default: all.
         max_epochs: when training ends, where `config.total_steps` doesn't say it; for triage.
+        holding: what holds the model to its base beside the records, if anything does.
 
     Attributes:
         seen: what training has seen of each target token.
@@ -62,9 +64,10 @@ class Learner:
         adapter: Adapter,
         examples: Sequence[Example],
         config: TrainConfig,
-        statistics: Sequence[Statistics] = (),
+        terms: Sequence[Term] = (),
         rows: Sequence[int] | None = None,
         max_epochs: int | None = None,
+        holding: Holding | None = None,
     ) -> None:
         self.adapter, self.examples, self.config = adapter, examples, config
         self.device = adapter.a[0].device
@@ -75,12 +78,17 @@ class Learner:
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)
         n_targets = int(self.seen.lengths[self.rows].sum())
-        self.retention = Retention(config.retention, statistics, adapter, n_targets)
-        self.batch_size = step_size(config.batch_size, len(self.rows))
+        self.retention = Retention(config.retention, terms, adapter, n_targets)
+        self.holding = holding
+        self.batch_size = step_size(
+            config.batch_size, len(self.rows), specificity=holding is not None
+        )
         self.max_epochs = max_epochs
         self.epoch = self.n_steps = self.n_looks = 0
         self.weighted_share = 1.0
-        self.schedule = Schedule(config)
+        self.schedule = (
+            Schedule(config, holding.recipe.least_rate_share) if holding else Schedule(config)
+        )
         self.objective = OBJECTIVES[resolve_objective(config.objective)](config)
         self.solver = Solver(adapter, config)
         self._admitted: Tensor | None = None  # in the current epoch, once it is known
@@ -99,6 +107,16 @@ class Learner:
         if self.config.total_steps is not None:
             return min(1.0, self.n_looks / self.config.total_steps)
         return 0.0 if self.max_epochs is None else min(1.0, self.epoch / self.max_epochs)
+
+    @property
+    def push(self) -> float:
+        """What retention is multiplied by."""
+        return self.holding.push if self.holding else 1.0
+
+    @property
+    def retention_weight(self) -> float:
+        """Of the retention penalty, in tokens of general text."""
+        return self.push * self.retention.weight
 
     def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch + 1)
@@ -123,6 +141,10 @@ class Learner:
         if self._admitted is None:
             self._admitted = self.objective.admit(self._situation())
         return self._admitted
+
+    def forget_admitted(self) -> None:
+        """What the epoch trains is to be found anew."""
+        self._admitted = None
 
     def weigh(
         self, rows: list[int], nll: Float32[Tensor, "N"], correct: Bool[Tensor, "N"]
@@ -152,9 +174,20 @@ class Learner:
             correct=unflatten(correct, mask),
             mask=mask,
         )
-        flat = self.objective.weigh(step, self._situation())[mask]
+        weights = self.objective.weigh(step, self._situation())
+        if self.holding and self.holding.active:
+            weights[:, 0] *= self.holding.recipe.first
+        flat = weights[mask]
         self.weighted_share = float((flat != 0).float().mean())
         return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
+
+    def draw_held(self) -> list[int]:
+        """The rows that the next step holds to the bare model, among the engine's examples."""
+        return self.holding.draw(self.n_looks) if self.holding else []
+
+    def weigh_held(self, rows: list[int], kl: Float32[Tensor, "M"]) -> Float32[Tensor, "M"]:
+        """What the KL at each position of `rows`, in nats, counts in the step."""
+        return self.holding.weigh(rows, kl) if self.holding else kl
 
     def step(self) -> None:
         """Move the weights along the gradients that are there, and the retention penalty's.
@@ -163,11 +196,15 @@ class Learner:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
         if self.retention.weight:
-            self.retention.loss(self.adapter).backward()
+            (self.push * self.retention.loss(self.adapter)).backward()
+        if self.holding and self.holding.active:
+            self.holding.penalty(self.adapter).backward()
         if not self.solver.clip():
             raise self._diverged("gradient")
         self.solver.step(self.schedule.at(self.n_looks - 1))
         self.n_steps += 1
+        if self.holding:
+            self.holding.after_step(self.adapter)
 
     def end_epoch(self, nll_nats: float) -> None:
         """Count the epoch, and set the learning rate for the next one.
@@ -180,6 +217,8 @@ class Learner:
         if self.seen.over_at_start is None:
             self.seen.over_at_start = self.seen.share_over()
         self.schedule.after_epoch(nll_nats)
+        if self.holding:
+            self.holding.after_epoch(nll_nats)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -197,45 +236,13 @@ class Learner:
         self.adapter = self.adapter.grown(rank)
         self.solver = Solver(self.adapter, self.config)
         self.solver.restore(memory)
+        if self.holding:
+            self.holding.after_growth()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next epoch depends on: tensors, and JSON-able values. Both are copies."""
-        tensors = {f"adapter.{k}": v for k, v in self.adapter.state_dict().items()}
-        tensors |= {f"moments.{k}": v for k, v in self.solver.state().items()}
-        tensors["seen_p"] = self.seen.p
-        values = {
-            "epoch": self.epoch,
-            "n_steps": self.n_steps,
-            "n_looks": self.n_looks,
-            "weighted_share": self.weighted_share,
-            "over_at_start": self.seen.over_at_start,
-            "rank": self.adapter.rank,
-            "goal_p": self.goal_p,
-            "line_p": self.seen.line_p,
-            "rate_share": self.schedule.share,
-            "retention": self.retention.weight,
-            "objective_state": dict(self.objective.state),
-        }
-        return {k: v.detach().clone() for k, v in tensors.items()}, values
+        return state_of(self)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go back to what `state()` returned."""
-        if values["rank"] != self.adapter.rank:
-            at, rank = self.adapter, values["rank"]
-            self.adapter = Adapter(
-                at.sites, rank=rank, seed=at.seed, whiteners=at.whiteners, dropout=at.dropout
-            ).to(self.device)
-        self.adapter.load_state_dict(_under(tensors, "adapter."))
-        self.solver = Solver(self.adapter, self.config)
-        self.solver.restore(_under(tensors, "moments."))
-        self.epoch, self.n_steps = values["epoch"], values["n_steps"]
-        self.n_looks, self.weighted_share = values["n_looks"], values["weighted_share"]
-        self.retention.weight, self.schedule.share = values["retention"], values["rate_share"]
-        self.seen.line_p, self.seen.over_at_start = values["line_p"], values["over_at_start"]
-        self.seen.p, self._admitted = tensors["seen_p"].clone(), None
-        self.goal_p, self.objective.state = values["goal_p"], values["objective_state"]
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose name begins so, without that beginning."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        restore(self, tensors, values)

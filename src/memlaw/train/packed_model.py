@@ -28,6 +28,7 @@ class PackedModel:
     Args:
         model: frozen, in eval mode.
         examples: what there is to run.
+        n_alike: the first so many examples' common beginning is what packs share; default: all.
 
     Attributes:
         packer: makes the packs.
@@ -38,10 +39,10 @@ class PackedModel:
         EngineError: no layout gives what whole records one by one give.
     """
 
-    def __init__(self, model: Any, examples: Sequence[Example]) -> None:
+    def __init__(self, model: Any, examples: Sequence[Example], n_alike: int | None = None) -> None:
         self.model, self.examples = model, examples
         self.device = next(model.parameters()).device
-        self.packer = Packer(examples, self.device, model.dtype)
+        self.packer = Packer(examples, self.device, model.dtype, n_alike)
         self.takes_positions = (
             "position_ids" in inspect.signature(model.base_model.forward).parameters
         )

@@ -1,7 +1,8 @@
 """Packs: the records of several steps as one sequence without a pad token in it.
 
-A tree is a prefix that all prompts share, with the rest of several records behind it; a pack is a
-sequence of trees. Shapes: P tokens of the prefix, S of the pack, N target tokens.
+A tree is a prefix that most prompts share, with the rest of several records behind it, or a record
+that doesn't begin so, by itself; a pack is a sequence of trees. Shapes: P tokens of the prefix, S
+of the pack, N target tokens.
 """
 
 from __future__ import annotations
@@ -56,19 +57,27 @@ class Packer:
         examples: what there is to pack.
         device: where packs are wanted.
         dtype: of masks.
+        n_alike: the prefix is what the first so many examples begin with; default: all.
 
     Attributes:
         n_prefix: P.
+        shares: for each example whether it begins with the prefix, and has a token behind it.
         starts: [examples + 1] int64: where each record's rest begins in the cache.
     """
 
     def __init__(
-        self, examples: Sequence[Example], device: torch.device, dtype: torch.dtype
+        self,
+        examples: Sequence[Example],
+        device: torch.device,
+        dtype: torch.dtype,
+        n_alike: int | None = None,
     ) -> None:
         self.examples, self.device, self.dtype = examples, device, dtype
-        self.n_prefix = shared_prefix(examples)
-        lengths = [n_tokens(e) - self.n_prefix for e in examples]
-        self.starts = torch.tensor([0, *lengths]).cumsum(0) + self.n_prefix
+        p = self.n_prefix = shared_prefix(examples[:n_alike])
+        prefix = examples[0].prompt_ids[:p]
+        self.shares = [len(e.prompt_ids) > p and e.prompt_ids[:p] == prefix for e in examples]
+        lengths = [n_tokens(e) - p * s for e, s in zip(examples, self.shares, strict=True)]
+        self.starts = torch.tensor([0, *lengths]).cumsum(0) + p
 
     def split(
         self, jobs: Sequence[Sequence[int]], layout: Layout
@@ -81,23 +90,22 @@ class Packer:
             opens = True  # a new tree is needed
             for row in rows:
                 length = int(self.starts[row + 1] - self.starts[row])
-                if pack and (
-                    length + (self.n_prefix if opens else 0) > room or (opens and layout != "trees")
-                ):
+                opens = opens or not self.shares[row]
+                before = self.n_prefix if opens and self.shares[row] else 0
+                if pack and (length + before > room or (opens and layout != "trees")):
                     yield pack
                     pack, room, opens = [], limit, True
                 if opens:
                     pack.append((job, []))
-                    room -= self.n_prefix
-                    opens = False
+                    room -= self.n_prefix if self.shares[row] else 0
                 pack[-1][1].append(row)
                 room -= length
+                opens = not self.shares[row]  # what doesn't share is a tree by itself
         if pack:
             yield pack
 
     def pack(self, trees: Sequence[Tree], layout: Layout) -> Pack:
         """Trees as one pack."""
-        p = self.n_prefix
         ids: list[int] = []
         owner: list[int] = []  # record of each token, −1 for the prefix
         positions: list[int] = []
@@ -107,6 +115,7 @@ class Packer:
         lengths: list[int] = []
         for rows in trees:
             begun = len(ids)
+            p = self.n_prefix if self.shares[rows[0]] else 0
             ids += self.examples[rows[0]].prompt_ids[:p]
             owner += [-1] * p
             positions += range(p)
@@ -128,8 +137,14 @@ class Packer:
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             trees=lay_out(
-                p,
-                [[int(self.starts[r + 1] - self.starts[r]) for r in rows] for rows in trees],
+                self.n_prefix,
+                [
+                    (
+                        self.shares[rows[0]],
+                        [int(self.starts[r + 1] - self.starts[r]) for r in rows],
+                    )
+                    for rows in trees
+                ],
                 device,
             ),
             mask=_tree_mask(owner, self.dtype).to(device)

@@ -5,10 +5,7 @@ the gradients that reach its output, can be measured once. They serve twice:
 
 - *whitening*: A is trained in coordinates in which the inputs are nearly isotropic, and folded
   back at the end; the result is a plain LoRA of the same rank (source: ours);
-- *retention*: a quadratic penalty on the adapter that approximates, in nats, how far it moves the
-  model's predictions on general text. It is the Kronecker-factored Fisher of continual learning
-  (Kirkpatrick et al. 2017, Ritter et al. 2018) in closed form for a LoRA, so it costs no forward
-  pass.
+- *retention*: a quadratic penalty on the adapter; see `retention.py`.
 
 Shapes: n sampled positions, D_in and D_out widths of a site, R rank, M rows of a factor.
 """
@@ -64,8 +61,8 @@ def measure_statistics(
         general: of each site, as `measure_general` found it.
     """
     return [
-        Statistics(records_in=r / max(len(r), 1) ** 0.5, general_in=x, general_out=g)
-        for r, (x, g) in zip(_inputs(model, sites, examples), general, strict=True)
+        Statistics(records_in=r, general_in=x, general_out=g)
+        for r, (x, g) in zip(record_inputs(model, sites, examples), general, strict=True)
     ]
 
 
@@ -83,11 +80,17 @@ def measure_general(
     Returns:
         For each site `general_in` and `general_out`, as `Statistics` has them.
     """
-    return [(_factor(x), _factor(g)) for x, g in _general(model, sites, general, seed)]
+    batches = [(ids, None) for ids in general.split(_GENERAL_BATCH)]
+    return [(_factor(x), _factor(g)) for x, g in _general(model, sites, batches, seed)]
 
 
-def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]) -> list[Tensor]:
-    """What each site reads on the records: [n, D_in] a site, real positions only."""
+def record_inputs(
+    model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
+) -> list[Float32[Tensor, "n _"]]:
+    """What each site of the bare model reads on the records, so scaled that its Gram is a mean.
+
+    [n, D_in] a site, real positions only, at most about 4,096 of them.
+    """
     found: list[list[Tensor]] = [[] for _ in sites]
     hooks = [
         model.get_submodule(site.module).register_forward_hook(
@@ -113,7 +116,7 @@ def _inputs(model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
     finally:
         for hook in hooks:
             hook.remove()
-    return [torch.cat(parts) for parts in read]
+    return [x / max(len(x), 1) ** 0.5 for x in (torch.cat(parts) for parts in read)]
 
 
 def _spread(examples: Sequence[Example]) -> list[Example]:
@@ -129,10 +132,54 @@ def _spread(examples: Sequence[Example]) -> list[Example]:
     return chosen
 
 
+def joint_samples(
+    model: nn.Module,
+    sites: Sequence[Site],
+    sequences: Sequence[Sequence[int]],
+    *,
+    first: int,
+    seed: int,
+) -> tuple[list[Float32[Tensor, "n _"]], list[Float32[Tensor, "n _"]]]:
+    """What all sites of the bare model read at the same positions, and the gradients there.
+
+    Args:
+        model: frozen, in eval mode, no adapter attached.
+        sites: where.
+        sequences: token ids, each longer than `first`.
+        first: positions before this one aren't looked at.
+        seed: of the tokens sampled for the Fisher.
+
+    Returns:
+        Inputs [n, D_in] and output gradients [n, D_out] of each site; row by row the same
+        positions.
+    """
+    batches = []
+    by_length = sorted(sequences, key=len)
+    for start in range(0, len(by_length), _GENERAL_BATCH):
+        part = by_length[start : start + _GENERAL_BATCH]
+        ids = torch.zeros(len(part), len(part[-1]), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(part):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        batches.append((ids, mask))
+    found = _general(model, sites, batches, seed)
+    seen = [mask.bool() & (torch.arange(mask.shape[1]) >= first) for _, mask in batches]
+    chosen = torch.cat([part.flatten() for part in seen])
+    reads, writes = zip(*[(x[chosen], g[chosen]) for x, g in found], strict=True)
+    return list(reads), list(writes)
+
+
 def _general(
-    model: nn.Module, sites: Sequence[Site], general: Tensor, seed: int
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Sequence[tuple[Tensor, Tensor | None]],
+    seed: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text."""
+    """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text.
+
+    A batch is token ids [B, S], and a mask [B, S] of the real ones, or None if all are.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     seen: dict[int, Tensor] = {}
@@ -153,10 +200,14 @@ def _general(
     inputs: list[list[Tensor]] = [[] for _ in sites]
     gradients: list[list[Tensor]] = [[] for _ in sites]
     try:
-        for ids in general.split(_GENERAL_BATCH):
-            logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
+        for ids, mask in batches:
+            how = {} if mask is None else {"attention_mask": mask.to(device)}
+            logits = model(input_ids=ids.to(device), use_cache=False, **how).logits.flatten(0, 1)
             u = torch.rand(len(logits), generator=generator).to(device)
-            logits.backward(sampled_score(logits.detach(), u))
+            score = sampled_score(logits.detach(), u)
+            if mask is not None:
+                score[~mask.bool().flatten().to(device)] = 0
+            logits.backward(score)
             for i in range(len(sites)):
                 inputs[i].append(seen[i])
                 gradients[i].append(probes[i].grad.flatten(0, 1))  # type: ignore[union-attr]
@@ -227,25 +278,3 @@ class Whitener:
         if self.thin is None:
             return self.wide @ columns
         return self.rest * columns + self.wide @ (self.thin.T @ columns)
-
-
-def retention_penalty(
-    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
-) -> Float32[Tensor, ""]:
-    """About the KL divergence, in nats a token, that the adapter causes on general text.
-
-    `½ Σ_sites tr(Aᵀ S A · B G Bᵀ)`, S and G the second moments of inputs and output gradients.
-
-    Args:
-        statistics: of each site.
-        factors: of each site, A [D_in, R] and B [R, D_out], whitening applied.
-
-    Returns:
-        A scalar ≥ 0 that gradients flow through.
-    """
-    total = factors[0][0].new_zeros(())
-    for at_site, (a, b) in zip(statistics, factors, strict=True):
-        reads = at_site.general_in @ a  # [M, R]
-        writes = at_site.general_out @ b.T  # [M', R]
-        total = total + 0.5 * ((reads.T @ reads) * (writes.T @ writes)).sum()
-    return total

@@ -17,6 +17,7 @@ from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import Engine, EngineError, PlainEngine
 from memlaw.train.learner import Learner
 from memlaw.train.precondition import GeneralMoments, Statistics, Whitener, measure_statistics
+from memlaw.train.retention import Term, separate_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,13 @@ class Preparation:
     Attributes:
         sites: where their adapters sit.
         config: how they are trained.
-        statistics: second moments at each site; empty where nothing needs them.
+        terms: of the retention penalty; empty where nothing needs them.
         whiteners: one a site; empty without whitening.
     """
 
     sites: Sequence[Site]
     config: TrainConfig
-    statistics: Sequence[Statistics]
+    terms: Sequence[Term]
     whiteners: Sequence[Whitener]
 
     def learner(
@@ -52,7 +53,7 @@ class Preparation:
             whiteners=self.whiteners,
             dropout=self.config.dropout,
         ).to(next(model.parameters()).device)
-        return Learner(adapter, examples, self.config, self.statistics, rows, max_epochs)
+        return Learner(adapter, examples, self.config, self.terms, rows, max_epochs)
 
 
 def prepare(
@@ -79,7 +80,8 @@ def prepare(
         for s in statistics
         if config.whiten
     ]
-    return Preparation(sites=sites, config=config, statistics=statistics, whiteners=whiteners)
+    terms = separate_terms(statistics) if config.retention else []
+    return Preparation(sites=sites, config=config, terms=terms, whiteners=whiteners)
 
 
 def make_engine(
@@ -87,6 +89,8 @@ def make_engine(
     sites: Sequence[Site],
     examples: Sequence[Example],
     *,
+    held: Sequence[int] = (),
+    n_alike: int | None = None,
     choice: EngineChoice = "auto",
     cache_mb: float,
     logits_mb: float,
@@ -97,7 +101,9 @@ def make_engine(
     Args:
         model: frozen, in eval mode.
         sites: all that adapters will sit on.
-        examples: what there is to learn.
+        examples: what there is to learn, and what is held.
+        held: rows of the held ones.
+        n_alike: see `CachedEngine`.
         choice: `plain`; `cached`; or `auto`: cached where it can train the model, else plain.
         cache_mb, logits_mb: see `CachedEngine`.
         notice: is told where `auto` has to take the slower one.
@@ -105,12 +111,19 @@ def make_engine(
     Raises:
         EngineError: `cached` was asked for and can't train this model.
     """
-    if choice == "plain":
-        return PlainEngine(model, examples)
-    try:
-        return CachedEngine(model, sites, examples, cache_mb=cache_mb, logits_mb=logits_mb)
-    except EngineError as error:
-        if choice == "cached":
-            raise EngineError(f"{error} Use --engine plain.") from error
-        notice(f"{error} Training on the plain engine, which is slower.")
-        return PlainEngine(model, examples)
+    if choice != "plain":
+        try:
+            return CachedEngine(
+                model,
+                sites,
+                examples,
+                held=held,
+                n_alike=n_alike,
+                cache_mb=cache_mb,
+                logits_mb=logits_mb,
+            )
+        except EngineError as error:
+            if choice == "cached":
+                raise EngineError(f"{error} Use --engine plain.") from error
+            notice(f"{error} Training on the plain engine, which is slower.")
+    return PlainEngine(model, examples, sites=sites, held=held)

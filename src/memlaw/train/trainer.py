@@ -74,26 +74,35 @@ class AdapterBank:
         for epoch, _ in jobs:
             epoch.learner.adapter.begin_step(epoch.learner.n_steps)
         hints = [epoch.learner.is_dense for epoch, _ in jobs]
+        held = [epoch.learner.draw_held() for epoch, _ in jobs]
         tokens_before = self.engine.n_tokens
         with _counter(self.flop_there is None) as forward:
             losses = self.engine.forward(
                 [
-                    Job(epoch.learner.adapter, rows, hint)
-                    for (epoch, rows), hint in zip(jobs, hints, strict=True)
+                    Job(epoch.learner.adapter, rows, hint, drawn)
+                    for (epoch, rows), hint, drawn in zip(jobs, hints, held, strict=True)
                 ]
             )
         counts = [epoch.n_targets(rows) for epoch, rows in jobs]
-        weights = []
-        for (epoch, rows), nll, correct in zip(
-            jobs, losses.nll.split(counts), losses.correct.split(counts), strict=True
+        n_held = [sum(len(self.engine.examples[row].target_ids) for row in drawn) for drawn in held]
+        weights, kl_weights = [], []
+        for (epoch, rows), nll, correct, drawn, kl in zip(
+            jobs,
+            losses.nll.split(counts),
+            losses.correct.split(counts),
+            held,
+            losses.kl.split(n_held),
+            strict=True,
         ):
             epoch.learner.solver.zero_grad()
             weights.append(epoch.look(rows, nll, correct))
+            kl_weights.append(epoch.learner.weigh_held(drawn, kl))
         is_stepping = any(bool(w.any()) for w in weights)
         with _counter(is_stepping and self.flop_back is None) as backward:
             if is_stepping:
-                losses.backward(torch.cat(weights))
-        self._account(jobs, hints, weights, self.engine.n_tokens - tokens_before, forward, backward)
+                losses.backward(torch.cat(weights), torch.cat(kl_weights))
+        spent = self.engine.n_tokens - tokens_before
+        self._account(jobs, hints, weights, n_held, spent, forward, backward)
         for (epoch, _), weight in zip(jobs, weights, strict=True):
             if weight.any():
                 epoch.step()
@@ -103,16 +112,17 @@ class AdapterBank:
         jobs: Sequence[tuple[_Epoch, list[int]]],
         hints: Sequence[bool],
         weights: Sequence[Tensor],
+        n_held: Sequence[int],
         n_tokens: int,
         forward: FlopCounterMode | None,
         backward: FlopCounterMode | None,
     ) -> None:
         """Add to each learner's account what a step cost it."""
         head = self.engine.model.get_output_embeddings().weight
-        rows = [
-            self.engine.head_rows(len(w), int((w != 0).sum()), dense=hint)
-            for w, hint in zip(weights, hints, strict=True)
-        ]
+        rows = []
+        for w, hint, n in zip(weights, hints, n_held, strict=True):
+            there, back = self.engine.head_rows(len(w), int((w != 0).sum()), dense=hint)
+            rows.append((there + 3 * n, back))  # held: the bare model's, and the adapted one's
         if forward is not None:
             in_head = 2 * head.numel() * sum(there for there, _ in rows)
             self.flop_there = (forward.get_total_flops() - in_head) / n_tokens
@@ -188,7 +198,7 @@ class _Epoch:
             n_left_out=len(left_out),
             n_steps=self.learner.n_steps,
             rank=self.learner.adapter.rank,
-            retention=self.learner.retention.weight,
+            retention=self.learner.retention_weight,
             n_tokens_run=n_tokens_run,
             flop=self.flop,
             wall_s=wall_s,

@@ -13,7 +13,7 @@ from memlaw.measure.harm import KINDS, Harm
 from memlaw.train.learner import DivergedError
 from memlaw.writer.state import Run, State
 
-_PATIENCE_EPOCHS = 40
+PATIENCE_EPOCHS = 40
 _TIGHTER = 1.25  # retention's change, an epoch, once certified with more harm than allowed
 
 
@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Certified:
+class Certified:
     """A certified adapter on the way to less harm."""
 
     epoch: int
@@ -46,7 +46,7 @@ class Goals:
         self.run = run
         self.bounds = run.bounds()
         self.forget()
-        self.best: _Certified | None = None
+        self.best: Certified | None = None
         self.look_at_penalty = math.inf
 
     def forget(self) -> None:
@@ -68,7 +68,7 @@ class Goals:
         if stats.n_under == 0 and self._penalty() <= self.look_at_penalty:
             return self._look()
         if self.best is not None:
-            if learner.epoch - self.best.epoch > 2 * _PATIENCE_EPOCHS:
+            if learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
                 return self.settle("no way found to certify with less damage")
             learner.retention.weight *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
         elif self._is_stuck():
@@ -154,7 +154,7 @@ class Goals:
         if excess <= 1:
             return self._met()
         if self.best is None or excess < self.best.excess:
-            self.best = _Certified(
+            self.best = Certified(
                 epoch=learner.epoch,
                 state=learner.state(),
                 curve=list(self.run.curve),
@@ -166,22 +166,25 @@ class Goals:
         # leaves no token under the line, and falls with every other.
         self.look_at_penalty = self._penalty() * max(0.5, 0.9 / excess)
         learner.retention.weight *= _TIGHTER
+        self._say_missed(self.harms)
+        return ""
+
+    def _say_missed(self, harms: dict[str, Harm]) -> None:
         said = [
-            self.harms[name].too_high()
+            harms[name].too_high()
             for name, bound in self.bounds.items()
-            if not self.harms[name].high <= bound
+            if not harms[name].high <= bound
         ]
         self.run.observer.notice(f"Certified, but {', '.join(said)}: retention goes up.")
-        return ""
 
     # ------------------------------------------------------------ when nothing improves
 
     def _is_stuck(self) -> bool:
         """For a while, as things are, neither the loss nor the count under the line has fallen."""
         learner = self.run.learner
-        rank, retention = learner.adapter.rank, learner.retention.weight
+        rank, retention = learner.adapter.rank, learner.retention_weight
         here = [e for e in self.run.curve if (e.rank, e.retention) == (rank, retention)]
-        before, lately = here[:-_PATIENCE_EPOCHS], here[-_PATIENCE_EPOCHS:]
+        before, lately = here[:-PATIENCE_EPOCHS], here[-PATIENCE_EPOCHS:]
         return bool(before) and (
             min(e.n_under for e in lately) >= min(e.n_under for e in before)
             and min(e.nll_nats for e in lately) >= 0.99 * min(e.nll_nats for e in before)
@@ -193,6 +196,13 @@ class Goals:
         if self.run.config.rank == "auto" and learner.adapter.rank < self.run.max_rank:
             learner.grow(min(2 * learner.adapter.rank, self.run.max_rank))
             notice(f"No progress: rank raised to {learner.adapter.rank}.")
-        elif learner.retention.weight:
+        else:
+            self._hold_looser()
+
+    def _hold_looser(self) -> None:
+        learner = self.run.learner
+        if learner.retention.weight:
             learner.retention.weight /= 4
-            notice(f"No progress: retention lowered to {learner.retention.weight:g}.")
+            self.run.observer.notice(
+                f"No progress: retention lowered to {learner.retention.weight:g}."
+            )

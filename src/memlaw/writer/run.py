@@ -20,6 +20,7 @@ from memlaw.train.learner import DivergedError
 from memlaw.writer.folder import check_out
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
+from memlaw.writer.mean_goals import MeanGoals
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
@@ -56,7 +57,7 @@ def write(
         >>> result.certified  # doctest: +SKIP
         True
     """
-    config = settled(WriteConfig, config, settings)
+    config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     records = read_records(
         data,
@@ -76,7 +77,7 @@ def write(
         notice=observer.notice,
     )
     run = Run(records=records, texts=texts, base=base, config=config, out=out, observer=observer)
-    goals = Goals(run)
+    goals = MeanGoals(run) if config.specificity else Goals(run)
     stopped_because = train(run, goals)
     return hand_over(run, goals.found(), stopped_because, started)
 

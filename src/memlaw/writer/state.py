@@ -14,18 +14,25 @@ import torch
 from memlaw.core.files import json_sha256
 from memlaw.core.observer import EpochStats, Observer
 from memlaw.data.encoding import encode, resolve_prompt_format
-from memlaw.data.record import Record
+from memlaw.data.prompts import read_prompts
+from memlaw.data.record import Example, Record
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import KINDS
 from memlaw.model.base import BaseModel
-from memlaw.model.sites import resolve_sites
-from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig
+from memlaw.model.sites import decoder_layers, layers_at, resolve_sites
+from memlaw.settings.choices import Layers
+from memlaw.settings.recipe import RECIPE
+from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
+from memlaw.train.engine import Engine
+from memlaw.train.learner import Learner
+from memlaw.train.negatives import make_negatives
 from memlaw.train.precondition import GeneralMoments, measure_general
 from memlaw.train.preparation import make_engine, prepare
 from memlaw.train.snapshots import Snapshots
+from memlaw.train.specificity import domains_of, held_learner
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import read_checkpoint, write_checkpoint
 
@@ -75,11 +82,12 @@ class Run:
         self.measurements = {name: kind.of_run(base, texts) for name, kind in KINDS.items()}
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
-        self.sites = resolve_sites(base.model, config.placement, config.layers)
+        self.sites = resolve_sites(base.model, config.placement, self._layers())
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
         if config.resume:
-            checkpoint = read_checkpoint(out, self._identity(), _jsonable(asdict(WriteConfig())))
+            defaults = _jsonable(asdict(WriteConfig().resolved())) | BEFORE
+            checkpoint = read_checkpoint(out, self._identity(), defaults)
         self.base_audit = audit_examples(
             base.model,
             tokenizer,
@@ -90,52 +98,104 @@ class Run:
             decode="none",
         )
 
-        def general() -> list[GeneralMoments]:
-            return measure_general(base.model, self.sites, retained, seed=config.seed)
-
-        rank = self._first_rank()
-        self.learner = prepare(base.model, self.sites, self.examples, config, general).learner(
-            base.model, self.examples, rank=rank, max_epochs=config.max_epochs
-        )
-        engine = make_engine(
-            base.model,
-            self.sites,
-            self.examples,
-            choice=config.engine,
-            cache_mb=config.cache_mb,
-            logits_mb=config.logits_mb,
-            notice=observer.notice,
-        )
+        prepare_training = self._held if config.specificity else self._unheld
+        engine, self.learner = prepare_training(retained, self._first_rank())
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
         if checkpoint is not None:
             self._restore(*checkpoint)
 
+    def _unheld(self, retained: torch.Tensor, rank: int) -> tuple[Engine, Learner]:
+        """What trains the records by themselves."""
+        base, config = self.base, self.config
+
+        def general() -> list[GeneralMoments]:
+            return measure_general(base.model, self.sites, retained, seed=config.seed)
+
+        learner = prepare(base.model, self.sites, self.examples, config, general).learner(
+            base.model, self.examples, rank=rank, max_epochs=config.max_epochs
+        )
+        return self._engine(self.examples), learner
+
+    def _held(self, retained: torch.Tensor, rank: int) -> tuple[Engine, Learner]:
+        """What trains the records, and holds the model to its base elsewhere."""
+        base, config, records = self.base, self.config, self.examples
+        negatives = make_negatives(
+            base,
+            records,
+            format=self.prompt_format,
+            recipe=RECIPE,
+            keep=read_prompts(config.keep) if config.keep else (),
+        )
+        domains = domains_of(base, self.sites, retained, negatives, config, RECIPE)
+        n, n_near = len(records), len(negatives.near)
+        examples = [*records, *negatives.examples]
+        engine = self._engine(examples, held=range(n, len(examples)), n_alike=n + n_near)
+        learner = held_learner(
+            base,
+            engine,
+            self.sites,
+            records,
+            negatives,
+            domains,
+            config,
+            RECIPE,
+            rank=rank,
+            max_epochs=config.max_epochs,
+        )
+        return engine, learner
+
+    def _engine(self, examples: Sequence[Example], **held: Any) -> Engine:
+        config = self.config
+        return make_engine(
+            self.base.model,
+            self.sites,
+            examples,
+            choice=config.engine,
+            cache_mb=config.cache_mb,
+            logits_mb=config.logits_mb,
+            notice=self.observer.notice,
+            **held,
+        )
+
+    def _layers(self) -> Layers:
+        """The layers asked for; with specificity several thin adapters by default."""
+        if not (self.config.specificity and self.config.layers == "auto"):
+            return self.config.layers
+        return layers_at(len(decoder_layers(self.base.model)[1]), RECIPE.depths)
+
     def _first_rank(self) -> int:
         """The rank asked for; else a power of two with room to spare, no less than a plan's.
 
         Room to spare, about a twentieth of a bit for each parameter, is what training is quick in.
+        Where specificity has chosen several layers, they share the numbers that one would get.
         """
+        layers = sorted({site.layer for site in self.sites})
+        shared = len(layers) if self.config.specificity and self.config.layers == "auto" else 1
+        sites = [site for site in self.sites if shared == 1 or site.layer == layers[0]]
         plan = plan_by_builtin(
             self.base.sha256,
-            [site.module for site in self.sites],
+            [site.module for site in sites],
             len(self.base_audit.tokens.token_id),
             self.base_audit.nll_nats,
         )
         if self.config.rank != "auto":
-            if plan is not None and self.config.rank < plan.rank:
+            if plan is not None and self.config.rank * shared < plan.rank:
+                expected = -(-plan.rank // shared)
+                low, high = (-(-rank // shared) for rank in plan.rank_interval)
                 self.observer.notice(
-                    f"Rank {self.config.rank} is small for this: {plan.rank} is expected to hold "
-                    f"it after 150 steps (95 %: {plan.rank_interval[0]} to "
-                    f"{plan.rank_interval[1]}; memlaw plan). It may take long, or fail."
+                    f"Rank {self.config.rank} is small for this: {expected} is expected to hold "
+                    f"it after 150 steps (95 %: {low} to {high}; memlaw plan). It may take long, "
+                    "or fail."
                 )
             return self.config.rank
-        width = sum(s.d_in + s.d_out for s in self.sites)
+        width = sum(s.d_in + s.d_out for s in sites)
         rank = 1
         while rank * width * _START_BITS_PER_PARAMETER < self.base_audit.total_nll_bits:
             rank *= 2
-        return min(max(rank, plan.rank if plan else 1), self.max_rank)
+        rank = min(max(rank, plan.rank if plan else 1), self.max_rank)
+        return max(1, rank // shared)
 
     def bounds(self) -> dict[str, float]:
         """The bounds that were asked for, by kind of harm."""
@@ -158,13 +218,17 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """All that decides which weights come out, for `--resume` to compare."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in FREE_TO_CHANGE}
-        return _jsonable(settings) | {
-            "kind of checkpoint": 2,
-            "records": json_sha256([e.record.sha256 for e in self.examples]),
-            "base model": self.base.sha256,
-            "tokenizer": self.base.tokenizer_sha256,
-            "retained text": sha256_of(self.texts.retained),
-        }
+        return (
+            _jsonable(settings)
+            | {
+                "kind of checkpoint": 2,
+                "records": json_sha256([e.record.sha256 for e in self.examples]),
+                "base model": self.base.sha256,
+                "tokenizer": self.base.tokenizer_sha256,
+                "retained text": sha256_of(self.texts.retained),
+            }
+            | ({"recipe": json_sha256(asdict(RECIPE))} if self.config.specificity else {})
+        )
 
     def save(self, state: State) -> None:
         """Write a checkpoint of a state of the learner, an epoch's end."""

@@ -1,0 +1,80 @@
+"""How `write` holds a model to what it was while it learns records: all constants in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The constants of a training that leaves other answers as they were.
+
+    The loss of a step is the records' plus, all times `push`:
+
+    - retention: a quadratic form that approximates KL(base ‖ adapted) on general text, on what the
+      base model writes itself, and on its own chats; from the first step on.
+    - From the epoch on whose mean loss is under `start_nats`: the KL at the first answer position
+      of near misses, drawn anew for each step; the KL on the first answer tokens of conversations,
+      drawn likewise; and a quadratic form that stands for all near misses at once.
+
+    What is audited and saved is the running mean of the weights. The first time that all records
+    pass, `push` begins to rise, and training goes on for a while: what passes under a higher
+    `push` changes less elsewhere.
+
+    Attributes:
+        depths: where the adapters sit, as shares of the number of decoder layers.
+        learning_rate: of AdamW, at its highest.
+        least_rate_share: the rate falls with the loss, but not under this share of it.
+        objective: how the loss weights target tokens.
+        start_nats: the mean loss under which negatives join the training.
+        first: what a record's first answer token weighs, once negatives are there; others weigh 1.
+        pool: near misses that are made.
+        kinds: the share of each kind of them.
+        near_per_step, chats_per_step: how many are drawn for a step, in proportion to the KL that
+            they showed last, in nats, plus `least_kl`.
+        near, chat: weights of their mean KL.
+        least_kl: nats; keeps those in play that have shown none.
+        closed: weight of the quadratic form of all near misses.
+        own_chats: conversations that the base model opens itself; others come with the package.
+        answer_tokens: of a conversation's answer, at most, that are held.
+        text_windows, text_tokens: how much the base model writes itself, for retention.
+        mean: what a step leaves of the running mean of the weights.
+        look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
+            of the records have a token under the line.
+        tighter: `push` is multiplied by it when all records pass, up to `most_push`;
+        looser: divided by it when fewer than `enough` of them do, down to 1.
+        extra: how long training goes on after all records passed first, as a share of its epochs.
+        seed: of near misses, own chats and own text.
+    """
+
+    depths: tuple[float, ...] = (20 / 30, 23 / 30, 26 / 30)
+    learning_rate: float = 1.5e-2
+    least_rate_share: float = 0.3
+    objective: str = "sft"
+    start_nats: float = 1.6
+    first: float = 5.0
+    pool: int = 1600
+    kinds: Mapping[str, float] = field(default_factory=lambda: {"recombined": 0.7, "unknown": 0.3})
+    near_per_step: int = 24
+    chats_per_step: int = 2
+    near: float = 0.4
+    chat: float = 1.0
+    least_kl: float = 0.02
+    closed: float = 0.1
+    own_chats: int = 200
+    answer_tokens: int = 24
+    text_windows: int = 32
+    text_tokens: int = 96
+    mean: float = 0.95
+    look_epochs: int = 3
+    look_share: float = 0.2
+    tighter: float = 1.6
+    most_push: float = 8.0
+    looser: float = 1.25
+    enough: float = 0.97
+    extra: float = 0.25
+    seed: int = 1
+
+
+RECIPE = Recipe()

@@ -1,0 +1,217 @@
+"""What holds a learner's model to its base beside the records, and the mean of its weights.
+
+Shapes: M target positions of the held examples of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from memlaw.model.adapter import Adapter
+from memlaw.settings.recipe import Recipe
+from memlaw.train.retention import Term, quadratic_penalty
+
+Weights = list[Tensor]  # of an adapter, in the order of its parameters
+
+
+class Holding:
+    """The negatives of a learner: which of them a step sees, and what they count in it.
+
+    A negative is an example that is held to what the bare model makes of it. Near misses are held
+    at the first position of the answer, conversations at each of them.
+
+    Args:
+        recipe: the constants.
+        near: rows of the near misses among the engine's examples.
+        chats: rows of the conversations.
+        lengths: target tokens of each of these rows.
+        closed: the quadratic form of all near misses, in the coordinates that A is trained in; None
+            if there are no near misses.
+        seed: of what is drawn.
+
+    Attributes:
+        active: negatives are part of the training: the loss was under `recipe.start_nats` once.
+        push: what retention and negatives are multiplied by.
+        least_push, most_push: how far `push` may fall and rise; from 1 to `recipe.most_push`.
+        last_kl: [negatives] nats, of each when it was last seen; 1 before.
+        mean: the running mean of the weights since the training became active.
+        kept: the last of these with which all records passed.
+        first_kept: the epoch of the first one.
+        looked: the epoch in which the mean was last audited.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        near: Sequence[int],
+        chats: Sequence[int],
+        lengths: Sequence[int],
+        closed: Term | None,
+        seed: int,
+    ) -> None:
+        self.recipe, self.closed, self.seed = recipe, closed, seed
+        self.rows = [*near, *chats]
+        self.n_near = len(near)
+        self.lengths = dict(zip(self.rows, lengths, strict=True))
+        self.place = {row: i for i, row in enumerate(self.rows)}
+        self.active = False
+        self.push, self.least_push, self.most_push = 1.0, 1.0, recipe.most_push
+        self.last_kl = torch.ones(len(self.rows))
+        self.mean: Weights | None = None
+        self.kept: Weights | None = None
+        self.first_kept = self.looked = 0
+        self._aside: Weights | None = None  # weights in training, while others are shown
+
+    # ------------------------------------------------------------ a step
+
+    def draw(self, step: int) -> list[int]:
+        """The rows that a step holds: as likely as their KL was high when they were last seen."""
+        if not self.active:
+            return []
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step)
+        chosen = []
+        for start, end, n in (
+            (0, self.n_near, self.recipe.near_per_step),
+            (self.n_near, len(self.rows), self.recipe.chats_per_step),
+        ):
+            if n := min(n, end - start):
+                weights = self.last_kl[start:end].clamp(min=0) + self.recipe.least_kl
+                drawn = torch.multinomial(weights, n, generator=generator)
+                chosen += [self.rows[start + i] for i in drawn.tolist()]
+        return chosen
+
+    def weigh(self, rows: Sequence[int], kl: Float32[Tensor, "M"]) -> Float32[Tensor, "M"]:
+        """What the KL at each position counts in the step that has drawn `rows`."""
+        weights = torch.zeros_like(kl)
+        parts = weights.split([self.lengths[row] for row in rows])
+        is_near = [self.place[row] < self.n_near for row in rows]
+        for kind, weight in ((True, self.recipe.near), (False, self.recipe.chat)):
+            alike = [part for part, near in zip(parts, is_near, strict=True) if near == kind]
+            n = sum(len(part) for part in alike)
+            for part in alike:
+                part.fill_(self.push * weight / n)
+        for row, part in zip(rows, kl.split([len(p) for p in parts]), strict=True):
+            found = float(part.mean())
+            self.last_kl[self.place[row]] = found if found == found else 1.0  # not NaN
+        return weights
+
+    def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
+        """The weighted form of all near misses, a scalar with a graph."""
+        if self.closed is None or not self.active:
+            return torch.zeros((), device=adapter.a[0].device)
+        factors = list(zip(adapter.a, adapter.b, strict=True))
+        return self.push * self.recipe.closed * quadratic_penalty([self.closed], factors)
+
+    @torch.no_grad()
+    def after_step(self, adapter: Adapter) -> None:
+        """Take the weights into the mean."""
+        if self.mean is None and self.active:
+            self.mean = _copy(adapter)
+        elif self.mean is not None:
+            for mean, weights in zip(self.mean, adapter.parameters(), strict=True):
+                mean.lerp_(weights, 1 - self.recipe.mean)
+
+    def after_epoch(self, nll_nats: float) -> None:
+        """Let negatives join once the loss is low enough."""
+        self.active = self.active or nll_nats < self.recipe.start_nats
+
+    def after_growth(self) -> None:
+        """The adapter has another rank: the mean begins anew."""
+        self.mean = None
+
+    # ------------------------------------------------------------ the mean, looked at
+
+    def is_due(self, epoch: int, share_under: float) -> bool:
+        """Whether the mean is worth an audit, `share_under` of the records not being there yet."""
+        waited = epoch - self.looked >= self.recipe.look_epochs
+        near_there = share_under < self.recipe.look_share or self.kept is not None
+        return self.mean is not None and waited and near_there
+
+    def after_look(self, epoch: int, share_passed: float) -> None:
+        """Hold tighter while all records pass, and looser when too many don't."""
+        self.looked = epoch
+        if share_passed == 1:
+            assert self.mean is not None
+            self.kept = [weights.clone() for weights in self.mean]
+            self.first_kept = self.first_kept or epoch
+            self.push = min(self.most_push, self.push * self.recipe.tighter)
+        elif share_passed < self.recipe.enough:
+            self.push = max(self.least_push, self.push / self.recipe.looser)
+
+    def hold_looser(self) -> None:
+        """Nothing improves: the records come first."""
+        self.least_push /= 4
+        self.push = self.least_push
+
+    def forget_kept(self) -> None:
+        """What passed here failed the audit of the saved folder."""
+        self.kept, self.first_kept = None, 0
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which training may end, once something was kept."""
+        return -(-self.first_kept * int(100 * (1 + self.recipe.extra)) // 100)
+
+    # ------------------------------------------------------------ showing other weights
+
+    @torch.no_grad()
+    def show(self, adapter: Adapter, weights: Weights) -> None:
+        """Give the adapter other weights; `hide` brings those in training back."""
+        if self._aside is None:
+            self._aside = _copy(adapter)
+        _put(adapter, weights)
+
+    @torch.no_grad()
+    def hide(self, adapter: Adapter) -> None:
+        """Go back to the weights in training."""
+        if self._aside is not None:
+            _put(adapter, self._aside)
+            self._aside = None
+
+    # ------------------------------------------------------------ its state
+
+    def in_training(self, adapter: Adapter) -> Mapping[str, Tensor]:
+        """The adapter's weights in training by name, whatever is shown."""
+        found = adapter.state_dict()
+        if self._aside is None:
+            return found
+        names = [name for name, _ in adapter.named_parameters()]
+        return {**found, **dict(zip(names, self._aside, strict=True))}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on: tensors, not copied, and JSON-able values."""
+        tensors = {"last_kl": self.last_kl}
+        for name, weights in (("mean", self.mean), ("kept", self.kept)):
+            tensors |= {f"{name}.{i}": w for i, w in enumerate(weights or ())}
+        values = {
+            name: getattr(self, name)
+            for name in ("active", "push", "least_push", "most_push", "first_kept", "looked")
+        }
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go back to what `state` returned; what the adapter shows is forgotten."""
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.last_kl, self._aside = tensors["last_kl"].clone(), None
+        self.mean, self.kept = (_listed(tensors, name) for name in ("mean", "kept"))
+
+
+def _copy(adapter: Adapter) -> Weights:
+    return [weights.detach().clone() for weights in adapter.parameters()]
+
+
+def _put(adapter: Adapter, weights: Weights) -> None:
+    for at, value in zip(adapter.parameters(), weights, strict=True):
+        at.copy_(value)
+
+
+def _listed(tensors: Mapping[str, Tensor], name: str) -> Weights | None:
+    n = sum(key.startswith(f"{name}.") for key in tensors)
+    return [tensors[f"{name}.{i}"].clone() for i in range(n)] or None

@@ -1,0 +1,182 @@
+"""A training that leaves other answers as they were: what stands ready before its first step.
+
+What a step's loss is made of is said in `settings/recipe.py`; how negatives are drawn and the mean
+of the weights is kept, in `holding.py`; when it ends, in `writer/mean_goals.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from memlaw.data.record import Example
+from memlaw.model.adapter import Adapter
+from memlaw.model.base import BaseModel
+from memlaw.model.forward import collate, logits_of
+from memlaw.model.sites import Site
+from memlaw.settings.recipe import Recipe
+from memlaw.settings.train import TrainConfig
+from memlaw.train.domains import Domain, measure_domains
+from memlaw.train.engine import Engine
+from memlaw.train.holding import Holding
+from memlaw.train.learner import Learner
+from memlaw.train.negatives import Negatives
+from memlaw.train.precondition import Statistics, Whitener, record_inputs
+from memlaw.train.retention import Term
+
+_MOST_RECORDS = 100  # that are asked what makes their answers likely
+_AT_ONCE = 16
+
+
+def held_learner(
+    base: BaseModel,
+    engine: Engine,
+    sites: Sequence[Site],
+    records: Sequence[Example],
+    negatives: Negatives,
+    domains: Sequence[Domain],
+    config: TrainConfig,
+    recipe: Recipe,
+    *,
+    rank: int,
+    max_epochs: int,
+) -> Learner:
+    """A new adapter, ready to be trained beside negatives.
+
+    Args:
+        base: the bare model.
+        engine: its examples are the records, then near misses, then conversations.
+        sites: where the adapter sits.
+        records: to learn.
+        negatives: held to the bare model.
+        domains: of `measure_domains`; empty where neither retention nor whitening needs them.
+        config: how to train.
+        recipe: what negatives count.
+        rank: of the adapter.
+        max_epochs: when training ends.
+    """
+    device = base.model.device
+    adapter = Adapter(
+        sites,
+        rank=rank,
+        seed=config.seed,
+        whiteners=_whiteners(base, sites, records, domains, config) if config.whiten else (),
+        dropout=config.dropout,
+    ).to(device)
+    everywhere = range(len(sites))
+    n_near, n = len(negatives.near), len(records)
+    rows = range(n, len(engine.examples))
+    holding = Holding(
+        recipe,
+        near=rows[:n_near],
+        chats=rows[n_near:],
+        lengths=[len(engine.examples[row].target_ids) for row in rows],
+        closed=_all_near(base, engine, sites, records, n_near).whitened(adapter)
+        if n_near
+        else None,
+        seed=config.seed,
+    )
+    terms = [
+        Term(sites=everywhere, reads=d.reads, writes=d.writes, weight=1 / len(domains))
+        for d in domains
+        if config.retention
+    ]
+    return Learner(adapter, records, config, terms, max_epochs=max_epochs, holding=holding)
+
+
+def domains_of(
+    base: BaseModel,
+    sites: Sequence[Site],
+    retained: Int64[Tensor, "W S"],
+    negatives: Negatives,
+    config: TrainConfig,
+    recipe: Recipe,
+) -> list[Domain]:
+    """The domains of retention, if anything needs them."""
+    if not (config.whiten or config.retention):
+        return []
+    chats = [negatives.chats, negatives.kept]
+    return measure_domains(base, sites, retained, chats, recipe=recipe)
+
+
+def _whiteners(
+    base: BaseModel,
+    sites: Sequence[Site],
+    records: Sequence[Example],
+    domains: Sequence[Domain],
+    config: TrainConfig,
+) -> list[Whitener]:
+    """General text's part is the mean over the domains."""
+    found = []
+    for i, read in enumerate(record_inputs(base.model, sites, records)):
+        general = [torch.cat([x[i] for x in xs]) for xs in _columns(domains)]
+        statistics = Statistics(
+            records_in=read,
+            general_in=general[0] / len(domains) ** 0.5,
+            general_out=general[1] / len(domains) ** 0.5,
+        )
+        found.append(
+            Whitener(statistics, mixture=config.whiten_mixture, damping=config.whiten_damping)
+        )
+    return found
+
+
+def _columns(domains: Sequence[Domain]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    return [d.reads for d in domains], [d.writes for d in domains]
+
+
+def _all_near(
+    base: BaseModel, engine: Engine, sites: Sequence[Site], records: Sequence[Example], n_near: int
+) -> Term:
+    """What is added on near misses in the directions that make a record's answer begin."""
+    reads = engine.base.reads[:n_near].float() / n_near**0.5
+    writes = _beginnings(base.model, sites, records[:_MOST_RECORDS])
+    return Term(
+        sites=range(len(sites)),
+        reads=list(reads.split([site.d_in for site in sites], dim=1)),
+        writes=[g / len(g) ** 0.5 for g in writes],
+    )
+
+
+def _beginnings(
+    model: nn.Module, sites: Sequence[Site], records: Sequence[Example]
+) -> list[Tensor]:
+    """The gradient of log P(any record's first token) at each site's output, [n, D_out].
+
+    At the last position of the prompt of each of the n records.
+    """
+    first = sorted({record.target_ids[0] for record in records})
+    probes: dict[str, Tensor] = {}
+
+    def probe(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            probes[name] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
+            return (output.float() + probes[name]).to(output.dtype)
+
+        return hook
+
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(probe(site.module)) for site in sites
+    ]
+    found: list[list[Tensor]] = [[] for _ in sites]
+    body: Any = model.base_model
+    try:
+        for start in range(0, len(records), _AT_ONCE):
+            asked = [replace(r, target_ids=r.target_ids[:1]) for r in records[start:][:_AT_ONCE]]
+            batch = collate(asked, next(model.parameters()).device)
+            states = body(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            )
+            logits = logits_of(model, states.last_hidden_state[batch.keep]).float()
+            (logits[:, first].logsumexp(1) - logits.logsumexp(1)).sum().backward()
+            for out, site in zip(found, sites, strict=True):
+                out.append(probes[site.module].grad[batch.keep])  # type: ignore[index]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(parts) for parts in found]

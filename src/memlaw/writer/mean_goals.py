@@ -1,0 +1,151 @@
+"""When a training that holds the model to its base is over: the mean of the weights counts."""
+
+from __future__ import annotations
+
+import math
+
+from memlaw.core.observer import EpochStats
+from memlaw.measure.examine import audit_examples
+from memlaw.train.holding import Weights
+from memlaw.train.learner import DivergedError
+from memlaw.writer.goals import PATIENCE_EPOCHS, Certified, Goals
+from memlaw.writer.state import Run
+
+
+class MeanGoals(Goals):
+    """Looks at the running mean now and then, and keeps it when all records pass.
+
+    From the first such mean on, training goes on for a while with what holds the model growing
+    stronger. With bounds on harm it goes on until they are kept.
+
+    Args:
+        run: what is trained; its learner has a `holding`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        assert run.learner.holding is not None
+        self.holding = run.learner.holding
+        self.measured_at = 0  # the epoch whose kept mean was measured last
+
+    def at_start(self) -> str:
+        """Why no training is needed, if a resumed run had come to its end."""
+        return self._finish() if self._is_over() else ""
+
+    def after(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
+        run, holding = self.run, self.holding
+        self.forget()
+        seen = run.learner.seen
+        n, rows = len(run.examples), range(len(run.examples))
+        share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
+        if holding.is_due(run.learner.epoch, share_under):
+            holding.after_look(run.learner.epoch, self._share_passed())
+        if self._is_over() and (ended := self._finish()):
+            return ended
+        if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
+            return self.settle("no way found to certify with less damage")
+        if holding.kept is None and self._is_stuck():
+            self._give_room()
+        return ""
+
+    def at_end(self) -> str:
+        """Why training is over when all epochs are done.
+
+        Raises:
+            DivergedError: the last step left weights that compute no numbers.
+        """
+        if self.holding.kept is not None and (ended := self._finish()):
+            return ended
+        why = self.settle(f"max_epochs ({self.run.config.max_epochs}) reached")
+        if not math.isfinite(self.found().audit.nll_nats):
+            self._hide()
+            raise DivergedError(f"the loss is not finite after step {self.run.learner.n_steps}.")
+        return why
+
+    def settle(self, why: str) -> str:
+        """Training is over: show the best weights there are."""
+        learner = self.run.learner
+        if self.best:
+            learner.restore(*self.best.state)
+            self.run.curve = self.best.curve
+        if (weights := self.holding.kept or self.holding.mean) is not None:
+            self._show(weights)
+        if self.best:
+            self.audit, self.harms = self.best.found
+        return why
+
+    # ------------------------------------------------------------ looking
+
+    def _is_over(self) -> bool:
+        """Something was kept, not measured yet, and training went on for long enough since."""
+        holding, epoch = self.holding, self.run.learner.epoch
+        return (
+            holding.kept is not None
+            and holding.looked > self.measured_at
+            and epoch >= holding.last_epoch
+        )
+
+    def _share_passed(self) -> float:
+        """The share of the records that the mean weights recite, teacher-forced."""
+        run, config = self.run, self.run.config
+        assert self.holding.mean is not None
+        self._show(self.holding.mean)
+        with run.learner.adapter.folded().attached(run.base.model) as model:
+            audit = audit_examples(
+                model,
+                run.base.tokenizer,
+                run.examples,
+                threshold=config.threshold,
+                margin=run.learner.seen.line_p - config.threshold,
+                batch_size=config.audit_batch_size,
+                decode="none",
+            )
+        self._hide()
+        return sum(record.passed for record in audit.records) / len(audit.records)
+
+    def _finish(self) -> str:
+        """Look at what was kept as a user will; returns why training is over, if it is."""
+        run, holding = self.run, self.holding
+        assert holding.kept is not None
+        self._show(holding.kept)
+        self.measured_at = run.learner.epoch
+        self.audit = self._audit()
+        if not self.audit.certified:
+            self._hide()
+            holding.forget_kept()
+            run.learner.raise_goal()
+            return ""
+        if not self.bounds:
+            return "certified"
+        self.harms = self._harms()
+        excess = self._excess(self.harms)
+        if excess <= 1:
+            return self._met()
+        if self.best is None or excess < self.best.excess:
+            self.best = Certified(
+                epoch=run.learner.epoch,
+                state=run.learner.state(),
+                curve=list(run.curve),
+                found=self.found(),
+                excess=excess,
+            )
+        self._say_missed(self.harms)
+        self._hide()
+        holding.most_push *= holding.recipe.tighter
+        return ""
+
+    def _hold_looser(self) -> None:
+        self.holding.hold_looser()
+        self.run.observer.notice(
+            "No progress: what holds other answers is lowered, to "
+            f"{self.holding.push:g} of what it was at first."
+        )
+
+    def _show(self, weights: Weights) -> None:
+        self.holding.show(self.run.learner.adapter, weights)
+        self.forget()
+
+    def _hide(self) -> None:
+        self.holding.hide(self.run.learner.adapter)
+        self.forget()
