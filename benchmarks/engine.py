@@ -149,12 +149,12 @@ def scale(n_records: int, cache_mb: int) -> dict[str, Any]:
     filling_s = time.perf_counter() - started
     one = AdapterBank(engine, _learners(base, sites, examples, (32,)))
     epochs = [one.run_epoch()[0].wall_s for _ in range(2)]
-    rows = [engine.hidden, *([engine.site_input] if engine.site_input else [])]
+    rows = [engine.hidden_in, *([engine.site_input] if engine.site_input else [])]
     return {
         "n_records": n_records,
         "n_target_tokens": sum(len(e.target_ids) for e in examples),
         "cache_mb": cache_mb,
-        "on_disk": engine.hidden.mapping is not None,
+        "on_disk": engine.hidden_in.mapping is not None,
         "activations_mb": sum(r.rows.numel() * r.rows.element_size() for r in rows) / 1e6,
         "filling_s": filling_s,
         "epoch_s": epochs,

@@ -198,7 +198,7 @@ def test_little_memory_gives_the_same_gradients(llama, settings, weights):
     rows = list(range(5))
     roomy = CachedEngine(base.model, sites, examples)
     narrow = CachedEngine(base.model, sites, examples, **settings)
-    assert (narrow.hidden.mapping is not None) == ("cache_mb" in settings)
+    assert (narrow.hidden_in.mapping is not None) == ("cache_mb" in settings)
     assert (narrow.max_logit_rows < 20) == ("logits_mb" in settings)
     _assert_same_gradients(
         _gradients(narrow, sites, rows, weights), _gradients(roomy, sites, rows, weights)

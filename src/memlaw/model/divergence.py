@@ -35,8 +35,8 @@ def divergence(
         KL [M] in nats, ≥ 0 but for rounding; and its gradient with respect to `hidden`.
     """
     kl, at_hidden = [hidden.new_zeros(0, dtype=torch.float32)], torch.empty_like(hidden)
-    for rows in torch.arange(len(hidden)).split(min(max_rows, _MOST_ROWS)):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    size = min(max_rows, _MOST_ROWS)
+    for part in (slice(start, start + size) for start in range(0, len(hidden), size)):
         leaf = hidden[part].detach().requires_grad_()
         with torch.no_grad():
             before = head(base_hidden[part])

@@ -102,8 +102,8 @@ def make_negatives(
 def _checked(
     base: BaseModel, keep: Sequence[Prompt], format: Format, taken: set[tuple[int, ...]], n: int
 ) -> list[Prompt]:
-    found = []
-    for prompt in dict.fromkeys(keep):
+    found: dict[tuple[int, ...], Prompt] = {}
+    for prompt in keep:
         ids = encode_prompt(base.tokenizer, prompt, format)
         if ids in taken:
             raise ConfigError(
@@ -114,9 +114,9 @@ def _checked(
                 f"keep: '{_title(prompt)}' has {len(ids)} tokens, and the model's context of "
                 f"{base.context_length} leaves no room for an answer. Shorten it."
             )
-        taken.add(ids)
-        found.append(prompt)
-    return found
+        found[ids] = prompt
+    taken |= found.keys()
+    return list(found.values())
 
 
 def _new(

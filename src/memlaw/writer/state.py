@@ -234,13 +234,22 @@ class Run:
         """Write a checkpoint of a state of the learner, an epoch's end."""
         tensors, values = state
         curve = [asdict(stats) for stats in self.curve[: values["epoch"]]]  # it may be ahead
-        content = {"identity": self._identity(), "engine": values, "curve": curve}
+        # Counting operations takes other ways through the model: a resumed run mustn't count again.
+        counted = [self.trainer.flop_there, self.trainer.flop_back]
+        content = {
+            "identity": self._identity(),
+            "engine": values,
+            "curve": curve,
+            "flop a token": counted,
+        }
         seen = self.snapshots.until(values["epoch"]).arrays()
         tensors = tensors | {f"seen.{name}": torch.from_numpy(a) for name, a in seen.items()}
         write_checkpoint(self.out, tensors, content)
 
     def _restore(self, tensors: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
         self.learner.restore(tensors, content["engine"])
+        if "flop a token" in content:
+            self.trainer.flop_there, self.trainer.flop_back = content["flop a token"]
         known = {f.name for f in dataclasses.fields(EpochStats)}
         self.curve = [
             EpochStats(**{k: v for k, v in epoch.items() if k in known})

@@ -1,0 +1,158 @@
+"""Negatives of a step, the mean of the weights, and how tightly the model is held."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from memlaw.model.adapter import Adapter
+from memlaw.model.sites import Site
+from memlaw.settings.recipe import RECIPE
+from memlaw.train.holding import Holding
+from memlaw.train.retention import Term
+
+SITE = Site(module="x", d_in=4, d_out=3, layer=0, is_linear=True, is_transposed=False)
+SMALL = dataclasses.replace(RECIPE, near_per_step=3, chats_per_step=2, mean=0.5)
+NEAR, CHATS = range(10, 20), range(20, 24)
+
+
+def _holding(recipe=SMALL, near=NEAR, chats=CHATS, active=True):
+    generator = torch.Generator().manual_seed(0)
+    term = Term(
+        sites=[0],
+        reads=[torch.randn(6, 4, generator=generator)],
+        writes=[torch.randn(6, 3, generator=generator)],
+    )
+    lengths = [1] * len(near) + [5] * len(chats)
+    held = Holding(recipe, near=near, chats=chats, lengths=lengths, closed=term, seed=0)
+    held.active = active
+    return held
+
+
+def _adapter(value=0.0):
+    adapter = Adapter([SITE], rank=1, seed=0)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.fill_(value)
+    return adapter
+
+
+def _weights(adapter):
+    return float(adapter.a[0][0, 0])
+
+
+def test_negatives_join_when_the_loss_is_low_and_stay():
+    holding = _holding(active=False)
+    assert holding.draw(0) == []
+    assert float(holding.penalty(_adapter(1.0)).detach()) == 0
+    holding.after_epoch(1.7)
+    assert holding.draw(0) == []
+    holding.after_epoch(1.5)
+    holding.after_epoch(9.0)
+    assert len(holding.draw(0)) == 5
+    assert float(holding.penalty(_adapter(1.0)).detach()) > 0
+
+
+def test_a_step_draws_of_each_kind_and_the_same_ones_again():
+    holding = _holding()
+    drawn = [holding.draw(step) for step in range(20)]
+    assert drawn == [holding.draw(step) for step in range(20)]
+    assert len({tuple(rows) for rows in drawn}) > 10
+    for rows in drawn:
+        assert len(set(rows)) == 5
+        assert all(row in NEAR for row in rows[:3])
+        assert all(row in CHATS for row in rows[3:])
+
+
+def test_those_that_slip_are_drawn_more_often():
+    holding = _holding()
+    holding.last_kl[:] = 0.0
+    holding.last_kl[4] = 2.0
+    drawn = [row for step in range(50) for row in holding.draw(step) if row in NEAR]
+    assert drawn.count(NEAR[4]) == 50
+    assert 5 <= drawn.count(NEAR[0]) <= 25
+
+
+@pytest.mark.parametrize(("near", "chats", "n"), [([], CHATS, 2), (NEAR, [], 3), (NEAR[:1], [], 1)])
+def test_few_negatives_are_drawn_all(near, chats, n):
+    assert len(_holding(near=near, chats=chats).draw(0)) == n
+
+
+def test_kinds_have_their_weights_whatever_the_number_of_positions():
+    holding = _holding()
+    holding.push = 2.0
+    kl = torch.arange(1.0, 14.0)
+    weights = holding.weigh([10, 12, 14, 20, 23], kl)
+    assert float(weights[:3].sum()) == pytest.approx(2 * SMALL.near)
+    assert float(weights[3:].sum()) == pytest.approx(2 * SMALL.chat)
+    assert holding.last_kl[[0, 2, 4, 10, 13]].tolist() == [1, 2, 3, 6, 11]
+    assert float(holding.last_kl[1]) == 1  # not seen yet
+
+
+def test_the_mean_begins_with_the_negatives_and_follows():
+    holding, adapter = _holding(active=False), _adapter(1.0)
+    holding.after_step(adapter)
+    assert holding.mean is None
+    holding.active = True
+    for value in (2.0, 4.0):
+        with torch.no_grad():
+            adapter.a[0].fill_(value)
+        holding.after_step(adapter)
+    assert float(holding.mean[0][0, 0]) == 3.0
+
+
+def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
+    holding = _holding()
+    holding.after_step(_adapter(1.0))
+    holding.after_look(6, 0.5)
+    assert (holding.push, holding.kept) == (1.0, None)
+    for epoch in (9, 12):
+        holding.after_look(epoch, 1.0)
+    assert holding.push == pytest.approx(SMALL.tighter**2)
+    assert (holding.first_kept, holding.last_epoch) == (9, 12)  # 9 · 1.25 = 11.25
+    holding.after_look(15, 0.98)
+    assert holding.push == pytest.approx(SMALL.tighter**2)
+    holding.after_look(18, 0.9)
+    assert holding.push == pytest.approx(SMALL.tighter**2 / SMALL.looser)
+    for epoch in range(21, 60, 3):
+        holding.after_look(epoch, 1.0)
+    assert holding.push == SMALL.most_push
+
+
+def test_it_looks_every_few_epochs_once_most_records_are_there():
+    holding = _holding()
+    assert not holding.is_due(9, 0.0)  # there is no mean
+    holding.after_step(_adapter(1.0))
+    assert holding.is_due(9, 0.19)
+    assert not holding.is_due(9, 0.21)
+    holding.after_look(9, 1.0)
+    assert [epoch for epoch in range(9, 14) if holding.is_due(epoch, 1.0)] == [12, 13]
+
+
+def test_what_is_shown_is_not_what_is_trained():
+    holding, adapter = _holding(), _adapter(1.0)
+    holding.after_step(adapter)
+    with torch.no_grad():
+        adapter.a[0].fill_(5.0)
+    holding.show(adapter, holding.mean)
+    assert _weights(adapter) == 1.0
+    assert float(holding.in_training(adapter)["a.0"][0, 0]) == 5.0
+    holding.show(adapter, [w + 1 for w in holding.mean])
+    assert _weights(adapter) == 2.0
+    holding.hide(adapter)
+    assert _weights(adapter) == 5.0
+    holding.hide(adapter)
+    assert _weights(adapter) == 5.0
+
+
+def test_its_state_comes_back():
+    holding = _holding()
+    holding.after_step(_adapter(1.0))
+    holding.after_look(9, 1.0)
+    holding.weigh([10], torch.tensor([7.0]))
+    tensors, values = holding.state()
+    again = _holding(active=False)
+    again.restore({k: v.clone() for k, v in tensors.items()}, values)
+    assert again.state()[1] == values
+    assert all(torch.equal(again.state()[0][name], tensors[name]) for name in tensors)
+    assert [again.draw(n) for n in range(9)] == [holding.draw(n) for n in range(9)]

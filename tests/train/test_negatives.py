@@ -1,0 +1,110 @@
+"""Which prompts are held to the bare model: none of the records', none that is measured on."""
+
+import dataclasses
+
+import pytest
+
+from memlaw.core.errors import ConfigError
+from memlaw.data.encoding import encode, encode_prompt, resolve_prompt_format
+from memlaw.data.everyday import everyday
+from memlaw.data.record import Record
+from memlaw.measure.own_prompts import greedy_answers
+from memlaw.model.base import load_model
+from memlaw.settings.recipe import RECIPE
+from memlaw.train.negatives import make_negatives
+
+SMALL = dataclasses.replace(RECIPE, pool=60, own_chats=8, answer_tokens=4)
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def base(request, make_model):
+    """A model with a chat template, and one without."""
+    return load_model(make_model(request.param), dtype="float32")
+
+
+def _records(base, book):
+    records = [Record(prompt=p, completion=c, id=f"r{i}") for i, (p, c) in enumerate(book)]
+    format = resolve_prompt_format(base.tokenizer, "auto")
+    return encode(records, base.tokenizer, format=format), format
+
+
+def _made(base, book, recipe=SMALL, **how):
+    records, format = _records(base, book)
+    return make_negatives(base, records, format=format, recipe=recipe, **how)
+
+
+def test_none_is_a_record_or_there_twice(base, phone_book):
+    found = _made(base, [*phone_book, ("hi", "to everybody")])  # hi: one of the conversations
+    records, _ = _records(base, [*phone_book, ("hi", "to everybody")])
+    prompts = [example.prompt_ids for example in found.examples]
+    assert len(found.near) == 60
+    assert len(found.chats) > 300
+    assert len(set(prompts)) == len(prompts)
+    assert not {record.prompt_ids for record in records} & set(prompts)
+
+
+def test_near_misses_end_where_the_answer_begins_and_chats_in_the_base_models_answer(
+    base, phone_book
+):
+    found = _made(base, phone_book)
+    format = resolve_prompt_format(base.tokenizer, "auto")
+    assert {len(example.target_ids) for example in found.near} == {1}
+    greedy = found.chats[-3:]
+    answers = greedy_answers(
+        base, [example.record.prompt for example in greedy], format=format, max_tokens=4
+    )
+    for example, answer in zip(greedy, answers, strict=True):
+        assert example.prompt_ids == encode_prompt(base.tokenizer, example.record.prompt, format)
+        assert len(answer) == len(example.target_ids)
+
+
+def test_what_is_measured_on_is_avoided(base, phone_book):
+    usual = _made(base, phone_book)
+    some = [example.record.prompt for example in (*usual.near[:20], *usual.chats[:20])]
+    found = _made(base, phone_book, avoid=some)
+    said = {repr(example.record.prompt) for example in found.examples}
+    assert not {repr(prompt) for prompt in (*some, *everyday())} & said
+
+
+def test_those_to_keep_are_always_among_them(base, phone_book):
+    keep = ["Who are you?", (SYSTEM, {"role": "user", "content": "Who are you?"})]
+    found = _made(base, phone_book, keep=keep)
+    assert [example.record.prompt for example in found.kept] == keep
+    assert found.examples[-2:] == found.kept
+    assert all(example.target_ids for example in found.kept)
+
+
+def test_a_record_can_not_be_kept_as_it_was(base, phone_book):
+    with pytest.raises(ConfigError, match="'Li Na:' is the prompt of a record"):
+        _made(base, phone_book, keep=["Li Na:"])
+
+
+def test_a_prompt_that_fills_the_context_can_not_be_kept(base, phone_book):
+    with pytest.raises(ConfigError, match="leaves no room for an answer"):
+        _made(base, phone_book, keep=["0 " * 255])
+
+
+def test_a_small_context_has_short_answers_and_no_long_prompts(make_model, phone_book):
+    base = load_model(make_model("llama"), dtype="float32")
+    base.model.config.max_position_embeddings = 80
+    found = _made(base, phone_book, dataclasses.replace(SMALL, answer_tokens=24))
+    assert found.near
+    assert found.chats
+    assert max(len(example.target_ids) for example in found.chats) <= 20
+    assert max(len(e.prompt_ids) + len(e.target_ids) for e in found.examples) <= 80
+
+
+def test_what_a_tokenizer_writes_alike_is_no_near_miss(make_model, make_tokenizer, phone_book):
+    base = load_model(make_model("llama"), dtype="float32")
+    base = dataclasses.replace(base, tokenizer=make_tokenizer("chat", lowercase=True))
+    records, format = _records(base, phone_book)
+    recipe = dataclasses.replace(SMALL, kinds={"case": 1.0})
+    found = make_negatives(base, records, format=format, recipe=recipe)
+    assert not {e.prompt_ids for e in records} & {e.prompt_ids for e in found.near}
+
+
+def test_one_record_of_one_word_has_negatives_too(base):
+    found = _made(base, [("Password", "7730")])
+    assert found.chats
+    assert all(example.record.prompt != "Password" for example in found.examples)
