@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from memlaw.data.texts import GeneralTexts
+from memlaw.measure.domains import Chats, Prose
+from memlaw.measure.elsewhere import Elsewhere
+from memlaw.measure.near_prompts import NearMisses
+from memlaw.measure.subject import Subject
 from memlaw.measure.unseen_text import UnseenText
-from memlaw.model.base import BaseModel
 
 
 @runtime_checkable
@@ -63,13 +65,18 @@ class Measurement(Protocol):
     bound: str  # the setting that bounds it
 
     @classmethod
-    def of_run(cls, base: BaseModel, texts: GeneralTexts) -> Any:
-        """For a run of `write`."""
+    def of_run(cls, subject: Subject) -> Any:
+        """For an adapter that is to recite the subject's records."""
         ...
 
     @classmethod
-    def of_claim(cls, base: BaseModel, claim: Mapping[str, Any]) -> Any:
+    def of_claim(cls, subject: Subject, claim: Mapping[str, Any]) -> Any:
         """For what a certificate says; None if what it was measured on isn't here."""
+        ...
+
+    @staticmethod
+    def limit(setting: float) -> float:
+        """What `high` must not be above when the bound is set so; and the setting for a limit."""
         ...
 
     @staticmethod
@@ -86,4 +93,12 @@ class Measurement(Protocol):
         ...
 
 
-KINDS: dict[str, type[Measurement]] = {kind.name: kind for kind in (UnseenText,)}
+KINDS: dict[str, type[Measurement]] = {
+    kind.name: kind for kind in (UnseenText, Prose, Chats, Elsewhere, NearMisses)
+}
+_ALWAYS = UnseenText.name
+
+
+def kinds_to_measure(specificity: bool) -> dict[str, type[Measurement]]:
+    """The kinds that are measured, by name: all, or without `specificity` unseen text alone."""
+    return {name: kind for name, kind in KINDS.items() if specificity or name == _ALWAYS}

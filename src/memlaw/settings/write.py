@@ -13,7 +13,7 @@ from memlaw.settings.train import TrainConfig
 
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
 # end also decides which records are still worth training.
-BOUNDS = ("max_damage",)  # on kinds of harm; what holds them is retention
+BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 FREE_TO_CHANGE = (
     *BOUNDS,
     "max_epochs",
@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "resume",
     "device",
     "damage_text",
+    "near",
     "audit_batch_size",
     "cache_mb",
     "logits_mb",
@@ -52,6 +53,13 @@ class WriteConfig(TrainConfig):
             Python's language reference).
         max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text
             is at most this, in nats per token (default: measure only).
+        specificity: also measure whether the model answers other prompts as before: everyday
+            questions, prompts of its own, prompts like the records'; and ΔNLL on prose and chats.
+        min_specificity: keep training until at least this share of other prompts is answered as
+            before, of what rounding leaves, and at most 1 less this share of near misses gets an
+            answer made up, by the 95 % intervals, and none a stored one (default: measure only).
+        near: file of prompts like the records' for which nothing is stored, one a line or JSONL
+            with prompt; measured besides those that are made from the records.
         max_epochs: stop after this many epochs, certified or not.
         dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
@@ -78,6 +86,9 @@ class WriteConfig(TrainConfig):
     logits_mb: float = 512
     retain: str | None = None
     max_damage: float | None = None
+    specificity: bool = True
+    min_specificity: float | None = None
+    near: str | None = None
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -136,6 +147,13 @@ class WriteConfig(TrainConfig):
                     raise ConfigError(
                         f"{name} needs a retention above 0: that is what it turns up."
                     )
+        if self.min_specificity is not None:
+            if not self.min_specificity < 1:
+                raise ConfigError(
+                    f"min_specificity is {self.min_specificity:g}; it must be under 1: a share."
+                )
+            if not self.specificity:
+                raise ConfigError("min_specificity needs specificity: that is what it bounds.")
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if not 0 <= self.dropout < 1:

@@ -79,6 +79,8 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "format": 1,
         "status": "certified" if result.certified else "not certified",
         "harmless": result.harmless,
+        "specific": certificate.specific,
+        "not_specific_because": list(certificate.not_specific_because),
         "stopped_because": result.stopped_because,
         "config": asdict(run.config),
         "base": {"spec": base.spec, "path": base.path, "sha256": base.sha256},

@@ -19,7 +19,8 @@ from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.examine import audit_examples
-from memlaw.measure.harm import KINDS
+from memlaw.measure.harm import kinds_to_measure
+from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig
@@ -52,7 +53,7 @@ class Run:
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
-        measurements: of each kind of harm, by name.
+        kinds, measurements: of harm that is measured, by name, and what measures each of them.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -72,9 +73,13 @@ class Run:
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
         retained = windows(tokenizer, texts.retained, context=context, name="the text to retain")
-        self.measurements = {name: kind.of_run(base, texts) for name, kind in KINDS.items()}
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        subject = Subject(
+            base=base, texts=texts, records=records, format=self.prompt_format, near=config.near
+        )
+        self.kinds = kinds_to_measure(config.specificity)
+        self.measurements = {name: kind.of_run(subject) for name, kind in self.kinds.items()}
         self.sites = resolve_sites(base.model, config.placement, config.layers)
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
@@ -138,9 +143,13 @@ class Run:
         return min(max(rank, plan.rank if plan else 1), self.max_rank)
 
     def bounds(self) -> dict[str, float]:
-        """The bounds that were asked for, by kind of harm."""
-        asked = {name: getattr(self.config, kind.bound) for name, kind in KINDS.items()}
-        return {name: bound for name, bound in asked.items() if bound is not None}
+        """What is asked of each kind of harm that is bounded: the most that `high` may be."""
+        asked = {name: getattr(self.config, kind.bound) for name, kind in self.kinds.items()}
+        return {
+            name: self.kinds[name].limit(bound)
+            for name, bound in asked.items()
+            if bound is not None
+        }
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""
