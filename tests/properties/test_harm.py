@@ -74,6 +74,9 @@ class Microphone:
     def details(self, harm, tokenizer):
         return {"loudness_by_hour": [harm.decibels] * 24}
 
+    def answers(self, harm):
+        return ()
+
 
 @pytest.fixture
 def microphone(monkeypatch):
@@ -85,7 +88,7 @@ def test_the_kinds_that_are_there_keep_the_protocol():
     for name, kind in KINDS.items():
         assert kind.name == name
         assert hasattr(memlaw.WriteConfig(), kind.bound)
-        for method in ("of_run", "of_claim", "limit", "read", "measure", "details"):
+        for method in ("of_run", "of_claim", "limit", "read", "measure", "details", "answers"):
             assert callable(getattr(kind, method))
     assert isinstance(Loudness(1.0), Harm)
     assert isinstance(Microphone(), Measurement)

@@ -15,6 +15,7 @@ from memlaw.core.files import json_sha256
 from memlaw.core.intervals import mean_interval
 from memlaw.data.everyday import everyday
 from memlaw.data.texts import prose_text
+from memlaw.measure.answers import Answered
 from memlaw.measure.compare import Comparison, Ids
 from memlaw.measure.damage import Damage, windows
 from memlaw.measure.decode import decoded_text
@@ -113,6 +114,10 @@ class _Domain(ABC):
                 for e, (d, kl) in zip(self.comparison.examples, harm.by_window, strict=True)
             ]
         }
+
+    def answers(self, harm: Damage) -> tuple[Answered, ...]:
+        """None: nothing is asked."""
+        return ()
 
 
 class Prose(_Domain):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 from memlaw.core.files import json_sha256
@@ -70,7 +69,7 @@ class Elsewhere:
         return [*subject.encoded([*everyday(), *own], room=ANSWER_TOKENS)]
 
     @functools.cached_property
-    def answers(self) -> list[tuple[int, ...]]:
+    def base_answers(self) -> list[tuple[int, ...]]:
         """The base model's."""
         subject, prompts = self.subject, [prompt for prompt, _ in self.asked]
         return greedy_answers(subject.base, prompts, format=subject.format)
@@ -78,7 +77,7 @@ class Elsewhere:
     @functools.cached_property
     def comparison(self) -> Comparison:
         """Along the base model's answers."""
-        texts = [(ids, then) for (_, ids), then in zip(self.asked, self.answers, strict=True)]
+        texts = [(ids, then) for (_, ids), then in zip(self.asked, self.base_answers, strict=True)]
         return Comparison(self.subject.base, texts)
 
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Unchanged:
@@ -98,7 +97,7 @@ class Elsewhere:
         )
         changed, in_form = [], 0
         for i, ids in zip(picked, now, strict=True):
-            before, after = (answer_text(tokenizer, a) for a in (self.answers[i], ids))
+            before, after = (answer_text(tokenizer, a) for a in (self.base_answers[i], ids))
             like = self.form.fits(after) and not self.form.fits(before)
             in_form += like and i < everyday_n
             if after != before:
@@ -126,5 +125,9 @@ class Elsewhere:
         )
 
     def details(self, harm: Unchanged, tokenizer: Any) -> dict[str, Any]:
+        """Nothing: answers may hold text of the records."""
+        return {}
+
+    def answers(self, harm: Unchanged) -> tuple[Answered, ...]:
         """The prompts that are answered otherwise."""
-        return {"elsewhere_changed": [asdict(answer) for answer in harm.changed]}
+        return harm.changed

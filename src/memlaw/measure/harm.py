@@ -7,10 +7,11 @@ checked. A new kind is a class with these methods and a line in `KINDS`; its bou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from memlaw.measure.answers import Answered
 from memlaw.measure.domains import Chats, Prose
 from memlaw.measure.elsewhere import Elsewhere
 from memlaw.measure.near_prompts import NearMisses
@@ -89,7 +90,11 @@ class Measurement(Protocol):
         ...
 
     def details(self, harm: Any, tokenizer: Any) -> dict[str, Any]:
-        """What the run log says of it besides `to_json`, by name."""
+        """What the run log says of it besides `to_json`, by name; no text of the records."""
+        ...
+
+    def answers(self, harm: Any) -> Sequence[Answered]:
+        """Prompts that are answered otherwise, the worst first; may hold text of the records."""
         ...
 
 

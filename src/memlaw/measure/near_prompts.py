@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 from memlaw.core.files import json_sha256
@@ -94,7 +93,7 @@ class NearMisses:
         return min(ANSWER_TOKENS, max(_LEAST_TOKENS, longest))
 
     @functools.cached_property
-    def answers(self) -> list[tuple[int, ...]]:
+    def base_answers(self) -> list[tuple[int, ...]]:
         """The base model's."""
         subject, prompts = self.subject, [near.prompt for near, _ in self.asked]
         return greedy_answers(
@@ -110,7 +109,7 @@ class NearMisses:
         )
         counts: dict[str, list[tuple[bool, bool, bool]]] = {}
         answered = []
-        for (near, _), was, ids in zip(self.asked, self.answers, now, strict=True):
+        for (near, _), was, ids in zip(self.asked, self.base_answers, now, strict=True):
             before, after = answer_text(tokenizer, was), answer_text(tokenizer, ids)
             leak, before_leaks = (
                 self.form.stored_in(text, cut=own[-1] != end)
@@ -144,5 +143,9 @@ class NearMisses:
         )
 
     def details(self, harm: Leaks, tokenizer: Any) -> dict[str, Any]:
-        """The near misses that were answered like a record."""
-        return {"near_misses_answered": [asdict(answer) for answer in harm.answered]}
+        """Nothing: answers may hold text of the records."""
+        return {}
+
+    def answers(self, harm: Leaks) -> tuple[Answered, ...]:
+        """The near misses that are answered like a record."""
+        return harm.answered

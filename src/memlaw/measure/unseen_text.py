@@ -9,6 +9,7 @@ from typing import Any
 
 from memlaw.core.errors import DataError
 from memlaw.data.texts import sha256_of, unseen_text
+from memlaw.measure.answers import Answered
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.decode import decoded_text
 from memlaw.measure.subject import Subject
@@ -85,3 +86,7 @@ class UnseenText:
                 for ids, (delta, kl) in zip(self.windows.tolist(), harm.by_window, strict=True)
             ]
         }
+
+    def answers(self, harm: Damage) -> tuple[Answered, ...]:
+        """None: nothing is asked."""
+        return ()
