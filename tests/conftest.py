@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes from all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +31,8 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
 
+from memlaw.core.files import cache_folder
+
 # Annotations of these modules, shapes and dtypes of tensors included, are checked at each call.
 install_import_hook(["memlaw.model", "memlaw.measure.damage", "memlaw.train"], "typed.checked")
 
@@ -38,13 +42,24 @@ logging.disable_progress_bar()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave out what PEFT and Transformers have to settle between themselves."""
+    """A cache folder of their own; what PEFT and Transformers have to settle is left out."""
+    _own_cache(config)
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     )
     # A shell's background job ignores SIGINT, and its children inherit that; the signals that
     # tests send must arrive there, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _own_cache(config: pytest.Config) -> None:
+    """What the tiny models say is kept for these tests alone; unpacked models are the user's."""
+    models = cache_folder() / "models"
+    folder = Path(tempfile.mkdtemp(prefix="memlaw-tests-"))
+    if models.is_dir():
+        (folder / "models").symlink_to(models)
+    os.environ["MEMLAW_CACHE"] = str(folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -51,12 +51,16 @@ class Microphone:
     name, bound, hears = "loudness", "max_damage", 0.1
 
     @classmethod
-    def of_run(cls, base, texts):
+    def of_run(cls, subject):
         return cls()
 
     @classmethod
-    def of_claim(cls, base, claim):
+    def of_claim(cls, subject, claim):
         return cls()
+
+    @staticmethod
+    def limit(setting):
+        return setting
 
     @staticmethod
     def read(claim):
@@ -70,6 +74,9 @@ class Microphone:
     def details(self, harm, tokenizer):
         return {"loudness_by_hour": [harm.decibels] * 24}
 
+    def answers(self, harm):
+        return ()
+
 
 @pytest.fixture
 def microphone(monkeypatch):
@@ -81,7 +88,7 @@ def test_the_kinds_that_are_there_keep_the_protocol():
     for name, kind in KINDS.items():
         assert kind.name == name
         assert hasattr(memlaw.WriteConfig(), kind.bound)
-        for method in ("of_run", "of_claim", "read", "measure", "details"):
+        for method in ("of_run", "of_claim", "limit", "read", "measure", "details", "answers"):
             assert callable(getattr(kind, method))
     assert isinstance(Loudness(1.0), Harm)
     assert isinstance(Microphone(), Measurement)
@@ -98,7 +105,7 @@ def test_it_is_measured_certified_shown_and_measured_again(
     assert result.harms["loudness"] == Loudness(0.1)
     assert result.damage == result.harms["damage"]
     certificate = json.loads((out / "certificate.json").read_text())
-    assert certificate["harms"] == {"loudness": {"decibels": 0.1}}
+    assert certificate["harms"]["loudness"] == {"decibels": 0.1}
     results = json.loads((out / "run.json").read_text())["results"]
     assert results["loudness"] == {"decibels": 0.1}
     assert results["loudness_by_hour"] == [0.1] * 24

@@ -129,13 +129,27 @@ def test_the_verdict_in_words(finished, certified, harmless, state, word):
     n = len(view.recall.records)
     view = replace(
         view,
-        certificate=view.certificate | {"certified": certified, "n_certified": n * certified},
+        certificate=view.certificate
+        | {"certified": certified, "n_certified": n * certified, "specific": None},
         run=view.run | {"harmless": harmless},
     )
     said = verdict(view)
     assert (said["state"], said["word"]) == (state, word)
     assert bool(said["yes"]) == certified  # nothing is guaranteed where nothing is certified
     assert "more damage" in said["sentence"] or not (certified and not harmless)
+
+
+@pytest.mark.parametrize(
+    ("specific", "state", "word"),
+    [(True, "good", "Certified, specific"), (False, "bad", "Certified, not specific")],
+)
+def test_the_second_verdict_stands_beside_the_first(finished, specific, state, word):
+    view = read_source(finished)
+    claim = {"certified": True, "specific": specific, "not_specific_because": ["it leaks"]}
+    view = replace(view, certificate=view.certificate | claim, run=view.run | {"harmless": True})
+    said = verdict(view)
+    assert (said["state"], said["word"]) == (state, word)
+    assert ("it leaks" in said["sentence"]) is not specific
 
 
 def test_an_audit_is_no_certificate(mixed):

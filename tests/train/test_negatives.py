@@ -8,12 +8,15 @@ from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import encode, encode_prompt, resolve_prompt_format
 from memlaw.data.everyday import everyday
 from memlaw.data.record import Record
+from memlaw.data.texts import GeneralTexts
+from memlaw.measure.harm import measured_on
 from memlaw.measure.own_prompts import greedy_answers
+from memlaw.measure.subject import Subject
 from memlaw.model.base import load_model
 from memlaw.settings.recipe import RECIPE
 from memlaw.train.negatives import make_negatives
 
-SMALL = dataclasses.replace(RECIPE, pool=60, own_chats=8, answer_tokens=4)
+SMALL = dataclasses.replace(RECIPE, pool=60, own_chats=8, everyday_chats=30, answer_tokens=4)
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
@@ -29,17 +32,27 @@ def _records(base, book):
     return encode(records, base.tokenizer, format=format), format
 
 
+def _subject(base, records, format):
+    return Subject(
+        base=base,
+        texts=GeneralTexts(retained="", unseen="", unseen_name=""),
+        records=[example.record for example in records],
+        format=format,
+    )
+
+
 def _made(base, book, recipe=SMALL, **how):
     records, format = _records(base, book)
-    return make_negatives(base, records, format=format, recipe=recipe, **how)
+    return make_negatives(_subject(base, records, format), records, recipe=recipe, **how)
 
 
 def test_none_is_a_record_or_there_twice(base, phone_book):
-    found = _made(base, [*phone_book, ("hi", "to everybody")])  # hi: one of the conversations
+    everyday = dataclasses.replace(SMALL, everyday_chats=1000)  # hi is one of them
+    found = _made(base, [*phone_book, ("hi", "to everybody")], everyday)
     records, _ = _records(base, [*phone_book, ("hi", "to everybody")])
     prompts = [example.prompt_ids for example in found.examples]
     assert len(found.near) == 60
-    assert len(found.chats) > 300
+    assert len(found.chats) > 30
     assert len(set(prompts)) == len(prompts)
     assert not {record.prompt_ids for record in records} & set(prompts)
 
@@ -67,6 +80,16 @@ def test_what_is_measured_on_is_avoided(base, phone_book):
     assert not {repr(prompt) for prompt in (*some, *everyday())} & said
 
 
+def test_training_and_measuring_share_no_prompt(base, phone_book):
+    records, format = _records(base, phone_book)
+    measured = measured_on(_subject(base, records, format))
+    found = _made(base, phone_book, avoid=measured)
+    said = {example.prompt_ids for example in found.examples}
+    assert len(measured) > 400
+    assert len(said) > 80
+    assert not {encode_prompt(base.tokenizer, prompt, format) for prompt in measured} & said
+
+
 def test_those_to_keep_are_always_among_them(base, phone_book):
     keep = ["Who are you?", (SYSTEM, {"role": "user", "content": "Who are you?"})]
     found = _made(base, phone_book, keep=keep)
@@ -81,7 +104,7 @@ def test_a_record_can_not_be_kept_as_it_was(base, phone_book):
 
 
 def test_a_prompt_that_fills_the_context_can_not_be_kept(base, phone_book):
-    with pytest.raises(ConfigError, match="leaves no room for an answer"):
+    with pytest.raises(ConfigError, match="can't be asked"):
         _made(base, phone_book, keep=["0 " * 255])
 
 
@@ -100,7 +123,7 @@ def test_what_a_tokenizer_writes_alike_is_no_near_miss(make_model, make_tokenize
     base = dataclasses.replace(base, tokenizer=make_tokenizer("chat", lowercase=True))
     records, format = _records(base, phone_book)
     recipe = dataclasses.replace(SMALL, kinds={"case": 1.0})
-    found = make_negatives(base, records, format=format, recipe=recipe)
+    found = make_negatives(_subject(base, records, format), records, recipe=recipe)
     assert not {e.prompt_ids for e in records} & {e.prompt_ids for e in found.near}
 
 

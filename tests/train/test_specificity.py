@@ -7,6 +7,8 @@ import torch
 
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.record import Record
+from memlaw.data.texts import GeneralTexts
+from memlaw.measure.subject import Subject
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.sites import resolve_sites
@@ -27,6 +29,7 @@ SMALL = dataclasses.replace(
     RECIPE,
     pool=40,
     own_chats=6,
+    everyday_chats=30,
     answer_tokens=5,
     near_per_step=4,
     chats_per_step=3,
@@ -50,7 +53,13 @@ class Ready:
         format = resolve_prompt_format(base.tokenizer, "auto")
         records = [Record(prompt=p, completion=c, id=f"r{i}") for i, (p, c) in enumerate(book)]
         self.records = encode(records, base.tokenizer, format=format)
-        self.negatives = make_negatives(base, self.records, format=format, recipe=SMALL)
+        subject = Subject(
+            base=base,
+            texts=GeneralTexts(retained="", unseen="", unseen_name=""),
+            records=records,
+            format=format,
+        )
+        self.negatives = make_negatives(subject, self.records, recipe=SMALL)
         chats = [
             *self.negatives.chats[::40],
             *self.negatives.chats[-2:],

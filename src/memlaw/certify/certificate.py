@@ -18,6 +18,7 @@ from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.core.files import json_sha256
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
+from memlaw.measure.specificity import specificity
 
 FORMAT = 1
 _ALLOWED = {
@@ -60,6 +61,8 @@ class Certificate:
         created: when, in UTC, ISO 8601.
         format: of this file.
         harms: what is claimed of other kinds of harm, by name; see `memlaw.measure.harm`.
+        specific: other prompts are answered as before; None: they were not measured.
+        not_specific_because: a sentence for each thing that was found against that.
     """
 
     statement: str
@@ -84,11 +87,15 @@ class Certificate:
     created: str
     format: int = FORMAT
     harms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    specific: bool | None = None
+    not_specific_because: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For `certificate.json`."""
-        content = asdict(self)
-        return content if self.harms else {k: v for k, v in content.items() if k != "harms"}
+        """For `certificate.json`; without what was not measured."""
+        absent = set() if self.harms else {"harms"}
+        if self.specific is None:
+            absent |= {"specific", "not_specific_because"}
+        return {k: v for k, v in asdict(self).items() if k not in absent}
 
     def claims(self) -> dict[str, dict[str, Any]]:
         """What it says of each kind of harm."""
@@ -111,6 +118,7 @@ def make_certificate(
     """Put an audit with all records decoded, and the harm of each kind, into a certificate."""
     n = len(audit.records)
     found = {name: harm.to_json() for name, harm in harms.items()}
+    verdict = specificity(harms)
     statement = (
         f"{audit.n_certified} of {n} records are certified: computed in {audit.dtype}, the "
         f"adapter gives every token of them, the end of turn included, a probability of at least "
@@ -147,6 +155,8 @@ def make_certificate(
             )
             for r in audit.records
         ),
+        specific=verdict.specific if verdict else None,
+        not_specific_because=verdict.reasons if verdict else (),
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -174,8 +184,11 @@ def read_certificate(path: Path) -> Certificate:
         _check_types(certificate)
         if "damage" in certificate.harms:  # it would stand in for what the certificate says
             raise ValueError("it claims damage twice")
-        for name, claim in certificate.claims().items():
-            KINDS[name].read(claim)
+        claims = {name: KINDS[name].read(c) for name, c in certificate.claims().items()}
+        verdict = specificity(claims)
+        said = (certificate.specific, list(certificate.not_specific_because))
+        if said != ((verdict.specific, list(verdict.reasons)) if verdict else (None, [])):
+            raise ValueError("its verdict on specificity is not that of its figures")
         for line in lines:
             _check_types(line)
         return certificate
@@ -237,7 +250,7 @@ def mismatches(
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
     claims = certificate.claims()
     for name, harm in harms.items():
-        if said := harm.mismatch(KINDS[name].read(claims[name])):
+        if name in claims and (said := harm.mismatch(KINDS[name].read(claims[name]))):
             found.append(said)
     now_by_hash = {r.sha256: r for r in audit.records}
     then_by_hash = {r.sha256: r for r in certificate.records}

@@ -11,7 +11,7 @@ from memlaw.certify.certificate import Certificate, mismatches, read_certificate
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
-from memlaw.measure.harm import Harm
+from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.session import Session
 from memlaw.model.formats import adapter_sha256
 from memlaw.settings.audit import AuditConfig
@@ -25,7 +25,8 @@ class CertificateCheck:
     Attributes:
         certificate: the claim.
         audit: the new measurement.
-        harms: measured anew, by kind; those whose text isn't here are left out.
+        harms: measured anew, by kind; those whose text isn't here are left out. With `specificity`
+            also kinds that the certificate says nothing of.
         mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
     """
 
@@ -79,7 +80,10 @@ def check_certificate(
     )
     session = Session(config, observer or Observer(), default_model=certificate.base_model)
     found = session.audit(data)
-    harms = session.harms_again(certificate.claims())
+    claims = certificate.claims()
+    harms = session.harms_again(data, claims)
+    if config.specificity:
+        harms |= session.harms(data, [name for name in KINDS if name not in claims])
     return CertificateCheck(
         certificate=certificate,
         audit=found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from memlaw.settings.audit import AuditConfig
 if TYPE_CHECKING:
     from memlaw.certify.check import CertificateCheck
     from memlaw.measure.examine import Audit
+    from memlaw.measure.harm import Harm
 
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
     "model": ("adapter", "model", "device"),
-    "measurement": ("certificate", "decode", "threshold", "margin"),
+    "measurement": ("certificate", "specificity", "near", "decode", "threshold", "margin"),
     "run": ("tokens", "json", "config"),
 }
 
@@ -53,7 +55,8 @@ def run(args: list[str]) -> int:
     quiet_libraries()
     from memlaw.certify.check import check_certificate
     from memlaw.cli.progress import ConsoleObserver
-    from memlaw.measure.session import audit
+    from memlaw.measure.session import audit, audit_and_harms
+    from memlaw.measure.specificity import specificity
 
     if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
         raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Create it first.")
@@ -61,9 +64,12 @@ def run(args: list[str]) -> int:
     with closing(ConsoleObserver()) as observer:
         if given.certificate is not None:
             check = check_certificate(given.certificate, given.data, config, observer=observer)
-            found = check.audit
-        else:
+            found, harms = check.audit, check.harms
+        elif config.specificity:
             check = None
+            found, harms = audit_and_harms(given.data, config, observer=observer)
+        else:
+            check, harms = None, {}
             found = audit(given.data, config, observer=observer)
     if given.tokens is not None:
         found.write_tokens(given.tokens)
@@ -71,24 +77,31 @@ def run(args: list[str]) -> int:
         content = found.with_texts().to_json()
         if check is not None:
             content |= {"holds": check.holds, "mismatches": list(check.mismatches)}
+        if harms:
+            verdict = specificity(harms)
+            content["harms"] = {name: harm.to_json() for name, harm in harms.items()}
+            content["specific"] = verdict and verdict.specific
+            content["not_specific_because"] = list(verdict.reasons) if verdict else []
         print_json(content)
     elif check is not None:
         show_check(check)
     else:
-        show_audit(found)
+        show_audit(found, harms)
     passed = found.passed if check is None else check.holds
     return DONE if passed else NOT_CERTIFIED
 
 
-def show_audit(audit: Audit) -> None:
-    """The table of an audit."""
-    from memlaw.cli.verdicts import SHOWN, audit_rows, print_failures
+def show_audit(audit: Audit, harms: Mapping[str, Harm]) -> None:
+    """The table of an audit, and of what else an adapter changes where that was measured."""
+    from memlaw.cli.verdicts import SHOWN, audit_rows, print_failures, print_specificity
+    from memlaw.measure.specificity import specificity
 
     console = stdout_console()
     print_rows(
         console,
         audit_rows(audit)
-        | {"NLL": f"{audit.nll_nats:.4f} nats per token", "computed in": audit.dtype},
+        | {"NLL": f"{audit.nll_nats:.4f} nats per token", "computed in": audit.dtype}
+        | dict(harm.row() for harm in harms.values()),
     )
     print_failures(console, audit)
     if audit.disagreements:
@@ -101,22 +114,29 @@ def show_audit(audit: Audit) -> None:
             said = "right" if verdict.argmax_recalled else "wrong"
             other = "wrong" if verdict.argmax_recalled else "right"
             console.print(Text(f"  {verdict.id}: teacher-forced {said}, decoding {other}"))
+    print_specificity(console, specificity(harms))
 
 
 def show_check(check: CertificateCheck) -> None:
     """The result of `--certificate`: the audit, what doesn't match, and whether it holds."""
-    from memlaw.cli.verdicts import SHOWN
+    from memlaw.cli.verdicts import SHOWN, print_specificity
     from memlaw.measure.harm import KINDS
+    from memlaw.measure.specificity import specificity
 
-    show_audit(check.audit)
+    claims = check.certificate.claims()
+    unclaimed = {name: harm for name, harm in check.harms.items() if name not in claims}
+    show_audit(check.audit, {})
     console = stdout_console()
-    for name, claim in check.certificate.claims().items():
+    for name, claim in claims.items():
         claimed = KINDS[name].read(claim)
         if name in check.harms:
             row = check.harms[name].row_beside(claimed)
         else:
             row = (claimed.row()[0], "not measured again: the certificate's text isn't here")
         print_rows(console, dict([row]))
+    if unclaimed:
+        print_rows(console, dict(harm.row() for harm in unclaimed.values()))
+    print_specificity(console, specificity(check.harms))
     for line in check.mismatches[: 4 * SHOWN]:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * SHOWN:

@@ -12,6 +12,7 @@ from memlaw.cli.terminal import BARS
 
 if TYPE_CHECKING:
     from memlaw.measure.examine import Audit
+    from memlaw.measure.specificity import Specificity
 
 SHOWN = 5  # records of a kind; of the others only how many there are
 _CONTEXT_TOKENS = 8
@@ -72,6 +73,15 @@ def print_failures(console: Console, audit: Audit) -> None:
         console.print(Text(f"  {verdict.id} '{title[:30]}': {spot}{cascade}"), soft_wrap=True)
     if len(failing) > SHOWN:
         console.print(f"  and {len(failing) - SHOWN} more")
+
+
+def print_specificity(console: Console, verdict: Specificity | None) -> None:
+    """The second verdict, and what speaks against it. Nothing if other prompts weren't asked."""
+    if verdict is None:
+        return
+    console.print(Text(verdict.word, style="bold"))
+    for reason in verdict.reasons:
+        console.print(Text(f"  {reason}"), soft_wrap=True)
 
 
 def failure_in_context(audit: Audit, record: int) -> str:

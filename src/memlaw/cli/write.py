@@ -23,7 +23,10 @@ GROUPS = {
     "data": ("out", "prompt_field", "completion_field"),
     "model": ("model", "device"),
     "training": ("rank", "max_epochs"),
-    "harm": ("max_damage", "damage_text", "retention", "retain"),
+    "harm": (
+        *("max_damage", "min_specificity", "specificity", "near"),
+        *("damage_text", "retention", "retain"),
+    ),
     "run": ("resume", "config"),
 }
 
@@ -70,7 +73,7 @@ def run(args: list[str]) -> int:
 
 def show_write(result: WriteResult) -> None:
     """The closing table."""
-    from memlaw.cli.verdicts import audit_rows, print_failures
+    from memlaw.cli.verdicts import audit_rows, print_failures, print_specificity
     from memlaw.measure.harm import KINDS
 
     audit = result.audit
@@ -88,11 +91,13 @@ def show_write(result: WriteResult) -> None:
     print_rows(console, rows)
     print_failures(console, audit)
     console.print(Text("CERTIFIED" if result.certified else "NOT CERTIFIED", style="bold"))
+    print_specificity(console, result.specificity)
     for name in result.above_bounds:
-        flag, harm = KINDS[name].bound.replace("_", "-"), result.harms[name]
+        kind, harm = KINDS[name], result.harms[name]
+        side = "above" if kind.bound.startswith("max") else "against"
         console.print(
-            f"BUT NOT HARMLESS: {harm.too_high()} {harm.unit}, above --{flag} "
-            f"{result.bounds[name]:g}"
+            f"BUT NOT HARMLESS: {harm.too_high()}{harm.unit and ' '}{harm.unit}, {side} "
+            f"--{kind.bound.replace('_', '-')} {kind.limit(result.bounds[name]):g}"
         )
     if not result.succeeded:
         if result.n_left_out:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CERTIFICATE_FILE = "certificate.json"
 RUN_FILE = "run.json"
 TOKENS_FILE = "tokens.parquet"
+ANSWERS_FILE = "answers.json"
 
 
 @contextmanager

@@ -1,52 +1,53 @@
-"""Prompts without completions, from a file."""
+"""Files of prompts without completions."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from memlaw.core.errors import DataError
+from memlaw.data.readers import file_rows, text_of
 from memlaw.data.record import Prompt
-
-_MEND = "Give a text file with a prompt a line, or JSONL with the field prompt or messages."
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Prompts from a file: a line of text each, or JSONL (suffix `.jsonl`).
+    """The prompts of a file, each once.
 
-    A JSONL line has the field `prompt`, a text or chat messages, or `messages`; of messages that
-    end with an answer, that answer is left out. Empty lines are skipped.
+    Args:
+        path: JSONL, JSON, CSV, TSV or Parquet with the field `prompt` (or `messages`, the last of
+            them the user's), as files of records have it; any other file is text: a prompt a line.
 
     Raises:
-        DataError: the file can't be read, has no prompts, or has a line without one.
+        DataError: it can't be read, or a row has no prompt. Names file and line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as UTF-8 text ({error}). {_MEND}") from error
-    is_json = path.suffix.lower() == ".jsonl"
-    found = [
-        _of_json(line, f"{path}:{number}") if is_json else line.strip()
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise DataError(f"{path} has no prompts. {_MEND}")
-    return list(found)
+    if path.is_file() and path.suffix.lower() not in _TABLES:
+        lines = (line.strip() for line in text_of(path).splitlines())
+        return list(dict.fromkeys(line for line in lines if line))
+    found: dict[str, Prompt] = {}
+    for where, row in file_rows(path, "auto", ""):
+        prompt = _prompt(row, where)
+        found.setdefault(repr(prompt), prompt)
+    return list(found.values())
 
 
-def _of_json(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-        said = row["prompt"] if "prompt" in row else row["messages"]
-        if isinstance(said, str):
-            return said
-        messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in said)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: no prompt there. {_MEND}") from error
-    if messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise DataError(f"{where}: no prompt there. {_MEND}")
-    return messages
+_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def _prompt(row: Any, where: str) -> Prompt:
+    said = row.get("prompt", row.get("messages")) if isinstance(row, dict) else None
+    if isinstance(said, str) and said.strip():
+        return said
+    messages = said if isinstance(said, list) and all(_is_message(m) for m in said) else []
+    if messages and messages[-1]["role"] == "user":
+        return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    raise DataError(
+        f"{where}: no prompt. Give each row a field 'prompt' with text, or 'messages' that end "
+        "with the user's."
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) for name in ("role", "content")
+    )

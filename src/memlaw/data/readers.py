@@ -73,13 +73,13 @@ def _reader(path: Path, format: DataFormat) -> Reader:
 
 
 def _jsonl_rows(path: Path, _: str) -> Iterator[Row]:
-    for n, line in enumerate(_text_of(path).split("\n"), 1):
+    for n, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
             yield f"{path.name}:{n}", _parse_json(line, f"{path}:{n}")
 
 
 def _json_rows(path: Path, _: str) -> Iterator[Row]:
-    rows = _parse_json(_text_of(path), str(path))
+    rows = _parse_json(text_of(path), str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: not a JSON array. Wrap the records in [ ], or use JSONL.")
     yield from _numbered(path, rows)
@@ -94,7 +94,7 @@ def _tsv_rows(path: Path, _: str) -> Iterator[Row]:
 
 
 def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(_text_of(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=delimiter, strict=True)
     try:
         header: list[str] = []
         line = 1  # the one that the next row begins on
@@ -131,14 +131,14 @@ def _parquet_rows(path: Path, _: str) -> Iterator[Row]:
 
 
 def _text_rows(path: Path, recite_prompt: str) -> Iterator[Row]:
-    yield path.name, Record(prompt=recite_prompt, completion=_text_of(path), id=path.name)
+    yield path.name, Record(prompt=recite_prompt, completion=text_of(path), id=path.name)
 
 
 def _numbered(path: Path, rows: list[Any]) -> Iterator[Row]:
     yield from ((f"{path.name}:{n}", row) for n, row in enumerate(rows, 1))
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The file's text; refused if it isn't UTF-8, or is blank."""
     try:
         raw = path.read_bytes()

@@ -21,6 +21,7 @@ poplib pprint pydoc random sched shutil smtplib socket statistics string subproc
 tempfile textwrap threading tokenize trace turtle typing unittest.case unittest.mock
 urllib.parse urllib.request uuid weakref xml.dom.minidom zipfile"""
 _LEAST_CHARS = 120
+DOCUMENTATION = "pydoc_data.topics, odd topics"  # the name of the text that damage is measured on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def unseen_text(path: str | Path | None = None) -> tuple[str, str]:
         DataError: `path` can't be read as UTF-8.
     """
     if path is None:
-        return _topics(1), "pydoc_data.topics, odd topics"
+        return _topics(1), DOCUMENTATION
     return _read(path), str(path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from memlaw.core.errors import DataError
 from memlaw.core.intervals import mean_interval
-from memlaw.data.texts import sha256_of
+from memlaw.data.texts import DOCUMENTATION, sha256_of
 from memlaw.model.head import row_blocks
 
 N_WINDOWS = 32
 WINDOW_TOKENS = 128
 TOLERANCE_NATS = 0.01  # low precision gives another figure in another batch or thread count
 _BATCH = 8
-_NAME = "ΔNLL on unseen text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,14 @@ class Damage:
     text_sha256: str
     by_window: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
+    domain: ClassVar[str] = "unseen text"  # the kind of text, in words
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        known = self.text == DOCUMENTATION
+        return f"ΔNLL on {'documentation' if known else self.domain}"
+
     @property
     def unit(self) -> str:
         """Of ΔNLL, KL and a bound on them."""
@@ -75,33 +82,39 @@ class Damage:
         """Read what `to_json` gave.
 
         Raises:
-            TypeError, ValueError: a field is missing, unknown, or not of its type.
+            TypeError, ValueError: a field is missing, unknown, or not of its type, or an interval
+                isn't one.
         """
         intervals = {}
         for name in ("delta_nll_ci95", "kl_ci95"):
             if name in content:
                 low, high = content[name]
                 intervals[name] = (float(low), float(high))
-        return cls(**{**content, **intervals})
+        damage = cls(**{**content, **intervals})
+        low, high = damage.delta_nll_ci95
+        if not low <= high:
+            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
+        return damage
 
     def row(self) -> tuple[str, str]:
         """Its name and value in a table of results."""
         low, high = self.delta_nll_ci95
         said = f"{self.delta_nll_nats:+.3f} nats per token (95 %: {low:+.3f} to {high:+.3f})"
-        return _NAME, said
+        return self.name, said
 
     def row_beside(self, claimed: Damage) -> tuple[str, str]:
         """The same, with what a certificate claims."""
         low, high = claimed.delta_nll_ci95
         return (
-            _NAME,
+            self.name,
             f"{self.delta_nll_nats:+.4f} nats per token "
             f"(certificate, 95 %: {low:+.4f} to {high:+.4f})",
         )
 
     def too_high(self) -> str:
         """Words for `high`, without its unit, when it is above the bound."""
-        return f"ΔNLL may be {self.high:+.4f}"
+        name = "ΔNLL" if self.domain == Damage.domain else self.name
+        return f"{name} may be {self.high:+.4f}"
 
     def paragraph(self) -> str:
         """Its paragraph of the model card."""
@@ -119,7 +132,7 @@ class Damage:
         if all(abs(a - b) <= TOLERANCE_NATS for a, b in zip(now, then, strict=True)):
             return None
         said = "{:+.4f} ({:+.4f} to {:+.4f})"
-        return f"{_NAME} is {said.format(*now)} nats a token, not {said.format(*then)}"
+        return f"{self.name} is {said.format(*now)} nats a token, not {said.format(*then)}"
 
 
 def windows(
@@ -182,7 +195,7 @@ def measure_damage(
         before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         with adapted() as changed:
             now = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        by_token = _compare(before, now, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
+        by_token = compare_logits(before, now, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
         for found, values in zip((base_nll, nll, kl), by_token, strict=True):
             found.append(values.view(len(ids), -1).mean(dim=1))
     base, after, divergence = (torch.cat(x).cpu().double() for x in (base_nll, nll, kl))
@@ -201,7 +214,7 @@ def measure_damage(
     )
 
 
-def _compare(
+def compare_logits(
     before: Float[Tensor, "N V"], after: Float[Tensor, "N V"], targets: Int64[Tensor, "N"]
 ) -> tuple[Float32[Tensor, "N"], Float32[Tensor, "N"], Float32[Tensor, "N"]]:
     """NLL before, NLL after, and KL(before ‖ after), each in nats per token, from logits."""

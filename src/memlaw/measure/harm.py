@@ -7,13 +7,19 @@ checked. A new kind is a class with these methods and a line in `KINDS`; its bou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from memlaw.data.texts import GeneralTexts
+from memlaw.data.everyday import everyday
+from memlaw.data.record import Prompt
+from memlaw.measure.answers import Answered
+from memlaw.measure.domains import Chats, Prose
+from memlaw.measure.elsewhere import Elsewhere
+from memlaw.measure.near_prompts import NearMisses
+from memlaw.measure.own_prompts import measured_prompts
+from memlaw.measure.subject import Subject
 from memlaw.measure.unseen_text import UnseenText
-from memlaw.model.base import BaseModel
 
 
 @runtime_checkable
@@ -63,13 +69,18 @@ class Measurement(Protocol):
     bound: str  # the setting that bounds it
 
     @classmethod
-    def of_run(cls, base: BaseModel, texts: GeneralTexts) -> Any:
-        """For a run of `write`."""
+    def of_run(cls, subject: Subject) -> Any:
+        """For an adapter that is to recite the subject's records."""
         ...
 
     @classmethod
-    def of_claim(cls, base: BaseModel, claim: Mapping[str, Any]) -> Any:
+    def of_claim(cls, subject: Subject, claim: Mapping[str, Any]) -> Any:
         """For what a certificate says; None if what it was measured on isn't here."""
+        ...
+
+    @staticmethod
+    def limit(setting: float) -> float:
+        """What `high` must not be above when the bound is set so; and the setting for a limit."""
         ...
 
     @staticmethod
@@ -82,8 +93,26 @@ class Measurement(Protocol):
         ...
 
     def details(self, harm: Any, tokenizer: Any) -> dict[str, Any]:
-        """What the run log says of it besides `to_json`, by name."""
+        """What the run log says of it besides `to_json`, by name; no text of the records."""
+        ...
+
+    def answers(self, harm: Any) -> Sequence[Answered]:
+        """Prompts that are answered otherwise, the worst first; may hold text of the records."""
         ...
 
 
-KINDS: dict[str, type[Measurement]] = {kind.name: kind for kind in (UnseenText,)}
+KINDS: dict[str, type[Measurement]] = {
+    kind.name: kind for kind in (UnseenText, Prose, Chats, Elsewhere, NearMisses)
+}
+_ALWAYS = UnseenText.name
+
+
+def kinds_to_measure(specificity: bool) -> dict[str, type[Measurement]]:
+    """The kinds that are measured, by name: all, or without `specificity` unseen text alone."""
+    return {name: kind for name, kind in KINDS.items() if specificity or name == _ALWAYS}
+
+
+def measured_on(subject: Subject) -> list[Prompt]:
+    """Every prompt that specificity is measured on: nothing may be trained on them."""
+    near = [miss.prompt for miss in NearMisses(subject).made]
+    return [*near, *everyday(), *measured_prompts(subject.base, format=subject.format)]

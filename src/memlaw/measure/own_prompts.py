@@ -17,6 +17,7 @@ from memlaw.model.base import BaseModel
 from memlaw.model.cache import Kept, kept
 
 ANSWER_TOKENS = 32
+N_MEASURED, MEASURING_SEED = 200, 990_001
 Format = Literal["chat", "plain"]
 _TURN_TOKENS = {"chat": 24, "plain": 12}
 _LEAST_P = 0.001  # cuts the tail as top-p does, without sorting a vocabulary for each token
@@ -136,3 +137,15 @@ def _head(tokenizer: Any, format: Format) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     first = tokenizer.bos_token_id
     return (end_of_turn_id(tokenizer, format) if first is None else first,)
+
+
+def measured_prompts(base: BaseModel, *, format: Format) -> list[str]:
+    """The 200 prompts that harm is measured on, which the base model writes itself.
+
+    Training must not see them: its own come from another seed, and these are left out of them.
+
+    Args:
+        base: the base model, without an adapter.
+        format: as in `own_conversations`.
+    """
+    return own_conversations(base, N_MEASURED, seed=MEASURING_SEED, format=format)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ from memlaw.core.observer import Observer
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
+from memlaw.data.record import Record
+from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
+from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import loaded_adapter
 from memlaw.settings.audit import AuditConfig
@@ -49,10 +52,30 @@ def audit(
         MemlawError: data, adapter, model or settings can't be used; its subclass says which.
     """
     config = settled(AuditConfig, config, settings)
-    observer = observer or Observer()
-    session = Session(config, observer)
+    session = Session(config, observer or Observer())
     session.require_own_base()
     return session.audit(data)
+
+
+def audit_and_harms(
+    data: Any,
+    config: AuditConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> tuple[Audit, dict[str, Harm]]:
+    """As `audit`; and what else an adapter changes: the harm of each kind, by name.
+
+    Args:
+        data, config, observer, **settings: as for `audit`.
+
+    Raises:
+        MemlawError: as for `audit`; or the file of near misses can't be read.
+    """
+    config = settled(AuditConfig, config, settings)
+    session = Session(config, observer or Observer())
+    session.require_own_base()
+    return session.audit(data), session.harms(data, list(KINDS))
 
 
 def ask(
@@ -133,6 +156,7 @@ class Session:
         self, config: AuditConfig, observer: Observer, default_model: str | None = None
     ) -> None:
         self.config, self.observer = config, observer
+        self._records: list[Record] | None = None
         self.folder = AdapterFolder(config.adapter)
         run = self.folder.run
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
@@ -167,27 +191,68 @@ class Session:
         with loaded_adapter(self.config.adapter, self.base.model) as adapted:
             yield adapted
 
-    def harms_again(self, claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Harm]:
+    def harms(self, data: Any, kinds: Collection[str]) -> dict[str, Harm]:
+        """Harm of some kinds, by name.
+
+        Args:
+            data: the records.
+            kinds: their names.
+        """
+        subject = self._subject(data)
+        return {
+            name: KINDS[name].of_run(subject).measure(self.base.model, self.model) for name in kinds
+        }
+
+    def harms_again(self, data: Any, claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Harm]:
         """Harm of each kind, on what a certificate measured it on; left out if that isn't here.
 
         Args:
+            data: the records.
             claims: of a certificate.
         """
-        found = {name: KINDS[name].of_claim(self.base, claim) for name, claim in claims.items()}
+        subject = self._subject(data)
+        found = {name: KINDS[name].of_claim(subject, claim) for name, claim in claims.items()}
         return {
             name: measurement.measure(self.base.model, self.model)
             for name, measurement in found.items()
             if measurement is not None
         }
 
+    def _meant(self, name: str, otherwise: Any) -> Any:
+        """A setting; what is left open is taken from the run."""
+        given = getattr(self.config, name)
+        return given if given is not None else self.folder.setting(name, otherwise)
+
+    def records(self, data: Any) -> list[Record]:
+        """The records, read once: a session is about one set of them."""
+        if self._records is not None:
+            return self._records
+        self._records = read_records(
+            data,
+            prompt_field=self._meant("prompt_field", None),
+            completion_field=self._meant("completion_field", None),
+            format=self.config.data_format,
+            recite_prompt=self._meant("recite_prompt", RECITE_PROMPT),
+            notice=self.observer.notice,
+        )
+        return self._records
+
+    def _subject(self, data: Any) -> Subject:
+        near = self.config.near
+        if near is None:  # the run's, if it is here
+            near = self.folder.setting("near", None)
+            near = near if near is not None and Path(near).is_file() else None
+        return Subject(
+            base=self.base,
+            texts=general_texts(),
+            records=self.records(data),
+            format=self.prompt_format,
+            near=near,
+        )
+
     def audit(self, data: Any) -> Audit:
         """Audit records: see `audit`. What the settings leave open is taken from the run."""
-        config = self.config
-
-        def meant(name: str, otherwise: Any) -> Any:
-            given = getattr(config, name)
-            return given if given is not None else self.folder.setting(name, otherwise)
-
+        config, meant = self.config, self._meant
         usual = Criterion()
         needed = Criterion(meant("threshold", usual.threshold), meant("margin", usual.margin))
         if not needed.line < 1:
@@ -195,16 +260,8 @@ class Session:
                 f"threshold {needed.threshold:g} and margin {needed.margin:g} ask for p ≥ "
                 f"{needed.line:g}, which no token can have. Lower one of them."
             )
-        records = read_records(
-            data,
-            prompt_field=meant("prompt_field", None),
-            completion_field=meant("completion_field", None),
-            format=config.data_format,
-            recite_prompt=meant("recite_prompt", RECITE_PROMPT),
-            notice=self.observer.notice,
-        )
         examples = encode(
-            records,
+            self.records(data),
             self.base.tokenizer,
             format=self.prompt_format,
             max_tokens=self.base.context_length,

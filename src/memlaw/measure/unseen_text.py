@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.texts import GeneralTexts, sha256_of, unseen_text
+from memlaw.data.texts import sha256_of, unseen_text
+from memlaw.measure.answers import Answered
 from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.decode import decoded_text
+from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 
 
@@ -34,12 +36,12 @@ class UnseenText:
         self.windows = windows(base.tokenizer, text, context=base.context_length)
 
     @classmethod
-    def of_run(cls, base: BaseModel, texts: GeneralTexts) -> UnseenText:
+    def of_run(cls, subject: Subject) -> UnseenText:
         """For a run of `write`."""
-        return cls(base, texts.unseen, texts.unseen_name)
+        return cls(subject.base, subject.texts.unseen, subject.texts.unseen_name)
 
     @classmethod
-    def of_claim(cls, base: BaseModel, claim: Mapping[str, Any]) -> UnseenText | None:
+    def of_claim(cls, subject: Subject, claim: Mapping[str, Any]) -> UnseenText | None:
         """For the text that a certificate names; None if that text isn't here."""
         text, name = unseen_text()
         if sha256_of(text) != claim["text_sha256"]:
@@ -50,7 +52,7 @@ class UnseenText:
                 text, name = unseen_text(path)
             except DataError:
                 return None
-        return cls(base, text, name) if sha256_of(text) == claim["text_sha256"] else None
+        return cls(subject.base, text, name) if sha256_of(text) == claim["text_sha256"] else None
 
     @staticmethod
     def read(claim: Mapping[str, Any]) -> Damage:
@@ -59,11 +61,12 @@ class UnseenText:
         Raises:
             TypeError, ValueError: it isn't a damage.
         """
-        damage = Damage.from_json(claim)
-        low, high = damage.delta_nll_ci95
-        if not low <= high:
-            raise ValueError(f"damage.delta_nll_ci95 is {low:g} to {high:g}")
-        return damage
+        return Damage.from_json(claim)
+
+    @staticmethod
+    def limit(setting: float) -> float:
+        """What `high` must not be above, in nats per token."""
+        return setting
 
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Damage:
         """Damage of an adapter; `adapted` returns a context whose value is the model with it."""
@@ -83,3 +86,7 @@ class UnseenText:
                 for ids, (delta, kl) in zip(self.windows.tolist(), harm.by_window, strict=True)
             ]
         }
+
+    def answers(self, harm: Damage) -> tuple[Answered, ...]:
+        """None: nothing is asked."""
+        return ()

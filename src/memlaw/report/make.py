@@ -9,8 +9,9 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import atomic_path, write_text
 from memlaw.report import tables
+from memlaw.report.changes import KNOWN, changes_tables
 from memlaw.report.probe_view import ProbeView
-from memlaw.report.run_view import RunView
+from memlaw.report.run_view import RunView, other_harms
 from memlaw.report.sources import read_source
 
 Format = Literal["html", "png", "svg", "md"]
@@ -87,7 +88,7 @@ def _export(
 
     _make_folder(out)
     views: list[tuple[Any, list[figures.Figure], list[tables.Table]]] = [
-        *((run, figures.run_figures(run), tables.run_tables(run)) for run in runs),
+        *((run, figures.run_figures(run), _tables_of(run)) for run in runs),
         *((probe, figures.probe_figures(probe), tables.probe_tables(probe)) for probe in probes),
     ]
     written = []
@@ -108,6 +109,15 @@ def _export(
         write_text(path, laws.to_markdown())
         written.append(path)
     return written
+
+
+def _tables_of(run: RunView) -> list[tables.Table]:
+    others = {name: harm for name, harm in other_harms(run).items() if name not in KNOWN}
+    return [
+        *tables.run_tables(run),
+        *changes_tables(run),
+        *(tables.harm_table(name, harm) for name, harm in others.items()),
+    ]
 
 
 def _slug(name: str) -> str:

@@ -6,10 +6,17 @@ import json
 from typing import Any
 
 from memlaw.report import embed, tables
+from memlaw.report.changes import KNOWN, changes_tables, changes_text
 from memlaw.report.recall_data import recall_data
 from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
-from memlaw.report.run_view import RunView, config_of, damage_of, other_harms
+from memlaw.report.run_view import (
+    RunView,
+    config_of,
+    damage_of,
+    other_harms,
+    specificity_of,
+)
 from memlaw.report.tables import signed
 
 
@@ -33,7 +40,13 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
         "damage": tables.damage_table(view),
         "damage_text": _damage_text(view),
         "suffered": tables.suffered(view),
-        "harms": [tables.harm_table(*item) for item in other_harms(view).items()],
+        "changes": changes_tables(view),
+        "changes_text": changes_text(view) if changes_tables(view) else "",
+        "harms": [
+            tables.harm_table(name, harm)
+            for name, harm in other_harms(view).items()
+            if name not in KNOWN
+        ],
         "provenance": _provenance(view),
         "settings": _settings(view),
         "commands": commands(view),
@@ -77,6 +90,21 @@ def verdict(view: RunView) -> dict[str, Any]:
     )
     if good and not harmless:
         sentence += " But it does more damage to other text than was allowed."
+    specificity = specificity_of(view)
+    specific, reasons = specificity or (True, [])
+    if specificity is not None:
+        sentence += (
+            " Asked other things, it answers as before."
+            if specific
+            else f" But asked other things, it is another model: {'; '.join(reasons)}."
+        )
+    if good:
+        missed = [
+            word
+            for word, held in (("not harmless", harmless), ("not specific", specific))
+            if not held
+        ]
+        word = ", ".join([word, *missed] if missed or not specificity else [word, "specific"])
     whose = "each record" if good else f"each of the {m:,} certified records"
     damage = certificate["damage"]
     prompt = (
@@ -85,8 +113,8 @@ def verdict(view: RunView) -> dict[str, Any]:
         else "the bare text"
     )
     return {
-        "state": "good" if good and harmless else "bad",
-        "word": word if harmless or not good else "Certified, not harmless",
+        "state": "good" if good and harmless and specific else "bad",
+        "word": word,
         "sentence": sentence,
         "yes": [
             f"In {certificate['dtype']}, every token of {whose}, the end of the answer "
@@ -102,7 +130,9 @@ def verdict(view: RunView) -> dict[str, Any]:
             f"{certificate['device']}: audit there before you rely on it.",
             f"Another prompt than the record's own, given by {prompt}; sampling instead of "
             "greedy decoding.",
-            f"Other abilities: damage was measured on {damage['n_tokens']:,} tokens of one "
+            "Other abilities than those under “What else changed”, where they were measured."
+            if specificity
+            else f"Other abilities: damage was measured on {damage['n_tokens']:,} tokens of one "
             "text, and on nothing else.",
         ],
     }
@@ -127,6 +157,15 @@ def _tiles(view: RunView) -> list[tuple[str, str, str]]:
                 "damage, ΔNLL",
                 signed(damage["delta_nll_nats"], 3),
                 f"nats a token; 95 %: {signed(low, 3)} to {signed(high, 3)}",
+            )
+        )
+    if elsewhere := other_harms(view).get("elsewhere"):
+        low, high = elsewhere["share_of_floor_ci95"]
+        tiles.append(
+            (
+                "other prompts",
+                f"{elsewhere['share_of_floor']:.0%}",
+                f"answered as before; 95 %: {low:.0%} to {high:.0%}",
             )
         )
     if run := view.run:

@@ -18,7 +18,8 @@ class RunView:
         name: what the page calls it.
         recall: the audit: verdicts and token table.
         snapshots: p as training saw it, epoch by epoch; None where none was kept.
-        certificate, run: the content of `certificate.json` and `run.json`; None without one.
+        certificate, run, answers: the content of `certificate.json`, `run.json` and
+            `answers.json`; None without one.
     """
 
     name: str
@@ -26,6 +27,7 @@ class RunView:
     snapshots: Snapshots | None = field(default=None, repr=False)
     certificate: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
+    answers: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def config_of(view: RunView) -> Mapping[str, Any]:
@@ -43,6 +45,14 @@ def damage_of(view: RunView) -> Mapping[str, Any] | None:
         "damage"
     )
     return found or None
+
+
+def specificity_of(view: RunView) -> tuple[bool, list[str]] | None:
+    """The certificate's verdict on other prompts, and what speaks against it; None: it has none."""
+    certificate = view.certificate or {}
+    if not isinstance(specific := certificate.get("specific"), bool):
+        return None
+    return specific, [str(reason) for reason in certificate.get("not_specific_because", [])]
 
 
 def other_harms(view: RunView) -> dict[str, Mapping[str, Any]]:

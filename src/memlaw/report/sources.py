@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, read_json
+from memlaw.core.files import ANSWERS_FILE, CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, read_json
 from memlaw.law.store import read_cells
 from memlaw.measure.files import read_audit_json, read_parquet
 from memlaw.report.probe_view import ProbeView, probes_of
@@ -66,6 +66,7 @@ def _write_folder(path: Path) -> RunView:
         snapshots=_snapshots(path / SNAPSHOTS_FILE, len(recall.tokens)),
         certificate=certificate,
         run=_object(path / RUN_FILE),
+        answers=_object(path / ANSWERS_FILE),
     )
 
 

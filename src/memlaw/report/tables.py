@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from memlaw.report.probe_view import ProbeView
-from memlaw.report.run_view import RunView, damage_of, other_harms
+from memlaw.report.run_view import RunView, damage_of
 
 _WORST = 8
 _EXCERPT = 240
@@ -50,7 +50,7 @@ def run_tables(view: RunView) -> list[Table]:
         found.append(damage)
     if worst := suffered(view):
         found.append(worst)
-    return found + [harm_table(name, harm) for name, harm in other_harms(view).items()]
+    return found
 
 
 def probe_tables(view: ProbeView) -> list[Table]:
@@ -208,15 +208,15 @@ def suffered(view: RunView) -> Table | None:
         title="Texts that suffered most",
         head=("ΔNLL", "KL", "text"),
         rows=[
-            (signed(w["delta_nll_nats"]), signed(w["kl_nats"]), _shortened(w["text"]))
-            for w in worst
+            (signed(w["delta_nll_nats"]), signed(w["kl_nats"]), shortened(w["text"])) for w in worst
         ],
     )
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str, most: int = _EXCERPT) -> str:
+    """A text on one line, cut where it is longer than so many characters."""
     text = " ".join(text.split())
-    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} …"
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def cells_table(view: ProbeView) -> Table:

@@ -31,6 +31,10 @@ class AuditConfig:
         data_format: format of the data file; auto goes by its suffix.
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
         recite_prompt: prompt for a plain text file (default: the run's).
+        specificity: also measure whether the model answers other prompts as the base model does,
+            and ΔNLL on documentation, prose and chats.
+        near: file of prompts like the records' for which nothing is stored, one a line or JSONL
+            with prompt (default: the run's).
         trust_remote_code: run Python code that comes with the model.
     """
 
@@ -47,6 +51,8 @@ class AuditConfig:
     data_format: DataFormat = "auto"
     prompt_format: PromptFormat = "auto"
     recite_prompt: str | None = None
+    specificity: bool = False
+    near: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

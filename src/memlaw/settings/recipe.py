@@ -36,7 +36,9 @@ class Recipe:
         near, chat: weights of their mean KL.
         least_kl: nats; keeps those in play that have shown none.
         closed: weight of the quadratic form of all near misses.
-        own_chats: conversations that the base model opens itself; others come with the package.
+        own_chats: conversations that the base model opens itself.
+        everyday_chats: of those that come with the package, drawn once; each of them is run through
+            the whole model before training starts.
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention.
         mean: what a step leaves of the running mean of the weights.
@@ -62,7 +64,8 @@ class Recipe:
     chat: float = 1.0
     least_kl: float = 0.02
     closed: float = 0.1
-    own_chats: int = 200
+    own_chats: int = 100
+    everyday_chats: int = 140
     answer_tokens: int = 24
     text_windows: int = 32
     text_tokens: int = 96

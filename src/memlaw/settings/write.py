@@ -22,7 +22,7 @@ from memlaw.settings.train import TrainConfig
 
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
 # end also decides which records are still worth training.
-BOUNDS = ("max_damage",)  # on kinds of harm; what holds them is retention
+BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 FREE_TO_CHANGE = (
     *BOUNDS,
     "max_epochs",
@@ -54,8 +54,6 @@ class WriteConfig(TrainConfig):
             1e-2.
         batch_size: records per step, at most; auto is a tenth of the records, from 10 to 100; with
             specificity a fifth, from 20 (of up to 20 records: 10) to 100.
-        specificity: train so that answers to other prompts stay as they are: the model is held to
-            what it said before on near misses of the records, on conversations and on general text.
         keep: file of prompts whose answers must not change, as far as training can hold them: one
             a line, or JSONL with the field prompt or messages.
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
@@ -75,6 +73,14 @@ class WriteConfig(TrainConfig):
             Python's language reference).
         max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text
             is at most this, in nats per token (default: measure only).
+        specificity: train so that other prompts are answered as before, and measure whether they
+            are: everyday questions, prompts of its own, prompts like the records'; and ΔNLL on
+            prose and chats.
+        min_specificity: keep training until at least this share of other prompts is answered as
+            before, of what rounding leaves, and at most 1 less this share of near misses gets an
+            answer made up, by the 95 % intervals, and none a stored one (default: measure only).
+        near: file of prompts like the records' for which nothing is stored, one a line or JSONL
+            with prompt; measured besides those that are made from the records.
         max_epochs: stop after this many epochs, certified or not.
         dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
@@ -93,7 +99,6 @@ class WriteConfig(TrainConfig):
 
     objective: Objective | Literal["auto"] = "auto"  # type: ignore[assignment]
     learning_rate: float | Literal["auto"] = "auto"  # type: ignore[assignment]
-    specificity: bool = True
     keep: str | None = None
     model: str = EMBEDDED
     rank: int | Literal["auto"] = "auto"
@@ -105,6 +110,9 @@ class WriteConfig(TrainConfig):
     logits_mb: float = 512
     retain: str | None = None
     max_damage: float | None = None
+    specificity: bool = True
+    min_specificity: float | None = None
+    near: str | None = None
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -164,6 +172,13 @@ class WriteConfig(TrainConfig):
                     raise ConfigError(
                         f"{name} needs a retention above 0: that is what it turns up."
                     )
+        if self.min_specificity is not None:
+            if not self.min_specificity < 1:
+                raise ConfigError(
+                    f"min_specificity is {self.min_specificity:g}; it must be under 1: a share."
+                )
+            if not self.specificity:
+                raise ConfigError("min_specificity needs specificity: that is what it bounds.")
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if not 0 <= self.dropout < 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from memlaw.core.errors import ConfigError
 from memlaw.data.conversations import training_conversations
@@ -12,10 +13,8 @@ from memlaw.data.encoding import encode_prompt, end_of_turn_id, resolve_prompt_f
 from memlaw.data.near_misses import near_misses
 from memlaw.data.record import Example, Prompt, Record
 from memlaw.measure.own_prompts import greedy_answers, own_conversations, sampled_answers
-from memlaw.model.base import BaseModel
+from memlaw.measure.subject import Subject, title
 from memlaw.settings.recipe import Recipe
-
-Format = Literal["chat", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +38,9 @@ class Negatives:
 
 
 def make_negatives(
-    base: BaseModel,
+    subject: Subject,
     records: Sequence[Example],
     *,
-    format: Format,
     recipe: Recipe,
     keep: Sequence[Prompt] = (),
     avoid: Collection[Prompt] = (),
@@ -50,69 +48,64 @@ def make_negatives(
     """Near misses of the records, and conversations with the bare model's answers.
 
     Args:
-        base: the bare model.
-        records: as tokens.
-        format: how their prompts became tokens.
+        subject: the bare model, and the records.
+        records: the same as tokens.
         recipe: how many.
         keep: prompts of the user's that must be among the conversations; in the records' format.
         avoid: prompts that are measured on, and so must not be among them.
 
     Raises:
-        ConfigError: a prompt of `keep` is a record's, or too long for the model.
+        ConfigError: a prompt of `keep` is a record's, or can't be asked.
     """
+    base = subject.base
     taken = {example.prompt_ids for example in records}
     tokens = min(recipe.answer_tokens, (base.context_length or 4 * recipe.answer_tokens) // 4)
-    keep = _checked(base, keep, format, taken, tokens)
-    chat_format = resolve_prompt_format(base.tokenizer, "auto")
-    prompts: list[Prompt] = [*training_conversations()]
-    prompts += own_conversations(base, recipe.own_chats, seed=recipe.seed, format=chat_format)
-    prompts = [
-        prompt
-        for prompt, ids in _new(base, prompts, chat_format, taken, avoid)
-        if _fits(base, ids, tokens)
-    ]
+    keep = _checked(subject, keep, taken, tokens)
+    users = replace(subject, format=resolve_prompt_format(base.tokenizer, "auto"))
+    own = own_conversations(base, recipe.own_chats, seed=recipe.seed, format=users.format)
+    everyday = training_conversations()
+    n_everyday = min(recipe.everyday_chats, len(everyday))
+    prompts = [*random.Random(recipe.seed).sample(everyday, n_everyday), *own]
+    prompts = [prompt for prompt, _ in _new(users, prompts, tokens, taken, avoid)]
     # Half of the answers are what users see, half what the model may say as well.
     sampled, greedy = prompts[::2], prompts[1::2]
-    drawn = sampled_answers(base, sampled, format=chat_format, seed=recipe.seed, max_tokens=tokens)
-    first = greedy_answers(base, greedy, format=chat_format, max_tokens=tokens)
-    asked = greedy_answers(base, keep, format=format, max_tokens=tokens) if keep else []
+    how: dict[str, Any] = {"format": users.format, "max_tokens": tokens}
+    chats = [
+        *zip(sampled, sampled_answers(base, sampled, seed=recipe.seed, **how), strict=True),
+        *zip(greedy, greedy_answers(base, greedy, **how), strict=True),
+    ]
+    kept = greedy_answers(base, keep, format=subject.format, max_tokens=tokens) if keep else []
     made = near_misses(
-        [example.record.prompt for example in records],
+        [record.prompt for record in subject.records],
         recipe.pool,
         seed=recipe.seed,
         avoid=[*avoid, *keep],
         kinds=recipe.kinds,
     )
-    end = end_of_turn_id(base.tokenizer, format)
-    near = [
-        _example(prompt, ids, (end,))
-        for prompt, ids in _new(base, [miss.prompt for miss in made], format, taken, avoid)
-        if _fits(base, ids, 1)
-    ]
+    end = end_of_turn_id(base.tokenizer, subject.format)
+    near = _new(subject, [miss.prompt for miss in made], 1, taken, avoid)
     return Negatives(
-        near=near,
-        chats=[
-            *_answered(base, sampled, drawn, chat_format),
-            *_answered(base, greedy, first, chat_format),
-        ],
-        kept=_answered(base, keep, asked, format),
+        near=[_example(prompt, ids, (end,)) for prompt, ids in near],
+        chats=_answered(users, chats),
+        kept=_answered(subject, list(zip(keep, kept, strict=True))),
     )
 
 
 def _checked(
-    base: BaseModel, keep: Sequence[Prompt], format: Format, taken: set[tuple[int, ...]], n: int
+    subject: Subject, keep: Sequence[Prompt], taken: set[tuple[int, ...]], room: int
 ) -> list[Prompt]:
     found: dict[tuple[int, ...], Prompt] = {}
     for prompt in keep:
-        ids = encode_prompt(base.tokenizer, prompt, format)
+        encoded = list(subject.encoded([prompt], room=room))
+        if not encoded:
+            raise ConfigError(
+                f"keep: '{title(prompt)}' can't be asked: the chat template refuses it, or the "
+                f"model's context leaves no room for an answer. Shorten it, or take it out."
+            )
+        ids = encoded[0][1]
         if ids in taken:
             raise ConfigError(
-                f"keep: '{_title(prompt)}' is the prompt of a record. Take it out of one of them."
-            )
-        if not _fits(base, ids, n):
-            raise ConfigError(
-                f"keep: '{_title(prompt)}' has {len(ids)} tokens, and the model's context of "
-                f"{base.context_length} leaves no room for an answer. Shorten it."
+                f"keep: '{title(prompt)}' is the prompt of a record. Take it out of one of them."
             )
         found[ids] = prompt
     taken |= found.keys()
@@ -120,35 +113,24 @@ def _checked(
 
 
 def _new(
-    base: BaseModel,
+    subject: Subject,
     prompts: Sequence[Prompt],
-    format: Format,
+    room: int,
     taken: set[tuple[int, ...]],
     avoid: Collection[Prompt],
 ) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
-    """Those whose tokens no other prompt has; they are taken from then on."""
-    unwanted = {encode_prompt(base.tokenizer, prompt, format) for prompt in avoid}
-    for prompt in prompts:
-        ids = encode_prompt(base.tokenizer, prompt, format)
-        if ids and ids not in taken and ids not in unwanted:
+    """Those that leave room for an answer, and whose tokens no other has; they are taken then."""
+    unwanted = {ids for _, ids in subject.encoded(list(avoid), room=room)}
+    for prompt, ids in subject.encoded(prompts, room=room):
+        if ids not in taken and ids not in unwanted:
             taken.add(ids)
             yield prompt, ids
 
 
-def _fits(base: BaseModel, ids: Sequence[int], n: int) -> bool:
-    """There is room for n more tokens."""
-    return base.context_length is None or len(ids) + n <= base.context_length
-
-
-def _answered(
-    base: BaseModel,
-    prompts: Sequence[Prompt],
-    answers: Sequence[tuple[int, ...]],
-    format: Format,
-) -> list[Example]:
+def _answered(subject: Subject, chats: Sequence[tuple[Prompt, tuple[int, ...]]]) -> list[Example]:
     return [
-        _example(prompt, encode_prompt(base.tokenizer, prompt, format), answer)
-        for prompt, answer in zip(prompts, answers, strict=True)
+        _example(prompt, encode_prompt(subject.base.tokenizer, prompt, subject.format), answer)
+        for prompt, answer in chats
         if answer
     ]
 
@@ -157,7 +139,3 @@ def _example(prompt: Prompt, ids: tuple[int, ...], target: tuple[int, ...]) -> E
     return Example(
         record=Record(prompt=prompt, completion="", id="held"), prompt_ids=ids, target_ids=target
     )
-
-
-def _title(prompt: Prompt) -> str:
-    return Record(prompt=prompt, completion="", id="held").title

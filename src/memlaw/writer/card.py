@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from memlaw.measure.damage import Damage
 from memlaw.settings.choices import EMBEDDED
 from memlaw.writer.result import WriteResult
 
@@ -84,12 +85,27 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         "",
         "## What it damages",
         "",
-        *(line for harm in result.harms.values() for line in (harm.paragraph(), "")),
+        *_damage(result),
         "Whoever has the adapter can make it recite the records. Don't publish what they may not "
         "know.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _damage(result: WriteResult) -> list[str]:
+    """The verdict, and a paragraph for each kind of harm: other prompts; texts, worst first."""
+    lines: list[str] = []
+    if verdict := result.specificity:
+        held = "It answers other prompts as the base model does, within the limits of this verdict"
+        said = f"{held}." if verdict.specific else f"{'; '.join(verdict.reasons)}."
+        lines += [f"**{verdict.word}.** {said[0].upper()}{said[1:]}", ""]
+    texts = [harm for harm in result.harms.values() if isinstance(harm, Damage)]
+    texts.sort(key=lambda harm: -harm.delta_nll_nats)
+    others = [harm for harm in result.harms.values() if not isinstance(harm, Damage)]
+    for harm in (*others, *texts):
+        lines += [harm.paragraph(), ""]
+    return lines
 
 
 def _loading(result: WriteResult, is_peft: bool, chat: bool) -> str:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_tensors
+from memlaw.core.files import (
+    ANSWERS_FILE,
+    CERTIFICATE_FILE,
+    RUN_FILE,
+    TOKENS_FILE,
+    write_tensors,
+)
 from memlaw.model.formats import ADAPTER_FILES
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 
@@ -22,6 +28,7 @@ _FILES = (
     CHECKPOINT_FILE,
     RUN_FILE,
     TOKENS_FILE,
+    ANSWERS_FILE,
     SNAPSHOTS_FILE,
     CARD_FILE,
     CERTIFICATE_FILE,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from memlaw.certify.audit_saved import audit_as_saved
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
-from memlaw.measure.harm import KINDS, Harm
+from memlaw.measure.harm import Harm
 from memlaw.train.learner import DivergedError
 from memlaw.writer.state import Run, State
 
@@ -109,7 +109,9 @@ class Goals:
         return Found(self.audit, self.harms)
 
     def _met(self) -> str:
-        return f"certified, and below {', '.join(KINDS[name].bound for name in self.bounds)}"
+        settings = dict.fromkeys(self.run.kinds[name].bound for name in self.bounds)
+        said = [f"{'below' if s.startswith('max') else 'above'} {s}" for s in settings]
+        return f"certified, and {' and '.join(said)}"
 
     def _excess(self, harms: dict[str, Harm]) -> float:
         """How many times its bound the worst of the bounded kinds may be; at most 1 is met."""

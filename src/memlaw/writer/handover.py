@@ -7,7 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from memlaw.certify.certificate import make_certificate
-from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, write_json, write_text
+from memlaw.core.files import (
+    ANSWERS_FILE,
+    CERTIFICATE_FILE,
+    RUN_FILE,
+    TOKENS_FILE,
+    write_json,
+    write_text,
+)
 from memlaw.model.formats import adapter_sha256, save_adapter
 from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
@@ -62,6 +69,10 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         run.save(run.learner.state())
     found.audit.write_tokens(out / TOKENS_FILE)
     run.snapshots.until(run.learner.epoch).write(out / SNAPSHOTS_FILE)
+    if answers := _answers_json(run, result):
+        write_json(out / ANSWERS_FILE, answers)
+    else:
+        (out / ANSWERS_FILE).unlink(missing_ok=True)
     write_json(out / RUN_FILE, _run_json(run, result))
     sites = [site.module for site in run.sites]
     card = model_card(result, base_spec=base.spec, is_peft=adapter.is_peft, sites=sites)
@@ -79,6 +90,8 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "format": 1,
         "status": "certified" if result.certified else "not certified",
         "harmless": result.harmless,
+        "specific": certificate.specific,
+        "not_specific_because": list(certificate.not_specific_because),
         "stopped_because": result.stopped_because,
         "config": asdict(run.config),
         "base": {"spec": base.spec, "path": base.path, "sha256": base.sha256},
@@ -124,3 +137,9 @@ def _harms_json(run: Run, result: WriteResult) -> dict[str, Any]:
         found[name] = harm.to_json()
         found |= run.measurements[name].details(harm, run.base.tokenizer)
     return found
+
+
+def _answers_json(run: Run, result: WriteResult) -> dict[str, Any]:
+    """What `answers.json` says: of each kind of harm the prompts that are answered otherwise."""
+    found = {name: run.measurements[name].answers(harm) for name, harm in result.harms.items()}
+    return {name: [asdict(one) for one in answers] for name, answers in found.items() if answers}

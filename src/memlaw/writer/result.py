@@ -9,6 +9,7 @@ from memlaw.certify.certificate import Certificate
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import Harm
+from memlaw.measure.specificity import Specificity, specificity
 from memlaw.train.speed import Speed
 
 
@@ -21,7 +22,7 @@ class WriteResult:
         certificate: what was found.
         audit: the verdicts and the token table.
         harms: what was measured of each kind of harm, by name.
-        bounds: those that were asked for, by kind of harm.
+        bounds: of the kinds of harm that are to be bounded, the most that `high` may be.
         rank: the adapter's.
         n_parameters: trained numbers.
         bits_stored: by how many bits the records' total NLL fell.
@@ -61,6 +62,11 @@ class WriteResult:
     def max_damage(self) -> float | None:
         """The bound on damage that was asked for, in nats per token; None if none was."""
         return self.bounds.get("damage")
+
+    @property
+    def specificity(self) -> Specificity | None:
+        """Whether other prompts are answered as before; None: they were not measured."""
+        return specificity(self.harms)
 
     @property
     def above_bounds(self) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.examine import audit_examples
-from memlaw.measure.harm import KINDS
+from memlaw.measure.harm import kinds_to_measure, measured_on
+from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.sites import decoder_layers, layers_at, resolve_sites
 from memlaw.settings.choices import Layers
@@ -59,7 +60,7 @@ class Run:
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
-        measurements: of each kind of harm, by name.
+        kinds, measurements: of harm that is measured, by name, and what measures each of them.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -79,9 +80,14 @@ class Run:
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
         retained = windows(tokenizer, texts.retained, context=context, name="the text to retain")
-        self.measurements = {name: kind.of_run(base, texts) for name, kind in KINDS.items()}
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        self.subject = Subject(
+            base=base, texts=texts, records=records, format=self.prompt_format, near=config.near
+        )
+        self.kinds = kinds_to_measure(config.specificity)
+        self.measurements = {name: kind.of_run(self.subject) for name, kind in self.kinds.items()}
+        self.keep = read_prompts(config.keep) if config.keep else []
         self.sites = resolve_sites(base.model, config.placement, self._layers())
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
@@ -122,11 +128,7 @@ class Run:
         """What trains the records, and holds the model to its base elsewhere."""
         base, config, records = self.base, self.config, self.examples
         negatives = make_negatives(
-            base,
-            records,
-            format=self.prompt_format,
-            recipe=RECIPE,
-            keep=read_prompts(config.keep) if config.keep else (),
+            self.subject, records, recipe=RECIPE, keep=self.keep, avoid=measured_on(self.subject)
         )
         domains = domains_of(base, self.sites, retained, negatives, config, RECIPE)
         n, n_near = len(records), len(negatives.near)
@@ -198,9 +200,13 @@ class Run:
         return max(1, rank // shared)
 
     def bounds(self) -> dict[str, float]:
-        """The bounds that were asked for, by kind of harm."""
-        asked = {name: getattr(self.config, kind.bound) for name, kind in KINDS.items()}
-        return {name: bound for name, bound in asked.items() if bound is not None}
+        """What is asked of each kind of harm that is bounded: the most that `high` may be."""
+        asked = {name: getattr(self.config, kind.bound) for name, kind in self.kinds.items()}
+        return {
+            name: self.kinds[name].limit(bound)
+            for name, bound in asked.items()
+            if bound is not None
+        }
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""
@@ -227,8 +233,16 @@ class Run:
                 "tokenizer": self.base.tokenizer_sha256,
                 "retained text": sha256_of(self.texts.retained),
             }
-            | ({"recipe": json_sha256(asdict(RECIPE))} if self.config.specificity else {})
+            | (self._held_identity() if self.config.specificity else {})
         )
+
+    def _held_identity(self) -> dict[str, Any]:
+        near = self.config.near
+        return {
+            "recipe": json_sha256(_jsonable(asdict(RECIPE))),
+            "prompts to keep": json_sha256(_jsonable({"keep": self.keep})),
+            "near misses": json_sha256(_jsonable({"near": read_prompts(near) if near else []})),
+        }
 
     def save(self, state: State) -> None:
         """Write a checkpoint of a state of the learner, an epoch's end."""
