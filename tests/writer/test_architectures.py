@@ -4,6 +4,7 @@ What `write` leaves in its folder must be what it measured: the audit from disk,
 check, plain PEFT without this package, and `ask` have to agree with it.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
+
+_write = functools.partial(memlaw.write, specificity=False)
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +31,7 @@ def written(make_model, phone_book, tmp_path_factory):
         if name not in done:
             out = tmp_path_factory.mktemp("written") / name
             model = make_model(name)
-            done[name] = memlaw.write(
-                phone_book, out, model=str(model), max_epochs=300, retention=0
-            )
+            done[name] = _write(phone_book, out, model=str(model), max_epochs=300, retention=0)
         return done[name]
 
     return write
@@ -135,7 +136,7 @@ PLACEMENTS = {
 def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp_path, placement):
     # Layer 1 of 3, so that what attention is given to read reaches the head.
     settings = {"placement": placement, "layers": 1, "rank": 16, "max_epochs": 600, "retention": 0}
-    result = memlaw.write(phone_book, tmp_path / "out", model=str(llama), **settings)
+    result = _write(phone_book, tmp_path / "out", model=str(llama), **settings)
     assert result.certified
     assert memlaw.check_certificate(tmp_path / "out" / "certificate.json", phone_book).holds
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -145,7 +146,7 @@ def test_every_placement_reaches_a_certificate_that_holds(llama, phone_book, tmp
 
 
 def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_book, tmp_path):
-    result = memlaw.write(
+    result = _write(
         phone_book,
         tmp_path / "out",
         model=str(llama),
@@ -167,7 +168,7 @@ def test_the_parallel_mlp_adapter_is_saved_in_its_own_open_format(llama, phone_b
     ("layers", "adapted"), [((0, 1), [0, 1]), ("all", [0, 1, 2]), ("auto", [2]), (0, [0])]
 )
 def test_the_layers_asked_for_are_the_layers_adapted(llama, phone_book, tmp_path, layers, adapted):
-    result = memlaw.write(
+    result = _write(
         phone_book,
         tmp_path / "out",
         model=str(llama),
@@ -193,7 +194,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case):
-    result = memlaw.write(
+    result = _write(
         phone_book,
         tmp_path / "out",
         model=str(llama),
@@ -207,7 +208,7 @@ def test_every_objective_reaches_a_certificate(llama, phone_book, tmp_path, case
 
 
 def test_the_guarantee_is_for_the_dtype_it_was_measured_in(llama, phone_book, tmp_path):
-    result = memlaw.write(
+    result = _write(
         phone_book,
         tmp_path / "out",
         model=str(llama),
@@ -229,7 +230,7 @@ def test_an_automatic_rank_grows_when_nothing_improves(llama, tmp_path, max_rank
     notices = []
     observer = memlaw.Observer()
     observer.notice = notices.append
-    result = memlaw.write(
+    result = _write(
         [("Jerry Becerra:", "910067")],
         tmp_path / "out",
         model=str(llama),
@@ -250,7 +251,7 @@ def test_an_automatic_rank_grows_when_nothing_improves(llama, tmp_path, max_rank
 
 def test_a_rank_that_was_asked_for_does_not_grow(llama, tmp_path):
     settings = {"rank": 2, "learning_rate": 1e-9, "max_epochs": 60}
-    result = memlaw.write([("Li Na:", "031415")], tmp_path / "out", model=str(llama), **settings)
+    result = _write([("Li Na:", "031415")], tmp_path / "out", model=str(llama), **settings)
     assert not result.certified
     assert result.rank == 2
 
@@ -258,7 +259,7 @@ def test_a_rank_that_was_asked_for_does_not_grow(llama, tmp_path):
 def test_a_long_text_is_recited_to_the_last_space(llama, tmp_path):
     text = "  The ring,\n\n\tthe  rain \r\nand Zoë's 31 ones.\n "
     (tmp_path / "text.txt").write_bytes(text.encode())
-    result = memlaw.write(
+    result = _write(
         tmp_path / "text.txt", tmp_path / "out", model=str(llama), max_epochs=300, retention=0
     )
     assert result.certified

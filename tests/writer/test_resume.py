@@ -41,7 +41,7 @@ class Stop(memlaw.Observer):
 
 
 def _write(book, out, model, **settings):
-    return memlaw.write(book, out, model=str(model), **settings)
+    return memlaw.write(book, out, model=str(model), **{"specificity": False} | settings)
 
 
 def _stopped(book, out, model, settings, *, after, how):

@@ -24,7 +24,7 @@ GROUPS = {
     "model": ("model", "device"),
     "training": ("rank", "max_epochs"),
     "harm": (
-        *("max_damage", "min_specificity", "specificity", "near"),
+        *("max_damage", "min_specificity", "specificity", "near", "keep"),
         *("damage_text", "retention", "retain"),
     ),
     "run": ("resume", "config"),

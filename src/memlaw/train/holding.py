@@ -104,7 +104,7 @@ class Holding:
     def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted form of all near misses, a scalar with a graph."""
         if self.closed is None or not self.active:
-            return torch.zeros((), device=adapter.a[0].device)
+            return 0 * adapter.a[0].sum()
         factors = list(zip(adapter.a, adapter.b, strict=True))
         return self.push * self.recipe.closed * quadratic_penalty([self.closed], factors)
 

@@ -142,10 +142,6 @@ class Learner:
             self._admitted = self.objective.admit(self._situation())
         return self._admitted
 
-    def forget_admitted(self) -> None:
-        """What the epoch trains is to be found anew."""
-        self._admitted = None
-
     def weigh(
         self, rows: list[int], nll: Float32[Tensor, "N"], correct: Bool[Tensor, "N"]
     ) -> Float32[Tensor, "N"]:
@@ -164,7 +160,7 @@ class Learner:
         """
         self.n_looks += 1
         if not torch.isfinite(nll).all():
-            raise self._diverged("loss")
+            raise _diverged(self, "loss")
         mask = self.seen.mask(rows).to(self.device)
         step = Step(
             record_ids=[self.examples[row].record.id for row in rows],
@@ -200,7 +196,7 @@ class Learner:
         if self.holding and self.holding.active:
             self.holding.penalty(self.adapter).backward()
         if not self.solver.clip():
-            raise self._diverged("gradient")
+            raise _diverged(self, "gradient")
         self.solver.step(self.schedule.at(self.n_looks - 1))
         self.n_steps += 1
         if self.holding:
@@ -219,12 +215,6 @@ class Learner:
         self.schedule.after_epoch(nll_nats)
         if self.holding:
             self.holding.after_epoch(nll_nats)
-
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(
-            f"the {what} is not finite at step {self.n_steps + 1} (epoch {self.epoch + 1}). "
-            f"Try a learning rate under {self.config.learning_rate:g}."
-        )
 
     def raise_goal(self) -> None:
         """Aim higher: the audit failed where training saw success."""
@@ -246,3 +236,10 @@ class Learner:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go back to what `state()` returned."""
         restore(self, tensors, values)
+
+
+def _diverged(learner: Learner, what: str) -> DivergedError:
+    return DivergedError(
+        f"the {what} is not finite at step {learner.n_steps + 1} (epoch {learner.epoch + 1}). "
+        f"Try a learning rate under {learner.config.learning_rate:g}."
+    )

@@ -54,9 +54,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], values: Mapping[str
     learner.n_looks, learner.weighted_share = values["n_looks"], values["weighted_share"]
     learner.retention.weight, learner.schedule.share = values["retention"], values["rate_share"]
     learner.seen.line_p, learner.seen.over_at_start = values["line_p"], values["over_at_start"]
-    learner.seen.p = tensors["seen_p"].clone()
+    learner.seen.p, learner._admitted = tensors["seen_p"].clone(), None
     learner.goal_p, learner.objective.state = values["goal_p"], values["objective_state"]
-    learner.forget_admitted()
     if learner.holding:
         learner.holding.restore(_under(tensors, "holding."), values["holding"])
 

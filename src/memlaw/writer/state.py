@@ -15,30 +15,22 @@ from memlaw.core.files import json_sha256
 from memlaw.core.observer import EpochStats, Observer
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.prompts import read_prompts
-from memlaw.data.record import Example, Record
+from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
-from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
 from memlaw.measure.examine import audit_examples
-from memlaw.measure.harm import kinds_to_measure, measured_on
+from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
-from memlaw.model.sites import decoder_layers, layers_at, resolve_sites
-from memlaw.settings.choices import Layers
+from memlaw.model.sites import resolve_sites
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
-from memlaw.train.engine import Engine
-from memlaw.train.learner import Learner
-from memlaw.train.negatives import make_negatives
-from memlaw.train.precondition import GeneralMoments, measure_general
-from memlaw.train.preparation import make_engine, prepare
 from memlaw.train.snapshots import Snapshots
-from memlaw.train.specificity import domains_of, held_learner
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import read_checkpoint, write_checkpoint
+from memlaw.writer.setup import chosen_layers, first_rank, held_training, plain_training
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]  # of a learner
-_START_BITS_PER_PARAMETER = 0.05
 
 
 class Run:
@@ -88,7 +80,7 @@ class Run:
         self.kinds = kinds_to_measure(config.specificity)
         self.measurements = {name: kind.of_run(self.subject) for name, kind in self.kinds.items()}
         self.keep = read_prompts(config.keep) if config.keep else []
-        self.sites = resolve_sites(base.model, config.placement, self._layers())
+        self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
         if config.resume:
@@ -104,100 +96,25 @@ class Run:
             decode="none",
         )
 
-        prepare_training = self._held if config.specificity else self._unheld
-        engine, self.learner = prepare_training(retained, self._first_rank())
+        rank = first_rank(
+            base.sha256, self.sites, self.base_audit, config, self.max_rank, observer.notice
+        )
+        setup = held_training if config.specificity else plain_training
+        engine, self.learner = setup(
+            self.subject,
+            self.examples,
+            self.sites,
+            retained,
+            config,
+            keep=self.keep,
+            rank=rank,
+            notice=observer.notice,
+        )
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
         if checkpoint is not None:
             self._restore(*checkpoint)
-
-    def _unheld(self, retained: torch.Tensor, rank: int) -> tuple[Engine, Learner]:
-        """What trains the records by themselves."""
-        base, config = self.base, self.config
-
-        def general() -> list[GeneralMoments]:
-            return measure_general(base.model, self.sites, retained, seed=config.seed)
-
-        learner = prepare(base.model, self.sites, self.examples, config, general).learner(
-            base.model, self.examples, rank=rank, max_epochs=config.max_epochs
-        )
-        return self._engine(self.examples), learner
-
-    def _held(self, retained: torch.Tensor, rank: int) -> tuple[Engine, Learner]:
-        """What trains the records, and holds the model to its base elsewhere."""
-        base, config, records = self.base, self.config, self.examples
-        negatives = make_negatives(
-            self.subject, records, recipe=RECIPE, keep=self.keep, avoid=measured_on(self.subject)
-        )
-        domains = domains_of(base, self.sites, retained, negatives, config, RECIPE)
-        n, n_near = len(records), len(negatives.near)
-        examples = [*records, *negatives.examples]
-        engine = self._engine(examples, held=range(n, len(examples)), n_alike=n + n_near)
-        learner = held_learner(
-            base,
-            engine,
-            self.sites,
-            records,
-            negatives,
-            domains,
-            config,
-            RECIPE,
-            rank=rank,
-            max_epochs=config.max_epochs,
-        )
-        return engine, learner
-
-    def _engine(self, examples: Sequence[Example], **held: Any) -> Engine:
-        config = self.config
-        return make_engine(
-            self.base.model,
-            self.sites,
-            examples,
-            choice=config.engine,
-            cache_mb=config.cache_mb,
-            logits_mb=config.logits_mb,
-            notice=self.observer.notice,
-            **held,
-        )
-
-    def _layers(self) -> Layers:
-        """The layers asked for; with specificity several thin adapters by default."""
-        if not (self.config.specificity and self.config.layers == "auto"):
-            return self.config.layers
-        return layers_at(len(decoder_layers(self.base.model)[1]), RECIPE.depths)
-
-    def _first_rank(self) -> int:
-        """The rank asked for; else a power of two with room to spare, no less than a plan's.
-
-        Room to spare, about a twentieth of a bit for each parameter, is what training is quick in.
-        Where specificity has chosen several layers, they share the numbers that one would get.
-        """
-        layers = sorted({site.layer for site in self.sites})
-        shared = len(layers) if self.config.specificity and self.config.layers == "auto" else 1
-        sites = [site for site in self.sites if shared == 1 or site.layer == layers[0]]
-        plan = plan_by_builtin(
-            self.base.sha256,
-            [site.module for site in sites],
-            len(self.base_audit.tokens.token_id),
-            self.base_audit.nll_nats,
-        )
-        if self.config.rank != "auto":
-            if plan is not None and self.config.rank * shared < plan.rank:
-                expected = -(-plan.rank // shared)
-                low, high = (-(-rank // shared) for rank in plan.rank_interval)
-                self.observer.notice(
-                    f"Rank {self.config.rank} is small for this: {expected} is expected to hold "
-                    f"it after 150 steps (95 %: {low} to {high}; memlaw plan). It may take long, "
-                    "or fail."
-                )
-            return self.config.rank
-        width = sum(s.d_in + s.d_out for s in sites)
-        rank = 1
-        while rank * width * _START_BITS_PER_PARAMETER < self.base_audit.total_nll_bits:
-            rank *= 2
-        rank = min(max(rank, plan.rank if plan else 1), self.max_rank)
-        return max(1, rank // shared)
 
     def bounds(self) -> dict[str, float]:
         """What is asked of each kind of harm that is bounded: the most that `high` may be."""

@@ -1,0 +1,176 @@
+"""What stands ready before the first epoch of `write`: layers, rank, engine and learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from memlaw.data.record import Example, Prompt
+from memlaw.law.builtin import plan_by_builtin
+from memlaw.measure.examine import Audit
+from memlaw.measure.harm import measured_on
+from memlaw.measure.subject import Subject
+from memlaw.model.sites import Site, decoder_layers, layers_at
+from memlaw.settings.choices import Layers
+from memlaw.settings.recipe import RECIPE
+from memlaw.settings.write import WriteConfig
+from memlaw.train.engine import Engine
+from memlaw.train.learner import Learner
+from memlaw.train.negatives import make_negatives
+from memlaw.train.precondition import GeneralMoments, measure_general
+from memlaw.train.preparation import make_engine, prepare
+from memlaw.train.specificity import domains_of, held_learner
+
+_START_BITS_PER_PARAMETER = 0.05
+
+
+def chosen_layers(model: Any, config: WriteConfig) -> Layers:
+    """The layers asked for; with specificity several thin adapters by default."""
+    if not (config.specificity and config.layers == "auto"):
+        return config.layers
+    return layers_at(len(decoder_layers(model)[1]), RECIPE.depths)
+
+
+def first_rank(
+    base_sha256: str,
+    sites: Sequence[Site],
+    base_audit: Audit,
+    config: WriteConfig,
+    max_rank: int,
+    notice: Callable[[str], None],
+) -> int:
+    """The rank asked for; else a power of two with room to spare, no less than a plan's.
+
+    Room to spare, about a twentieth of a bit for each parameter, is what training is quick in.
+    Where specificity has chosen several layers, they share the numbers that one would get.
+
+    Args:
+        base_sha256: hash of the base model.
+        sites: where the adapter sits.
+        base_audit: what the base model makes of the records.
+        config: the settings.
+        max_rank: the most that auto starts with.
+        notice: is told of a rank that is small.
+    """
+    layers = sorted({site.layer for site in sites})
+    shared = len(layers) if config.specificity and config.layers == "auto" else 1
+    of_one = [site for site in sites if shared == 1 or site.layer == layers[0]]
+    plan = plan_by_builtin(
+        base_sha256,
+        [site.module for site in of_one],
+        len(base_audit.tokens.token_id),
+        base_audit.nll_nats,
+    )
+    if config.rank != "auto":
+        if plan is not None and config.rank * shared < plan.rank:
+            expected, low, high = (-(-r // shared) for r in (plan.rank, *plan.rank_interval))
+            notice(
+                f"Rank {config.rank} is small for this: {expected} is expected to hold it after "
+                f"150 steps (95 %: {low} to {high}; memlaw plan). It may take long, or fail."
+            )
+        return config.rank
+    width = sum(site.d_in + site.d_out for site in of_one)
+    rank = 1
+    while rank * width * _START_BITS_PER_PARAMETER < base_audit.total_nll_bits:
+        rank *= 2
+    rank = min(max(rank, plan.rank if plan else 1), max_rank)
+    return max(1, rank // shared)
+
+
+def plain_training(
+    subject: Subject,
+    records: Sequence[Example],
+    sites: Sequence[Site],
+    retained: torch.Tensor,
+    config: WriteConfig,
+    *,
+    keep: Sequence[Prompt],
+    rank: int,
+    notice: Callable[[str], None],
+) -> tuple[Engine, Learner]:
+    """What trains the records by themselves.
+
+    Args:
+        subject: the base model, and the records.
+        records: the same as tokens.
+        sites: where the adapter sits.
+        retained: [W, S] int64: windows of the text to retain.
+        config: the settings.
+        keep: prompts whose answers are held; only by `held_training`.
+        rank: of the adapter.
+        notice: is told where the plain engine has to do.
+    """
+    model = subject.base.model
+
+    def general() -> list[GeneralMoments]:
+        return measure_general(model, sites, retained, seed=config.seed)
+
+    learner = prepare(model, sites, records, config, general).learner(
+        model, records, rank=rank, max_epochs=config.max_epochs
+    )
+    return _engine(model, sites, records, config, notice), learner
+
+
+def held_training(
+    subject: Subject,
+    records: Sequence[Example],
+    sites: Sequence[Site],
+    retained: torch.Tensor,
+    config: WriteConfig,
+    *,
+    keep: Sequence[Prompt],
+    rank: int,
+    notice: Callable[[str], None],
+) -> tuple[Engine, Learner]:
+    """What trains the records, and holds the model to its base elsewhere; see `plain_training`."""
+    base = subject.base
+    negatives = make_negatives(
+        subject, records, recipe=RECIPE, keep=keep, avoid=measured_on(subject)
+    )
+    domains = domains_of(base, sites, retained, negatives, config, RECIPE)
+    n, n_near = len(records), len(negatives.near)
+    examples = [*records, *negatives.examples]
+    engine = _engine(
+        base.model,
+        sites,
+        examples,
+        config,
+        notice,
+        held=range(n, len(examples)),
+        n_alike=n + n_near,
+    )
+    learner = held_learner(
+        base,
+        engine,
+        sites,
+        records,
+        negatives,
+        domains,
+        config,
+        RECIPE,
+        rank=rank,
+        max_epochs=config.max_epochs,
+    )
+    return engine, learner
+
+
+def _engine(
+    model: Any,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    config: WriteConfig,
+    notice: Callable[[str], None],
+    **held: Any,
+) -> Engine:
+    return make_engine(
+        model,
+        sites,
+        examples,
+        choice=config.engine,
+        cache_mb=config.cache_mb,
+        logits_mb=config.logits_mb,
+        notice=notice,
+        **held,
+    )

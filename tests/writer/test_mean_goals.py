@@ -1,0 +1,239 @@
+"""`write` with what holds other answers: it certifies, changes less, is resumed, and obeys."""
+
+import json
+
+import pytest
+import torch
+
+import memlaw
+from memlaw.core.errors import ConfigError
+from memlaw.data.texts import general_texts
+from memlaw.measure.harm import KINDS
+from memlaw.measure.subject import Subject
+from memlaw.model.adapter import attached
+from memlaw.model.base import load_model
+from memlaw.model.formats import loaded_adapter
+from memlaw.settings.recipe import RECIPE
+from memlaw.writer import goals
+from memlaw.writer.state import Run
+
+# What tiny random models can learn: they are of no use elsewhere, and so hold nothing.
+EASY = {"retention": 3.0, "max_epochs": 300, "dtype": "float32"}
+
+
+class Stop(memlaw.Observer):
+    """Ends the run after an epoch, as Ctrl-C does; keeps what was said."""
+
+    def __init__(self, after=None):
+        self.after, self.said, self.curve = after, [], []
+
+    def notice(self, text):
+        self.said.append(text)
+
+    def epoch(self, stats, n_records, max_epochs):
+        self.curve.append(stats)
+        if stats.epoch == self.after:
+            raise KeyboardInterrupt
+
+
+def _adapter(out):
+    return (out / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_it_certifies_and_changes_less_elsewhere(make_model, phone_book, texts, tmp_path, name):
+    """Seed 0, models with and without a chat template."""
+    harms = {}
+    for specificity in (True, False):
+        out = tmp_path / str(specificity)
+        settings = EASY | texts | {"rank": 32, "seed": 0, "specificity": specificity}
+        result = memlaw.write(phone_book, out, model=make_model(name), **settings)
+        assert result.certified
+        assert memlaw.audit(phone_book, adapter=out, model=make_model(name)).n_certified == 4
+        base = load_model(make_model(name), dtype="float32")
+        subject = Subject(
+            base=base,
+            texts=general_texts(**texts),
+            records=memlaw.read_records(phone_book),
+            format=result.certificate.prompt_format,
+        )
+        harms[specificity] = {}
+        for kind in ("elsewhere", "near_misses"):
+            measurement = KINDS[kind].of_run(subject)
+            harms[specificity][kind] = measurement.measure(
+                base.model, lambda out=out, base=base: loaded_adapter(out, base.model)
+            )
+    held, free = harms[True], harms[False]
+    assert held["elsewhere"].kl_nats < 0.5 * free["elsewhere"].kl_nats
+    assert held["near_misses"].made_up < 0.5 * free["near_misses"].made_up
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [3, 20])
+def test_a_resumed_run_ends_in_the_same_bytes(
+    llama, phone_book, texts, tmp_path, after, monkeypatch
+):
+    monkeypatch.setattr("memlaw.writer.run._CHECKPOINT_EVERY_S", 0.0)
+    settings = EASY | texts | {"rank": 8, "layers": (1, 2), "max_epochs": 30, "model": llama}
+    whole = memlaw.write(phone_book, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        memlaw.write(phone_book, tmp_path / "out", observer=Stop(after), **settings)
+    resumed = memlaw.write(phone_book, tmp_path / "out", resume=True, **settings)
+    assert resumed.epochs == whole.epochs == 30
+    assert _adapter(tmp_path / "out") == _adapter(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_more_epochs_after_giving_up_equal_one_longer_run(llama, phone_book, texts, tmp_path):
+    settings = EASY | texts | {"rank": 8, "model": llama}
+    first = memlaw.write(phone_book, tmp_path / "out", **settings | {"max_epochs": 20})
+    assert not first.certified
+    memlaw.write(phone_book, tmp_path / "out", resume=True, **settings | {"max_epochs": 26})
+    memlaw.write(phone_book, tmp_path / "whole", **settings | {"max_epochs": 26})
+    assert _adapter(tmp_path / "out") == _adapter(tmp_path / "whole")
+
+
+def _run(model, records, tmp_path, texts, **settings):
+    config = memlaw.WriteConfig(**EASY | texts | settings).resolved()
+    return Run(
+        records=memlaw.read_records(records),
+        texts=general_texts(**texts),
+        base=load_model(model, dtype="float32"),
+        config=config,
+        out=tmp_path,
+        observer=memlaw.Observer(),
+    )
+
+
+def test_by_default_the_rank_is_shared_among_the_layers(llama, phone_book, texts, tmp_path):
+    run = _run(llama, phone_book, tmp_path, texts)
+    assert run.learner.holding is not None
+    assert run.config.objective == RECIPE.objective
+    assert run.config.learning_rate == RECIPE.learning_rate
+    free = _run(llama, phone_book, tmp_path, texts, specificity=False)
+    assert free.learner.holding is None
+    assert (free.config.objective, free.config.learning_rate) == ("triage", 1e-2)
+    layers = {site.layer for site in run.sites}
+    assert run.learner.adapter.rank == free.learner.adapter.rank // len(layers)
+    assert len(free.sites) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rank": 5},
+        {"layers": (0,)},
+        {"placement": "attn"},
+        {"placement": "all-linear", "layers": (0, 2)},
+        {"objective": "triage"},
+        {"learning_rate": 3e-3},
+        {"batch_size": 2},
+        {"engine": "plain"},
+        {"whiten": False},
+        {"retention": 0.0},
+    ],
+)
+def test_what_is_asked_for_is_obeyed(llama, phone_book, texts, tmp_path, given):
+    run = _run(llama, phone_book, tmp_path, texts, **given)
+    for name in ("objective", "learning_rate", "batch_size"):
+        assert getattr(run.config, name) == given.get(name, getattr(run.config, name))
+    if "rank" in given:
+        assert run.learner.adapter.rank == given["rank"]
+    if "layers" in given:
+        assert {site.layer for site in run.sites} == set(given["layers"])
+    assert (type(run.trainer.engine).__name__ == "PlainEngine") == ("engine" in given)
+    run.learner.holding.active = True
+    before = run.learner.adapter.b[0].detach().clone()
+    (stats,) = run.trainer.run_epoch()
+    assert stats.nll_nats > 0
+    assert not torch.equal(before, run.learner.adapter.b[0])
+
+
+@pytest.mark.parametrize("book", [[("Password", "7730")], [("?", "!"), ("??", "!!")]])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_few_and_odd_records_are_trained(make_model, texts, tmp_path, name, book):
+    run = _run(make_model(name), book, tmp_path, texts)
+    run.learner.holding.active = True
+    first, *_, last = (run.trainer.run_epoch()[0].nll_nats for _ in range(8))
+    assert last < first
+
+
+def test_prompts_to_keep_are_held(llama, phone_book, texts, tmp_path):
+    keep = tmp_path / "keep.txt"
+    keep.write_text("Who are you?\nAda Byron:\n", encoding="utf-8")
+    run = _run(llama, phone_book, tmp_path / "out", texts, keep=str(keep))
+    held = [example.record.prompt for example in run.trainer.engine.examples[4:]]
+    assert held[-2:] == ["Who are you?", "Ada Byron:"]
+    assert run.learner.holding.rows[-1] == len(held) + 3
+    assert len(run.learner.retention.terms) == 4  # text, own text, own chats, what is kept
+
+
+def test_without_specificity_nothing_can_be_kept():
+    with pytest.raises(ConfigError, match="keep needs specificity"):
+        memlaw.WriteConfig(keep="keep.txt", specificity=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["near", "keep"])
+def test_resuming_with_other_prompts_is_refused(
+    llama, phone_book, texts, tmp_path, name, monkeypatch
+):
+    monkeypatch.setattr("memlaw.writer.run._CHECKPOINT_EVERY_S", 0.0)
+    path = tmp_path / "prompts.txt"
+    path.write_text("Ada Byron:\n", encoding="utf-8")
+    settings = EASY | texts | {"rank": 2, "model": llama, name: str(path)}
+    with pytest.raises(KeyboardInterrupt):
+        memlaw.write(phone_book, tmp_path / "out", observer=Stop(2), **settings)
+    path.write_text("Ada Lovelace:\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="begun with another"):
+        memlaw.write(phone_book, tmp_path / "out", resume=True, **settings)
+
+
+@pytest.mark.slow
+def test_a_bound_is_trained_for_until_it_is_kept(llama, phone_book, texts, tmp_path):
+    """The kept mean is measured; what holds the model rises until harm is low enough."""
+    settings = EASY | texts | {"rank": 32, "model": llama}
+    usual = memlaw.write(phone_book, tmp_path / "usual", **settings)
+    bound = 0.7 * max(usual.harms[kind].high for kind in ("damage", "prose", "chats"))
+    observer = Stop()
+    bounded = memlaw.write(
+        phone_book, tmp_path / "out", max_damage=bound, observer=observer, **settings
+    )
+    assert bounded.certified
+    assert bounded.within_bounds
+    assert bounded.epochs > usual.epochs
+    assert any("Certified, but" in text for text in observer.said)
+    assert observer.curve[-1].retention > observer.curve[0].retention
+
+
+@pytest.mark.slow
+def test_what_holds_is_lowered_when_nothing_improves(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(goals, "PATIENCE_EPOCHS", 4)
+    observer = Stop()
+    settings = EASY | texts | {"rank": 2, "retention": 1e6, "max_epochs": 25, "model": llama}
+    memlaw.write(phone_book, tmp_path / "out", observer=observer, **settings)
+    assert any("what holds other answers is lowered" in text for text in observer.said)
+    weights = [stats.retention for stats in observer.curve]
+    assert weights[0] == 1e6
+    assert weights[-1] <= 2.5e5
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [epoch["retention"] for epoch in run["curve"]] == weights
+
+
+def test_attached_adapters_may_leave_a_module_out(llama):
+    base = load_model(llama, dtype="float32")
+    run_sites = memlaw.model.resolve_sites(base.model, "down_proj", (1, 2))
+    adapter = memlaw.model.Adapter(run_sites, rank=1, seed=0)
+    with torch.no_grad():
+        for b in adapter.b:
+            b.fill_(1.0)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        bare = base.model(ids).logits
+        with attached(base.model, [(adapter, 0)], but=[site.module for site in run_sites]):
+            assert torch.equal(base.model(ids).logits, bare)
+        with attached(base.model, [(adapter, 0)], but=[run_sites[0].module]):
+            assert not torch.equal(base.model(ids).logits, bare)
