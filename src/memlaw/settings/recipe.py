@@ -41,6 +41,8 @@ class Recipe:
             the whole model before training starts.
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention.
+        most_positions: of each domain of retention that are looked at, drawn from all over it.
+        gate_share: of the records must pass for the gate to be put in; see `train/gate.py`.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
             of the records have a token under the line.
@@ -50,13 +52,13 @@ class Recipe:
         seed: of near misses, own chats and own text.
     """
 
-    depths: tuple[float, ...] = (20 / 30, 23 / 30, 26 / 30)
+    depths: tuple[float, ...] = (20 / 30, 22 / 30, 23 / 30, 24 / 30, 26 / 30, 28 / 30)
     learning_rate: float = 1.5e-2
     least_rate_share: float = 0.3
     objective: str = "sft"
     start_nats: float = 1.6
     first: float = 5.0
-    pool: int = 1600
+    pool: int = 5000
     kinds: Mapping[str, float] = field(default_factory=lambda: {"recombined": 0.7, "unknown": 0.3})
     near_per_step: int = 24
     chats_per_step: int = 2
@@ -67,7 +69,9 @@ class Recipe:
     own_chats: int = 100
     everyday_chats: int = 140
     answer_tokens: int = 24
-    text_windows: int = 32
+    text_windows: int = 64
+    most_positions: int = 6000
+    gate_share: float = 0.9
     text_tokens: int = 96
     mean: float = 0.95
     look_epochs: int = 3

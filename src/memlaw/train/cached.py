@@ -32,7 +32,7 @@ from memlaw.model.head import Losses, head_losses
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
 from memlaw.train.engine import Job, held_positions
-from memlaw.train.held import BaseStates, held_losses, site_reads
+from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_reads
 from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import Pack
 
@@ -205,6 +205,17 @@ class CachedEngine:
             targets.append(pack.target_ids)
             self.n_tokens += pack.input_ids.numel()
         return torch.cat(found), torch.cat(targets)
+
+    def probed(self, job: Job, modules: Sequence[str]) -> Probed:
+        """See `Engine.probed`."""
+        parts = []
+        for pack, _ in self.packed.packs([job.rows]):
+            with (
+                self._shortened(pack, [(job.adapter, 0)]),
+                probing(self.model, modules, pack.keep[None]) as (reads, probes),
+            ):
+                parts.append((self.packed.run(pack)[pack.keep], reads, probes))
+        return Probed.joined(parts)
 
     @contextmanager
     def _shortened(self, pack: Pack, parts: Sequence[tuple[Adapter, int]]) -> Iterator[None]:

@@ -25,7 +25,7 @@ from memlaw.settings.recipe import Recipe
 from memlaw.train.precondition import joint_samples
 
 _TEXT_BEGINS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>")
-_MOST_CHATS = 100
+_MOST_CHATS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def measure_domains(
     found = []
     for sequences, first in domains:
         if long_enough := [sequence for sequence in sequences if len(sequence) > first]:
-            found.append(_measured(base, sites, long_enough, first, recipe.seed))
+            found.append(_measured(base, sites, long_enough, first, recipe))
     return found
 
 
@@ -79,12 +79,19 @@ def _measured(
     sites: Sequence[Site],
     sequences: Sequence[Sequence[int]],
     first: int,
-    seed: int,
+    recipe: Recipe,
 ) -> Domain:
     """One domain, from the cache if it was measured before."""
 
     def make() -> Kept:
-        reads, writes = joint_samples(base.model, sites, sequences, first=first, seed=seed)
+        reads, writes = joint_samples(
+            base.model,
+            sites,
+            sequences,
+            first=first,
+            seed=recipe.seed,
+            most=recipe.most_positions,
+        )
         # What the model computes in its dtype is kept in it: nothing is lost.
         tensors = {f"reads.{i}": x.to(base.model.dtype) for i, x in enumerate(reads)}
         tensors |= {f"writes.{i}": g.to(base.model.dtype) for i, g in enumerate(writes)}
@@ -94,7 +101,8 @@ def _measured(
         "sites": [site.module for site in sites],
         "text": json_sha256([list(sequence) for sequence in sequences]),
         "first": first,
-        "seed": seed,
+        "seed": recipe.seed,
+        "most": recipe.most_positions,
     }
     tensors = kept(base, "moments", settings, make).tensors
 

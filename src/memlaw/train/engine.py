@@ -19,10 +19,10 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.forward import Batch, collate, logits_of
 from memlaw.model.head import Losses
 from memlaw.model.sites import Site
-from memlaw.train.held import BaseStates, held_losses, site_reads
+from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_reads
 
 Tensor = torch.Tensor
-_AT_ONCE = 16  # held examples
+_AT_ONCE = 16  # examples that aren't trained
 
 
 class EngineError(MemlawError):
@@ -64,6 +64,15 @@ class Engine(Protocol):
 
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, and the KL of what it holds, under that job's adapter."""
+        ...
+
+    def probed(self, job: Job, modules: Sequence[str]) -> Probed:
+        """Run a job's records with probes at modules' outputs, before the targets.
+
+        Args:
+            job: an adapter whose weights need no gradient, and rows.
+            modules: by name, from the lowest up; none in the lowest layer that has an adapter.
+        """
         ...
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
@@ -171,6 +180,19 @@ class PlainEngine:
             self.base.at([row for job in jobs for row in job.held]),
             max_rows=len(hidden),
         )
+
+    def probed(self, job: Job, modules: Sequence[str]) -> Probed:
+        """See `Engine.probed`."""
+        parts = []
+        for start in range(0, len(job.rows), _AT_ONCE):
+            rows = job.rows[start : start + _AT_ONCE]
+            batch = collate([self.examples[row] for row in rows], self.device)
+            with (
+                job.adapter.attached(self.model),
+                probing(self.model, modules, batch.keep) as (reads, probes),
+            ):
+                parts.append((self._run(batch)[batch.keep], reads, probes))
+        return Probed.joined(parts)
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """All of them, forwards; and backwards, if any has a weight."""

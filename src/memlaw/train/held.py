@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -75,6 +75,63 @@ def site_reads(model: Any, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def probing(
+    model: Any, modules: Sequence[str], at: Bool[Tensor, "_ _"]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Within the block, for a run of the model: what modules read at some positions, and probes.
+
+    A probe is a zero that is added to the module's output there, [positions, D_out] float32, so
+    that its gradient is that of the output.
+
+    Args:
+        model: what is run, once.
+        modules: by name.
+        at: which positions of the run's [B, S].
+    """
+    reads: list[Tensor] = []
+    probes: list[Tensor] = []
+
+    def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        reads.append(inputs[0][at].detach())
+        probe = torch.zeros_like(output[at], dtype=torch.float32, requires_grad=True)
+        probes.append(probe)
+        probed = output.clone()
+        probed[at] = (output[at].float() + probe).to(output.dtype)
+        return probed
+
+    hooks = [model.get_submodule(name).register_forward_hook(hook) for name in modules]
+    try:
+        yield reads, probes
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+class Probed(NamedTuple):
+    """A run of the model with probes at some of its modules' outputs.
+
+    Attributes:
+        hidden: final hidden states before the targets, with a graph from the probes.
+        reads: what each module reads there.
+        probes: of each module, for each part of the run; together as many rows as `hidden`.
+    """
+
+    hidden: Float[Tensor, "N D"]
+    reads: list[Float[Tensor, "N _"]]
+    probes: list[list[Float[Tensor, "_ _"]]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Tensor, list[Tensor], list[Tensor]]]) -> Probed:
+        """Of the parts of a run."""
+        hidden, reads, probes = zip(*parts, strict=True)
+        return cls(
+            hidden=torch.cat(hidden),
+            reads=[torch.cat(of_module) for of_module in zip(*reads, strict=True)],
+            probes=[list(of_module) for of_module in zip(*probes, strict=True)],
+        )
 
 
 def held_losses(

@@ -43,6 +43,7 @@ class Holding:
         kept: the last of these with which all records passed.
         first_kept: the epoch of the first one.
         looked: the epoch in which the mean was last audited.
+        gated: a gate was put in.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Holding:
         self.mean: Weights | None = None
         self.kept: Weights | None = None
         self.first_kept = self.looked = 0
+        self.gated = False
         self._aside: Weights | None = None  # weights in training, while others are shown
 
     # ------------------------------------------------------------ a step
@@ -125,6 +127,10 @@ class Holding:
         """The adapter has another rank: the mean begins anew."""
         self.mean = None
 
+    def begin_mean(self, adapter: Adapter) -> None:
+        """Let the mean begin with the weights as they are."""
+        self.mean = _copy(adapter)
+
     # ------------------------------------------------------------ the mean, looked at
 
     def is_due(self, epoch: int, share_under: float) -> bool:
@@ -157,6 +163,11 @@ class Holding:
     def last_epoch(self) -> int:
         """The epoch after which training may end, once something was kept."""
         return -(-self.first_kept * int(100 * (1 + self.recipe.extra)) // 100)
+
+    def start_from(self, adapter: Adapter, weights: Weights) -> None:
+        """Go on training from other weights."""
+        self.hide(adapter)
+        _put(adapter, weights)
 
     # ------------------------------------------------------------ showing other weights
 
@@ -191,7 +202,10 @@ class Holding:
             tensors |= {f"{name}.{i}": w for i, w in enumerate(weights or ())}
         values = {
             name: getattr(self, name)
-            for name in ("active", "push", "least_push", "most_push", "first_kept", "looked")
+            for name in (
+                *("active", "push", "least_push", "most_push"),
+                *("first_kept", "looked", "gated"),
+            )
         }
         return tensors, values
 
@@ -207,6 +221,7 @@ def _copy(adapter: Adapter) -> Weights:
     return [weights.detach().clone() for weights in adapter.parameters()]
 
 
+@torch.no_grad()
 def _put(adapter: Adapter, weights: Weights) -> None:
     for at, value in zip(adapter.parameters(), weights, strict=True):
         at.copy_(value)

@@ -139,6 +139,7 @@ def joint_samples(
     *,
     first: int,
     seed: int,
+    most: int,
 ) -> tuple[list[Float32[Tensor, "n _"]], list[Float32[Tensor, "n _"]]]:
     """What all sites of the bare model read at the same positions, and the gradients there.
 
@@ -147,7 +148,8 @@ def joint_samples(
         sites: where.
         sequences: token ids, each longer than `first`.
         first: positions before this one aren't looked at.
-        seed: of the tokens sampled for the Fisher.
+        seed: of the tokens sampled for the Fisher, and of the positions.
+        most: positions that are looked at, drawn from all.
 
     Returns:
         Inputs [n, D_in] and output gradients [n, D_out] of each site; row by row the same
@@ -165,7 +167,10 @@ def joint_samples(
         batches.append((ids, mask))
     found = _general(model, sites, batches, seed)
     seen = [mask.bool() & (torch.arange(mask.shape[1]) >= first) for _, mask in batches]
-    chosen = torch.cat([part.flatten() for part in seen])
+    chosen = torch.cat([part.flatten() for part in seen]).nonzero()[:, 0]
+    if len(chosen) > most:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most].sort().values]
     reads, writes = zip(*[(x[chosen], g[chosen]) for x, g in found], strict=True)
     return list(reads), list(writes)
 

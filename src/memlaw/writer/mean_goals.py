@@ -6,6 +6,7 @@ import math
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import audit_examples
+from memlaw.train.gate import can_gate, put_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Certified, Goals
@@ -40,7 +41,10 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            holding.after_look(run.learner.epoch, self._share_passed())
+            share = self._share_passed()
+            if share >= holding.recipe.gate_share and self._gate():
+                share = self._share_passed()
+            holding.after_look(run.learner.epoch, share)
         if self._is_over() and (ended := self._finish()):
             return ended
         if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
@@ -76,6 +80,16 @@ class MeanGoals(Goals):
         return why
 
     # ------------------------------------------------------------ looking
+
+    def _gate(self) -> bool:
+        """Part near misses from records, once; returns whether that was done."""
+        learner, holding = self.run.learner, self.holding
+        if holding.gated or not holding.n_near or not can_gate(learner.adapter):
+            return False
+        assert holding.mean is not None
+        holding.start_from(learner.adapter, holding.mean)
+        put_gate(self.run.trainer.engine, learner)
+        return True
 
     def _is_over(self) -> bool:
         """Something was kept, not measured yet, and training went on for long enough since."""

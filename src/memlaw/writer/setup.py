@@ -70,13 +70,19 @@ def first_rank(
                 f"Rank {config.rank} is small for this: {expected} is expected to hold it after "
                 f"150 steps (95 %: {low} to {high}; memlaw plan). It may take long, or fail."
             )
-        return config.rank
+        return _without_gate(config.rank, sites, config)
     width = sum(site.d_in + site.d_out for site in of_one)
     rank = 1
     while rank * width * _START_BITS_PER_PARAMETER < base_audit.total_nll_bits:
         rank *= 2
     rank = min(max(rank, plan.rank if plan else 1), max_rank)
-    return max(1, rank // shared)
+    return _without_gate(max(1, rank // shared), sites, config)
+
+
+def _without_gate(rank: int, sites: Sequence[Site], config: WriteConfig) -> int:
+    """What is left of a rank when the gate has its one."""
+    gated = config.specificity and len({site.layer for site in sites}) > 1
+    return max(1, rank - 1) if gated else rank
 
 
 def plain_training(

@@ -17,7 +17,7 @@ from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.prompts import read_prompts
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
-from memlaw.measure.damage import windows
+from memlaw.measure.damage import N_WINDOWS, windows
 from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.subject import Subject
@@ -71,7 +71,13 @@ class Run:
         self.texts, self.base, self.config = texts, base, config
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
-        retained = windows(tokenizer, texts.retained, context=context, name="the text to retain")
+        retained = windows(
+            tokenizer,
+            texts.retained,
+            context=context,
+            n_windows=RECIPE.text_windows if config.specificity else N_WINDOWS,
+            name="the text to retain",
+        )
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
         self.subject = Subject(
