@@ -48,9 +48,9 @@ def test_it_certifies_and_changes_less_elsewhere(make_model, phone_book, texts, 
     for specificity in (True, False):
         out = tmp_path / str(specificity)
         settings = EASY | texts | {"rank": 32, "seed": 0, "specificity": specificity}
-        result = memlaw.write(phone_book, out, model=make_model(name), **settings)
+        result = memlaw.write(phone_book, out, model=str(make_model(name)), **settings)
         assert result.certified
-        assert memlaw.audit(phone_book, adapter=out, model=make_model(name)).n_certified == 4
+        assert memlaw.audit(phone_book, adapter=out, model=str(make_model(name))).n_certified == 4
         base = load_model(make_model(name), dtype="float32")
         subject = Subject(
             base=base,
@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     llama, phone_book, texts, tmp_path, after, monkeypatch
 ):
     monkeypatch.setattr("memlaw.writer.run._CHECKPOINT_EVERY_S", 0.0)
-    settings = EASY | texts | {"rank": 8, "layers": (1, 2), "max_epochs": 30, "model": llama}
+    settings = EASY | texts | {"rank": 8, "layers": (1, 2), "max_epochs": 30, "model": str(llama)}
     whole = memlaw.write(phone_book, tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
         memlaw.write(phone_book, tmp_path / "out", observer=Stop(after), **settings)
@@ -86,7 +86,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
 
 @pytest.mark.slow
 def test_more_epochs_after_giving_up_equal_one_longer_run(llama, phone_book, texts, tmp_path):
-    settings = EASY | texts | {"rank": 8, "model": llama}
+    settings = EASY | texts | {"rank": 8, "model": str(llama)}
     first = memlaw.write(phone_book, tmp_path / "out", **settings | {"max_epochs": 20})
     assert not first.certified
     memlaw.write(phone_book, tmp_path / "out", resume=True, **settings | {"max_epochs": 26})
@@ -182,7 +182,7 @@ def test_resuming_with_other_prompts_is_refused(
     monkeypatch.setattr("memlaw.writer.run._CHECKPOINT_EVERY_S", 0.0)
     path = tmp_path / "prompts.txt"
     path.write_text("Ada Byron:\n", encoding="utf-8")
-    settings = EASY | texts | {"rank": 2, "model": llama, name: str(path)}
+    settings = EASY | texts | {"rank": 2, "model": str(llama), name: str(path)}
     with pytest.raises(KeyboardInterrupt):
         memlaw.write(phone_book, tmp_path / "out", observer=Stop(2), **settings)
     path.write_text("Ada Lovelace:\n", encoding="utf-8")
@@ -193,7 +193,7 @@ def test_resuming_with_other_prompts_is_refused(
 @pytest.mark.slow
 def test_a_bound_is_trained_for_until_it_is_kept(llama, phone_book, texts, tmp_path):
     """The kept mean is measured; what holds the model rises until harm is low enough."""
-    settings = EASY | texts | {"rank": 32, "model": llama}
+    settings = EASY | texts | {"rank": 32, "model": str(llama)}
     usual = memlaw.write(phone_book, tmp_path / "usual", **settings)
     bound = 0.7 * max(usual.harms[kind].high for kind in ("damage", "prose", "chats"))
     observer = Stop()
@@ -213,7 +213,7 @@ def test_what_holds_is_lowered_when_nothing_improves(
 ):
     monkeypatch.setattr(goals, "PATIENCE_EPOCHS", 4)
     observer = Stop()
-    settings = EASY | texts | {"rank": 2, "retention": 1e6, "max_epochs": 25, "model": llama}
+    settings = EASY | texts | {"rank": 2, "retention": 1e6, "max_epochs": 25, "model": str(llama)}
     memlaw.write(phone_book, tmp_path / "out", observer=observer, **settings)
     assert any("what holds other answers is lowered" in text for text in observer.said)
     weights = [stats.retention for stats in observer.curve]
