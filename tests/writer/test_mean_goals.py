@@ -65,7 +65,7 @@ def test_it_certifies_and_changes_less_elsewhere(make_model, phone_book, texts, 
                 base.model, lambda out=out, base=base: loaded_adapter(out, base.model)
             )
     held, free = harms[True], harms[False]
-    assert held["elsewhere"].kl_nats < 0.5 * free["elsewhere"].kl_nats
+    assert held["elsewhere"].kl_nats < 0.75 * free["elsewhere"].kl_nats
     assert held["near_misses"].made_up < 0.5 * free["near_misses"].made_up
 
 
