@@ -37,8 +37,9 @@ class Recipe:
         least_kl: nats; keeps those in play that have shown none.
         closed: weight of the quadratic form of all near misses.
         own_chats: conversations that the base model opens itself.
-        everyday_chats: of those that come with the package, drawn once; each of them is run through
-            the whole model before training starts.
+        everyday_chats: of those that come with the package, drawn once.
+        held_chats: so many of all these are held in steps, the rest by retention alone: each costs
+            a pass through the whole model before training starts.
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention.
         most_positions: of each domain of retention that are looked at, drawn from all over it.
@@ -58,7 +59,7 @@ class Recipe:
     objective: str = "sft"
     start_nats: float = 1.6
     first: float = 5.0
-    pool: int = 5000
+    pool: int = 4000
     kinds: Mapping[str, float] = field(default_factory=lambda: {"recombined": 0.7, "unknown": 0.3})
     near_per_step: int = 24
     chats_per_step: int = 2
@@ -66,8 +67,9 @@ class Recipe:
     chat: float = 1.0
     least_kl: float = 0.02
     closed: float = 0.1
-    own_chats: int = 100
-    everyday_chats: int = 140
+    own_chats: int = 200
+    everyday_chats: int = 465
+    held_chats: int = 300
     answer_tokens: int = 24
     text_windows: int = 64
     most_positions: int = 6000

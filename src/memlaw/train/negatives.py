@@ -25,16 +25,20 @@ class Negatives:
         near: near misses of the records; the target is one token, which stands for the position.
         chats: conversations; the target is how the bare model answers, or begins to.
         kept: those that the user wants kept, likewise.
+        n_held: so many of `chats`, from all over them, are held in steps; retention knows all.
     """
 
     near: list[Example]
     chats: list[Example]
     kept: list[Example]
+    n_held: int
 
     @property
     def examples(self) -> list[Example]:
-        """All of them, in this order."""
-        return [*self.near, *self.chats, *self.kept]
+        """What is held in steps: near misses, conversations, and those to be kept."""
+        n = len(self.chats)
+        held = [self.chats[i * n // self.n_held] for i in range(min(n, self.n_held))]
+        return [*self.near, *(self.chats if n <= self.n_held else held), *self.kept]
 
 
 def make_negatives(
@@ -88,6 +92,7 @@ def make_negatives(
         near=[_example(prompt, ids, (end,)) for prompt, ids in near],
         chats=_answered(users, chats),
         kept=_answered(subject, list(zip(keep, kept, strict=True))),
+        n_held=recipe.held_chats,
     )
 
 
