@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.formats import loaded_adapter
+from memlaw.model.formats import invocation_ids, loaded_adapter
+from memlaw.model.invocation import last_start
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -91,16 +92,17 @@ def ask(
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
     end = end_of_turn_id(tokenizer, format)
+    prompt_ids = encode_prompt(tokenizer, prompt, format)
     with session.model() as adapted:
         (ids,) = greedy_decode(
             adapted,
-            [encode_prompt(tokenizer, prompt, format)],
+            [prompt_ids],
             end_id=end,
             max_tokens=[max_tokens],
         )
     finished = bool(ids) and ids[-1] == end
     text = decoded_text(tokenizer, ids[:-1] if finished else ids)
-    return Answer(text=text, finished=finished)
+    return Answer(text=text, finished=finished, missing=session.missing(prompt_ids))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,13 @@ class Answer:
     Attributes:
         text: exactly what was decoded, without the end-of-turn token.
         finished: the model ended its turn within the limit.
+        missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
+            is the bare model's. None: the adapter was active.
     """
 
     text: str
     finished: bool
+    missing: str | None = None
 
 
 class Session:
@@ -157,6 +162,14 @@ class Session:
                 f"{str(trained_on)[:12]}…, that of {self.base.spec} is "
                 f"{self.base.sha256[:12]}…. Name the right one with --model."
             )
+
+    def missing(self, prompt_ids: Sequence[int]) -> str | None:
+        """The text that an activated adapter looks for, if it isn't in the prompt."""
+        ids = invocation_ids(self.folder.path) if self.folder.path else ()
+        if not ids or last_start(prompt_ids, ids) is not None:
+            return None
+        text = self.folder.setting("activated", None) or decoded_text(self.base.tokenizer, ids)
+        return str(text)
 
     @contextmanager
     def model(self) -> Iterator[Any]:
