@@ -9,11 +9,12 @@ from transformers.models.auto import AutoModelForCausalLM
 
 import memlaw
 from memlaw.core.errors import AdapterError, ConfigError
+from memlaw.data.activation import last_start
 from memlaw.measure.decode import greedy_decode
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter, save_adapter
-from memlaw.model.invocation import Invocation, last_start
+from memlaw.model.invocation import Invocation
 from memlaw.model.sites import resolve_sites
 
 IDS = (20, 21)

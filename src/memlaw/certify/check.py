@@ -10,6 +10,7 @@ from typing import Any
 from memlaw.certify.certificate import Certificate, mismatches, read_certificate
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import Harm
 from memlaw.measure.session import Session
@@ -80,6 +81,7 @@ def check_certificate(
     session = Session(config, observer or Observer(), default_model=certificate.base_model)
     found = session.audit(data)
     harms = session.harms_again(certificate.claims())
+    ids = session.invocation_ids
     return CertificateCheck(
         certificate=certificate,
         audit=found,
@@ -92,6 +94,8 @@ def check_certificate(
                 base_sha256=session.base.sha256,
                 tokenizer_sha256=session.base.tokenizer_sha256,
                 adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
+                invocation_ids=ids,
+                invocation_text=decoded_text(session.base.tokenizer, ids),
             )
         ),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from memlaw.core.criterion import Criterion
 from memlaw.core.errors import AdapterError, ConfigError, DataError
 from memlaw.core.observer import Observer
+from memlaw.data.activation import last_start
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
@@ -20,7 +21,6 @@ from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
-from memlaw.model.invocation import last_start
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -129,6 +129,7 @@ class Session:
         folder: what the adapter's folder has on record.
         base: the loaded base model.
         prompt_format: how prompts become tokens.
+        invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
 
     Raises:
         MemlawError: adapter or base model can't be read.
@@ -139,6 +140,7 @@ class Session:
     ) -> None:
         self.config, self.observer = config, observer
         self.folder = AdapterFolder(config.adapter)
+        self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
         self.base: BaseModel = load_model(
@@ -165,7 +167,7 @@ class Session:
 
     def missing(self, prompt_ids: Sequence[int]) -> str | None:
         """The text that an activated adapter looks for, if it isn't in the prompt."""
-        ids = invocation_ids(self.folder.path) if self.folder.path else ()
+        ids = self.invocation_ids
         if not ids or last_start(prompt_ids, ids) is not None:
             return None
         text = self.folder.setting("activated", None) or decoded_text(self.base.tokenizer, ids)

@@ -22,13 +22,6 @@ from torch import Tensor, nn
 from memlaw.core.errors import AdapterError
 
 
-def last_start(tokens: Sequence[int], ids: Sequence[int]) -> int | None:
-    """Where the last occurrence of `ids`, at least one, in `tokens` starts; None: nowhere."""
-    n, wanted = len(ids), tuple(ids)
-    places = range(len(tokens) - n, -1, -1)
-    return next((i for i in places if tuple(tokens[i : i + n]) == wanted), None)
-
-
 class Invocation:
     """Finds, in each forward pass of a model, the positions at which an adapter is active.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,9 @@ class WriteConfig(TrainConfig):
             Python's language reference).
         max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text
             is at most this, in nats per token (default: measure only).
+        activated: text from which on the adapter is active; every prompt must contain it. A prompt
+            without it gets the base model's answer, bit for bit, so retention is off (default: the
+            adapter is always active).
         max_epochs: stop after this many epochs, certified or not.
         dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
@@ -78,6 +82,7 @@ class WriteConfig(TrainConfig):
     logits_mb: float = 512
     retain: str | None = None
     max_damage: float | None = None
+    activated: str | None = None
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -132,7 +137,7 @@ class WriteConfig(TrainConfig):
             if (bound := getattr(self, name)) is not None:
                 if not bound > 0:
                     raise ConfigError(f"{name} is {bound:g}; it must be above 0.")
-                if not self.retention:
+                if not self.retention and self.activated is None:
                     raise ConfigError(
                         f"{name} needs a retention above 0: that is what it turns up."
                     )
@@ -146,3 +151,15 @@ class WriteConfig(TrainConfig):
             raise ConfigError(f"total_steps is {self.total_steps}; it must be 1 or more.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
             raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")
+        if self.activated is not None:
+            if not self.activated.strip():
+                raise ConfigError("activated is blank. Give a text that every prompt contains.")
+            if self.retention not in (0, TrainConfig.retention):
+                raise ConfigError(
+                    f"retention is {self.retention:g}, but an activated adapter does nothing to "
+                    "other text. Leave retention out."
+                )
+
+    def resolved(self) -> WriteConfig:
+        """The same with what follows from other settings: no retention where nothing is at risk."""
+        return self if self.activated is None else dataclasses.replace(self, retention=0.0)

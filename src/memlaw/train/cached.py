@@ -178,7 +178,7 @@ class CachedEngine:
         skipped = self.lowest
         if self.site_input is not None:
             site_input = self.site_input.read(pack.places)[None]
-            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden)
+            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden, pack.active)
             skipped += 1
         usual = list(self.layers)
         for i in range(skipped):
@@ -187,7 +187,7 @@ class CachedEngine:
             if self.folds:
                 yield
             else:
-                with attached(self.model, parts):
+                with attached(self.model, parts, pack.active):
                     yield
         finally:
             for i in range(skipped):

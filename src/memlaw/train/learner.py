@@ -223,7 +223,12 @@ class Learner:
         if values["rank"] != self.adapter.rank:
             at, rank = self.adapter, values["rank"]
             self.adapter = Adapter(
-                at.sites, rank=rank, seed=at.seed, whiteners=at.whiteners, dropout=at.dropout
+                at.sites,
+                rank=rank,
+                seed=at.seed,
+                whiteners=at.whiteners,
+                dropout=at.dropout,
+                invocation_ids=at.invocation_ids,
             ).to(self.device)
         self.adapter.load_state_dict(_under(tensors, "adapter."))
         self.solver = Solver(self.adapter, self.config)

@@ -56,7 +56,7 @@ def write(
         >>> result.certified  # doctest: +SKIP
         True
     """
-    config = settled(WriteConfig, config, settings)
+    config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     records = read_records(
         data,

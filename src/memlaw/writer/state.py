@@ -13,11 +13,13 @@ import torch
 
 from memlaw.core.files import json_sha256
 from memlaw.core.observer import EpochStats, Observer
+from memlaw.data.activation import activated, invocation_of
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.damage import windows
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import KINDS
 from memlaw.model.base import BaseModel
@@ -48,6 +50,7 @@ class Run:
 
     Attributes:
         examples: the records as tokens.
+        invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
@@ -75,6 +78,18 @@ class Run:
         self.measurements = {name: kind.of_run(base, texts) for name, kind in KINDS.items()}
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        self.invocation_ids: tuple[int, ...] = ()
+        if config.activated is not None:
+            self.invocation_ids = invocation_of(
+                config.activated, self.examples, tokenizer, self.prompt_format
+            )
+            self.examples = activated(self.examples, self.invocation_ids)
+            found = decoded_text(tokenizer, self.invocation_ids)
+            if found != config.activated:
+                observer.notice(
+                    f"The adapter is active from {found!r} on: the part of {config.activated!r} "
+                    "that is the same tokens in every prompt."
+                )
         self.sites = resolve_sites(base.model, config.placement, config.layers)
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
@@ -95,7 +110,11 @@ class Run:
 
         rank = self._first_rank()
         self.learner = prepare(base.model, self.sites, self.examples, config, general).learner(
-            base.model, self.examples, rank=rank, max_epochs=config.max_epochs
+            base.model,
+            self.examples,
+            rank=rank,
+            max_epochs=config.max_epochs,
+            invocation_ids=self.invocation_ids,
         )
         engine = make_engine(
             base.model,
