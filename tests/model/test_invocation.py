@@ -253,11 +253,3 @@ def test_an_audit_measures_what_peft_computes(llama, saved):
     assert audit.tokens.nll_nats.tolist() == pytest.approx(expected, abs=1e-4)
     assert expected[10:] == pytest.approx(bare[10:], abs=1e-6)
     assert all(abs(a - b) > 1e-3 for a, b in zip(expected[:10], bare[:10], strict=True))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "start"),
-    [(WITH, 2), (WITHOUT, None), (TWICE, 4), (AT_THE_END, 3), ((20,), None), ((), None)],
-)
-def test_the_last_start(tokens, start):
-    assert last_start(tokens, IDS) == start
