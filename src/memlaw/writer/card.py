@@ -37,8 +37,8 @@ _ACTIVATED = """The adapter is an activated LoRA (aLoRA): it is active from the 
 
 in a prompt on, so every prompt must contain that text, as the records' prompts do. To what stands
 before it, and to a prompt without it, the model is the base model, bit for bit. The adapter can't
-be merged into the base model's weights: there it would always be active. It needs PEFT 0.18 or
-newer, and prompts as token ids.
+be merged into the base model's weights: there it would always be active. It needs prompts as token
+ids, and PEFT 0.18 or newer: older versions ignore the text, and the adapter is always active.
 """
 _PLAIN_PROMPT = 'ids = tokenizer({question}, return_tensors="pt")'
 
