@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -243,7 +244,16 @@ def test_a_resumed_run_ends_in_the_same_bytes(llama, book, tmp_path, monkeypatch
         assert one == other
 
 
+@pytest.fixture
+def usual_sigterm():
+    """The command line takes SIGTERM for itself; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_sigterm")
 def test_from_the_command_line(llama, book, tmp_path, capsys):
     path = tmp_path / "book.jsonl"
     lines = [json.dumps({"prompt": p, "completion": c}) for p, c in book]
