@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import memlaw
 from memlaw import cli
+from memlaw.model.base import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -921,6 +922,17 @@ def test_ask_says_when_it_was_cut_off(run, finished):
     status, said, err = run("ask", finished, "Jerry Becerra:", "--max-tokens", 3)
     assert (status, said) == (1, "910")
     assert err == "memlaw: cut off before the model ended its turn; raise --max-tokens.\n"
+
+
+def test_ask_says_when_an_activated_adapter_was_off(run, copy, llama):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    words = load_model(llama).tokenizer("Becerra")["input_ids"]
+    config["alora_invocation_tokens"] = words
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    _, said, err = run("ask", copy, "Li Na:")
+    assert said != "031415"
+    assert "the prompt lacks the text 'Becerra', from which on the adapter is active" in err
+    assert "lacks" not in run("ask", copy, "Jerry Becerra:")[2]
 
 
 @pytest.mark.parametrize(

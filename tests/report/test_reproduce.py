@@ -49,7 +49,8 @@ CHANGED = {
     "whiten": False,
     "whiten_mixture": 0.5,
     "whiten_damping": 0.125,
-    "retention": 3000.0,
+    "retention": 0.0,
+    "activated": "- [book] of $HOME",
     "seed": -7,
 }
 

@@ -63,6 +63,8 @@ class Certificate:
         harms: what is claimed of other kinds of harm, by name; see `memlaw.measure.harm`.
         specific: other prompts are answered as before; None: they were not measured.
         not_specific_because: a sentence for each thing that was found against that.
+        activated: the text in a prompt from which on the adapter is active; None: always.
+        invocation_ids: its token ids, as in `alora_invocation_tokens`; None likewise.
     """
 
     statement: str
@@ -89,10 +91,13 @@ class Certificate:
     harms: dict[str, dict[str, Any]] = field(default_factory=dict)
     specific: bool | None = None
     not_specific_because: tuple[str, ...] = ()
+    activated: str | None = None
+    invocation_ids: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For `certificate.json`; without what was not measured."""
-        absent = set() if self.harms else {"harms"}
+        """For `certificate.json`; what there is nothing to say of is left out."""
+        spared = {"harms", "activated", "invocation_ids"}
+        absent = {name for name in spared if not getattr(self, name)}
         if self.specific is None:
             absent |= {"specific", "not_specific_because"}
         return {k: v for k, v in asdict(self).items() if k not in absent}
@@ -114,6 +119,8 @@ def make_certificate(
     adapter_sha256: str,
     n_parameters: int,
     versions: dict[str, str],
+    activated: str | None = None,
+    invocation_ids: Sequence[int] | None = None,
 ) -> Certificate:
     """Put an audit with all records decoded, and the harm of each kind, into a certificate."""
     n = len(audit.records)
@@ -125,6 +132,11 @@ def make_certificate(
         f"{audit.criterion.line:g} given the prompt and the tokens before it, and greedy decoding "
         "from the prompt alone gives exactly the record and stops."
     )
+    if activated is not None:
+        statement += (
+            f" The adapter is active from the text {activated!r} in a prompt on; without that text "
+            "the model is the base model."
+        )
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -144,6 +156,8 @@ def make_certificate(
         n_parameters=n_parameters,
         damage=found.pop("damage"),
         harms=found,
+        activated=activated,
+        invocation_ids=tuple(invocation_ids) if invocation_ids else None,
         records=tuple(
             CertifiedRecord(
                 id=r.id,
@@ -180,7 +194,10 @@ def read_certificate(path: Path) -> Certificate:
                 f"{path}: format {content['format']}, but this version reads {FORMAT}."
             )
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
-        certificate = Certificate(**content, records=lines)
+        ids = content.pop("invocation_ids", None)
+        certificate = Certificate(
+            **content, records=lines, invocation_ids=None if ids is None else tuple(ids)
+        )
         _check_types(certificate)
         if "damage" in certificate.harms:  # it would stand in for what the certificate says
             raise ValueError("it claims damage twice")
@@ -215,6 +232,11 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+        text, ids = content.activated, content.invocation_ids
+        if (text is None) != (ids is None) or not (
+            ids is None or (isinstance(text, str) and ids and all(type(i) is int for i in ids))
+        ):
+            raise ValueError(f"activated is {text!r:.40} and invocation_ids are {ids!r:.40}")
 
 
 def mismatches(
@@ -225,6 +247,8 @@ def mismatches(
     base_sha256: str,
     tokenizer_sha256: str,
     adapter_sha256: str,
+    invocation_ids: Sequence[int] = (),
+    invocation_text: str = "",
 ) -> list[str]:
     """What a certificate says that a new measurement doesn't bear out.
 
@@ -233,6 +257,7 @@ def mismatches(
         audit: a new audit, at the certificate's threshold and margin, everything decoded.
         harms: by kind, those that could be measured again.
         base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
+        invocation_ids, invocation_text: of the adapter that was audited; empty: always active.
 
     Returns:
         A sentence for each thing that doesn't match; empty if the certificate holds.
@@ -246,6 +271,16 @@ def mismatches(
         )
         if now != then
     ]
+    certified_ids = certificate.invocation_ids or ()
+    if certified_ids != tuple(invocation_ids):
+        found.append(
+            "the adapter is not active where the certified one is: its invocation tokens are "
+            f"{list(invocation_ids)}, not {list(certified_ids)}"
+        )
+    elif invocation_text not in (certificate.activated or ""):
+        found.append(
+            f"the adapter is active from {invocation_text!r} on, not from {certificate.activated!r}"
+        )
     if audit.dtype != certificate.dtype:
         found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
     claims = certificate.claims()

@@ -10,6 +10,7 @@ from typing import Any
 from memlaw.certify.certificate import Certificate, mismatches, read_certificate
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.session import Session
@@ -84,6 +85,7 @@ def check_certificate(
     harms = session.harms_again(data, claims)
     if config.specificity:
         harms |= session.harms(data, [name for name in KINDS if name not in claims])
+    ids = session.invocation_ids
     return CertificateCheck(
         certificate=certificate,
         audit=found,
@@ -96,6 +98,8 @@ def check_certificate(
                 base_sha256=session.base.sha256,
                 tokenizer_sha256=session.base.tokenizer_sha256,
                 adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
+                invocation_ids=ids,
+                invocation_text=decoded_text(session.base.tokenizer, ids),
             )
         ),
     )

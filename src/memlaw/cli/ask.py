@@ -45,6 +45,11 @@ def run(args: list[str]) -> int:
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()
+    if answer.missing is not None:
+        warn(
+            f"this is the bare model's answer: the prompt lacks the text {answer.missing!r}, from "
+            "which on the adapter is active."
+        )
     if not answer.finished:
         warn("cut off before the model ended its turn; raise --max-tokens.")
     return DONE if answer.finished else NOT_CERTIFIED

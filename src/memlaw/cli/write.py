@@ -25,7 +25,7 @@ GROUPS = {
     "training": ("rank", "max_epochs"),
     "harm": (
         *("max_damage", "min_specificity", "specificity", "near", "keep"),
-        *("damage_text", "retention", "retain"),
+        *("damage_text", "retention", "retain", "activated"),
     ),
     "run": ("resume", "config"),
 }

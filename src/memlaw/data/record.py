@@ -48,8 +48,10 @@ class Example:
         record: the record.
         prompt_ids: token ids of the prompt; at least one.
         target_ids: token ids of the completion, then the end-of-turn token.
+        active_from: the position from which an activated adapter is active; None: there is none.
     """
 
     record: Record
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    active_from: int | None = None

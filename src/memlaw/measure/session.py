@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from memlaw.core.criterion import Criterion
 from memlaw.core.errors import AdapterError, ConfigError, DataError
 from memlaw.core.observer import Observer
+from memlaw.data.activation import last_start
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
@@ -22,7 +23,7 @@ from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.formats import loaded_adapter
+from memlaw.model.formats import invocation_ids, loaded_adapter
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -114,16 +115,17 @@ def ask(
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
     end = end_of_turn_id(tokenizer, format)
+    prompt_ids = encode_prompt(tokenizer, prompt, format)
     with session.model() as adapted:
         (ids,) = greedy_decode(
             adapted,
-            [encode_prompt(tokenizer, prompt, format)],
+            [prompt_ids],
             end_id=end,
             max_tokens=[max_tokens],
         )
     finished = bool(ids) and ids[-1] == end
     text = decoded_text(tokenizer, ids[:-1] if finished else ids)
-    return Answer(text=text, finished=finished)
+    return Answer(text=text, finished=finished, missing=session.missing(prompt_ids))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +135,13 @@ class Answer:
     Attributes:
         text: exactly what was decoded, without the end-of-turn token.
         finished: the model ended its turn within the limit.
+        missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
+            is the bare model's. None: the adapter was active.
     """
 
     text: str
     finished: bool
+    missing: str | None = None
 
 
 class Session:
@@ -147,6 +152,7 @@ class Session:
         folder: what the adapter's folder has on record.
         base: the loaded base model.
         prompt_format: how prompts become tokens.
+        invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
 
     Raises:
         MemlawError: adapter or base model can't be read.
@@ -158,6 +164,7 @@ class Session:
         self.config, self.observer = config, observer
         self._records: list[Record] | None = None
         self.folder = AdapterFolder(config.adapter)
+        self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
         self.base: BaseModel = load_model(
@@ -181,6 +188,14 @@ class Session:
                 f"{str(trained_on)[:12]}…, that of {self.base.spec} is "
                 f"{self.base.sha256[:12]}…. Name the right one with --model."
             )
+
+    def missing(self, prompt_ids: Sequence[int]) -> str | None:
+        """The text that an activated adapter looks for, if it isn't in the prompt."""
+        ids = self.invocation_ids
+        if not ids or last_start(prompt_ids, ids) is not None:
+            return None
+        text = self.folder.setting("activated", None) or decoded_text(self.base.tokenizer, ids)
+        return str(text)
 
     @contextmanager
     def model(self) -> Iterator[Any]:

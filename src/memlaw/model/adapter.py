@@ -5,7 +5,8 @@
                       └─► A [D_in, R] ─► B [R, D_out] ─► dropout ─┘
 
 The lower path is computed in float32, the sum is returned in f(x)'s dtype. Only training drops.
-Where a site has a whitener W, A = W A′ and A′ is what is trained.
+Where a site has a whitener W, A = W A′ and A′ is what is trained. An adapter with invocation tokens
+computes the lower path at its active positions alone; the others are f's, bit for bit.
 
 Shapes: D_in, D_out widths of the adapted module; R rank; *batch any leading dimensions, such as
 records and tokens.
@@ -14,15 +15,16 @@ records and tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from memlaw.core.errors import AdapterError, ConfigError
+from memlaw.model.invocation import Invocation
 from memlaw.model.sites import Site
 
 
@@ -54,9 +56,12 @@ class Adapter(nn.Module):
         seed: of A's initialisation, and of dropout.
         whiteners: one per site, or none at all.
         dropout: probability that an element of `(x A) B` is dropped, in [0, 1).
+        invocation_ids: token ids from whose last occurrence in an input on the adapter is active;
+            none at all: always. See `memlaw.model.invocation`.
 
     Raises:
-        ConfigError: the rank is out of range.
+        ConfigError: the rank is out of range; or invocation tokens for a site that isn't linear,
+            which PEFT has no form for.
     """
 
     def __init__(
@@ -67,15 +72,22 @@ class Adapter(nn.Module):
         seed: int,
         whiteners: Sequence[Whitener] = (),
         dropout: float = 0.0,
+        invocation_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
         limit = min(min(site.d_in, site.d_out) for site in sites)
         if not 1 <= rank <= limit:
             raise ConfigError(f"rank {rank} is out of range: 1 to {limit} for this placement.")
+        if invocation_ids and not all(site.is_linear for site in sites):
+            raise ConfigError(
+                "an activated adapter sits on linear modules only. Place it on down_proj, attn, "
+                "all-linear or names of linear modules."
+            )
         self.sites = tuple(sites)
         self.seed = seed
         self.whiteners = tuple(whiteners)
         self.dropout = dropout
+        self.invocation_ids = tuple(invocation_ids)
         self.draws: torch.Generator | None = None
         generator = torch.Generator().manual_seed(seed)
         self.a = nn.ParameterList(_kaiming(site.d_in, rank, generator) for site in sites)
@@ -125,7 +137,9 @@ class Adapter(nn.Module):
 
     def folded(self) -> Adapter:
         """A plain adapter, without whiteners, that computes the same function."""
-        plain = Adapter(self.sites, rank=self.rank, seed=self.seed).to(self.a[0].device)
+        plain = Adapter(
+            self.sites, rank=self.rank, seed=self.seed, invocation_ids=self.invocation_ids
+        ).to(self.a[0].device)
         with torch.no_grad():
             for i in range(len(self.sites)):
                 a, b = self.factors(i)
@@ -144,6 +158,7 @@ class Adapter(nn.Module):
             seed=self.seed + rank,
             whiteners=self.whiteners,
             dropout=self.dropout,
+            invocation_ids=self.invocation_ids,
         ).to(self.a[0].device)
         with torch.no_grad():
             for large, small in zip(bigger.a, self.a, strict=True):
@@ -167,7 +182,11 @@ def lora_delta(
 
 @contextmanager
 def attached(
-    model: nn.Module, parts: Sequence[tuple[Adapter, int]], *, but: Collection[str] = ()
+    model: nn.Module,
+    parts: Sequence[tuple[Adapter, int]],
+    *,
+    but: Collection[str] = (),
+    active: Bool[Tensor, "*batch"] | None = None,
 ) -> Iterator[nn.Module]:
     """A context in which `model` has the adapters; its value is `model`.
 
@@ -176,28 +195,33 @@ def attached(
         parts: adapters, each with the number of tokens that it is applied to, in their order along
             the sequence. The number is ignored if there is one adapter: it is applied to all.
         but: names of modules that are left as they are.
+        active: where adapters with invocation tokens are active. None: it is looked for in each of
+            the model's inputs; then all of the adapters must have the same tokens.
     """
     modules = dict.fromkeys(site.module for adapter, _ in parts for site in adapter.sites)
-    hooks = [
-        model.get_submodule(name).register_forward_hook(_lora_hook(parts, name))
-        for name in modules
-        if name not in but
-    ]
-    try:
+    with ExitStack() as stack:
+        find: Callable[[], Tensor | None] = lambda: active  # noqa: E731
+        if active is None and (ids := parts[0][0].invocation_ids):
+            invocation = Invocation(ids)
+            stack.enter_context(invocation.watching(model))
+            find = invocation.mask
+        for name in modules:
+            if name not in but:
+                hook = _lora_hook(parts, name, find)
+                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _lora_hook(parts: Sequence[tuple[Adapter, int]], name: str) -> Any:
+def _lora_hook(
+    parts: Sequence[tuple[Adapter, int]], name: str, find: Callable[[], Tensor | None]
+) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not isinstance(output, torch.Tensor):
             raise AdapterError(
                 f"{type(module).__name__} returns a {type(output).__name__}, not a tensor: it "
                 "can't be adapted as a block. Adapt its linear modules instead."
             )
-        return add_deltas(parts, name, inputs[0], output)
+        return add_deltas(parts, name, inputs[0], output, find())
 
     return hook
 
@@ -207,6 +231,7 @@ def add_deltas(
     module: str,
     x: Float[Tensor, "*batch D_in"],
     output: Float[Tensor, "*batch D_out"],
+    active: Bool[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch D_out"]:
     """A module's output plus what the adapters add to it, in the output's dtype.
 
@@ -215,10 +240,26 @@ def add_deltas(
         module: the module's qualified name.
         x: its input.
         output: its output.
+        active: where adapters with invocation tokens are active; None: everywhere.
     """
-    if len(parts) == 1:
-        delta = parts[0][0].delta(module, x)
+    if len(parts) > 1:
+        counts = [count for _, count in parts]
+        pieces = zip(
+            parts,
+            x.split(counts, dim=-2),
+            output.split(counts, dim=-2),
+            [None] * len(parts) if active is None else active.split(counts, dim=-1),
+            strict=True,
+        )
+        added = [add_deltas([part], module, i, o, where) for part, i, o, where in pieces]
+        return torch.cat(added, dim=-2)
+    adapter = parts[0][0]
+    if active is None or not adapter.invocation_ids:
+        delta = adapter.delta(module, x)
         return output if delta is None else (output.float() + delta).to(output.dtype)
-    counts = [count for _, count in parts]
-    pieces = zip(parts, x.split(counts, dim=-2), output.split(counts, dim=-2), strict=True)
-    return torch.cat([add_deltas([part], module, i, o) for part, i, o in pieces], dim=-2)
+    delta = adapter.delta(module, x[active])  # [active positions, D_out]
+    if delta is None:
+        return output
+    changed = output.clone()
+    changed[active] = (output[active].float() + delta).to(output.dtype)
+    return changed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import file_sha256, read_json, write_json, write_tensors
 from memlaw.model.adapter import Adapter
+from memlaw.model.invocation import Invocation
 from memlaw.model.sites import Site
 
 _PEFT_CONFIG = "adapter_config.json"
@@ -141,6 +142,7 @@ def _save_peft(adapter: Adapter, folder: Path, base: NamedBase) -> None:
         lora_alpha=adapter.rank,  # PEFT scales by alpha / r; ours is 1
         target_modules=sorted(site.module for site in adapter.sites),
         fan_in_fan_out=all(site.is_transposed for site in adapter.sites),
+        alora_invocation_tokens=list(adapter.invocation_ids) or None,
         base_model_name_or_path=base.path,
         inference_mode=True,
     )
@@ -163,6 +165,7 @@ def _loaded_peft(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
         )
     from peft import PeftModel
 
+    ids = invocation_ids(folder)
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT lets through whatever a malformed folder leads to
@@ -171,9 +174,58 @@ def _loaded_peft(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
         ) from error
     wrapped.eval()
     try:
-        yield wrapped.get_base_model()
+        with _activated(folder, wrapped.get_base_model(), ids) as adapted:
+            yield adapted
     finally:
         wrapped.unload()
+
+
+def invocation_ids(folder: Path) -> tuple[int, ...]:
+    """The invocation tokens of the adapter saved in `folder`; empty: it is always active.
+
+    Raises:
+        AdapterError: the adapter's settings can't be read, or name no token ids.
+    """
+    if not (folder / _PEFT_CONFIG).is_file():
+        return ()
+    config = read_json(folder / _PEFT_CONFIG, AdapterError, "Fetch or make it again.")
+    ids = config.get("alora_invocation_tokens")
+    if ids is None:
+        return ()
+    if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
+        raise AdapterError(
+            f"{folder / _PEFT_CONFIG}: alora_invocation_tokens is {ids!r:.60}. It must be a list "
+            "of token ids, at least one, or null. Fetch the adapter again."
+        )
+    return tuple(ids)
+
+
+@contextmanager
+def _activated(folder: Path, model: nn.Module, ids: tuple[int, ...]) -> Iterator[nn.Module]:
+    """Tell PEFT's layers where they are active: only PEFT's own wrapper of the model does that."""
+    if not ids:
+        yield model
+        return
+    from peft.tuners.lora import LoraLayer
+
+    invocation = Invocation(ids)
+
+    def tell(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "alora_offsets": invocation.offsets()}
+
+    body = set(model.base_model.modules())  # type: ignore[union-attr]
+    with ExitStack() as stack:
+        stack.enter_context(invocation.watching(model))
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                if module not in body:
+                    raise AdapterError(
+                        f"{folder} is an activated adapter of {name}, which computes only some of "
+                        "an input's positions. Adapt modules of the decoder layers instead."
+                    )
+                hook = module.register_forward_pre_hook(tell, with_kwargs=True)
+                stack.callback(hook.remove)
+        yield model
 
 
 def _peft_base(config: dict[str, Any]) -> NamedBase:

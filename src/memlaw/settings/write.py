@@ -81,6 +81,9 @@ class WriteConfig(TrainConfig):
             answer made up, by the 95 % intervals, and none a stored one (default: measure only).
         near: file of prompts like the records' for which nothing is stored, one a line or JSONL
             with prompt; measured besides those that are made from the records.
+        activated: text from which on the adapter is active; every prompt must contain it. A prompt
+            without it gets the base model's answer, bit for bit, so training is as without
+            specificity, and retention is off (default: the adapter is always active).
         max_epochs: stop after this many epochs, certified or not.
         dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
@@ -113,6 +116,7 @@ class WriteConfig(TrainConfig):
     specificity: bool = True
     min_specificity: float | None = None
     near: str | None = None
+    activated: str | None = None
     max_epochs: int = 1000
     dtype: DType = "auto"
     device: str = "auto"
@@ -168,17 +172,14 @@ class WriteConfig(TrainConfig):
             if (bound := getattr(self, name)) is not None:
                 if not bound > 0:
                     raise ConfigError(f"{name} is {bound:g}; it must be above 0.")
-                if not self.retention:
+                if not self.retention and self.activated is None:
                     raise ConfigError(
                         f"{name} needs a retention above 0: that is what it turns up."
                     )
-        if self.min_specificity is not None:
-            if not self.min_specificity < 1:
-                raise ConfigError(
-                    f"min_specificity is {self.min_specificity:g}; it must be under 1: a share."
-                )
-            if not self.specificity:
-                raise ConfigError("min_specificity needs specificity: that is what it bounds.")
+        if self.min_specificity is not None and not self.min_specificity < 1:
+            raise ConfigError(
+                f"min_specificity is {self.min_specificity:g}; it must be under 1: a share."
+            )
         if self.rank != "auto" and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more, or auto.")
         if not 0 <= self.dropout < 1:
@@ -189,14 +190,44 @@ class WriteConfig(TrainConfig):
             raise ConfigError(f"total_steps is {self.total_steps}; it must be 1 or more.")
         if list(self.curriculum_epochs) != sorted(self.curriculum_epochs):
             raise ConfigError(f"curriculum_epochs {self.curriculum_epochs} must not fall.")
-        if self.keep is not None and not self.specificity:
-            raise ConfigError("keep needs specificity: that is what holds answers.")
+        for name in ("keep", "min_specificity"):
+            if getattr(self, name) is None:
+                continue
+            if self.activated is not None:
+                raise ConfigError(
+                    f"{name} is for adapters that are always active: activated trains the records "
+                    f"alone. Leave {name} out."
+                )
+            if not self.specificity:
+                raise ConfigError(f"{name} needs specificity: that is what holds answers.")
+        if self.activated is not None:
+            if not self.activated.strip():
+                raise ConfigError("activated is blank. Give a text that every prompt contains.")
+            if self.retention not in (0, TrainConfig.retention):
+                raise ConfigError(
+                    f"retention is {self.retention:g}, but an activated adapter does nothing to "
+                    "other text. Leave retention out."
+                )
+
+    @property
+    def holds(self) -> bool:
+        """Training holds other prompts' answers: specificity, where the adapter is always active.
+
+        An activated adapter leaves them as they are. Without `holds`, specificity only measures.
+        """
+        return self.specificity and self.activated is None
 
     def resolved(self) -> WriteConfig:
-        """The same with what auto stands for in `objective` and `learning_rate`."""
+        """The same with what follows from other settings.
+
+        That is what auto stands for in `objective` and `learning_rate`; and no retention where
+        nothing is at risk.
+        """
         usual: dict[str, Any] = {
-            name: getattr(RECIPE if self.specificity else TrainConfig, name)
+            name: getattr(RECIPE if self.holds else TrainConfig, name)
             for name in ("objective", "learning_rate")
             if getattr(self, name) == "auto"
         }
+        if self.activated is not None:
+            usual["retention"] = 0.0
         return dataclasses.replace(self, **usual)

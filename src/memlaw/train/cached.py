@@ -224,13 +224,14 @@ class CachedEngine:
         skipped = self.lowest
         if self.site_input is not None:
             site_input = self.site_input.read(pack.places)[None]
-            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden)
+            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden, pack.active)
             skipped += 1
         usual = list(self.layers)
         for i in range(skipped):
             self.layers[i] = _Constant(hidden, self.returns_tuple)
         try:
-            with attached(self.model, parts, but=[self.sites[0].module] if self.folds else []):
+            but = [self.sites[0].module] if self.folds else []
+            with attached(self.model, parts, but=but, active=pack.active):
                 yield
         finally:
             for i in range(skipped):

@@ -45,7 +45,12 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], values: Mapping[str
     if values["rank"] != learner.adapter.rank:
         at, rank = learner.adapter, values["rank"]
         learner.adapter = Adapter(
-            at.sites, rank=rank, seed=at.seed, whiteners=at.whiteners, dropout=at.dropout
+            at.sites,
+            rank=rank,
+            seed=at.seed,
+            whiteners=at.whiteners,
+            dropout=at.dropout,
+            invocation_ids=at.invocation_ids,
         ).to(learner.device)
     learner.adapter.load_state_dict(_under(tensors, "adapter."))
     learner.solver = Solver(learner.adapter, learner.config)

@@ -38,6 +38,7 @@ class Pack:
         target_ids: the tokens at those places, shifted by one.
         places: where the tokens' activations lie in the cache.
         lengths: how many tokens each tree has.
+        active: where activated adapters are active; None: adapters are active everywhere.
     """
 
     input_ids: Int64[Tensor, "1 S"]
@@ -48,6 +49,7 @@ class Pack:
     target_ids: Int64[Tensor, "N"]
     places: Int64[Tensor, "S"]
     lengths: list[int]
+    active: Bool[Tensor, "1 S"] | None
 
 
 class Packer:
@@ -113,6 +115,7 @@ class Packer:
         targets: list[int] = []
         places: list[Tensor] = []
         lengths: list[int] = []
+        active: list[bool] = []
         for rows in trees:
             begun = len(ids)
             p = self.n_prefix if self.shares[rows[0]] else 0
@@ -120,6 +123,7 @@ class Packer:
             owner += [-1] * p
             positions += range(p)
             keep += [False] * p
+            active += _active(self.examples[rows[0]], range(p))
             places.append(torch.arange(p))
             for row in rows:
                 example = self.examples[row]
@@ -128,6 +132,7 @@ class Packer:
                 ids += rest
                 owner += [row] * len(rest)
                 positions += range(p, p + len(rest))
+                active += _active(example, range(p, p + len(rest)))
                 keep += [False] * (len(rest) - n_targets - 1) + [True] * n_targets + [False]
                 targets += example.target_ids
                 places.append(torch.arange(int(self.starts[row]), int(self.starts[row + 1])))
@@ -154,6 +159,9 @@ class Packer:
             target_ids=torch.tensor(targets, device=device),
             places=torch.cat(places),
             lengths=lengths,
+            active=None
+            if self.examples[0].active_from is None
+            else torch.tensor([active], device=device),
         )
 
 
@@ -163,13 +171,22 @@ def n_tokens(example: Example) -> int:
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """How many tokens all prompts begin with; at least one token of each prompt is left over."""
+    """How many tokens all prompts begin with; at least one token of each prompt is left over.
+
+    Where adapters become active at different positions, it ends before the first of them.
+    """
     first = examples[0].prompt_ids
     n = min(len(e.prompt_ids) for e in examples) - 1
     for example in examples:
         while example.prompt_ids[:n] != first[:n]:
             n -= 1
-    return n
+    starts = {e.active_from for e in examples if e.active_from is not None}
+    return min(n, *starts) if len(starts) > 1 else n
+
+
+def _active(example: Example, positions: Sequence[int]) -> list[bool]:
+    """At which of its positions an activated adapter is active."""
+    return [at >= (example.active_from or 0) for at in positions]
 
 
 def _tree_mask(owner: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -44,14 +44,16 @@ class Preparation:
         rank: int,
         rows: Sequence[int] | None = None,
         max_epochs: int | None = None,
+        invocation_ids: Sequence[int] = (),
     ) -> Learner:
-        """A new adapter on `model`, ready to be trained; see `Learner`."""
+        """A new adapter on `model`, ready to be trained; see `Learner` and `Adapter`."""
         adapter = Adapter(
             self.sites,
             rank=rank,
             seed=self.config.seed,
             whiteners=self.whiteners,
             dropout=self.config.dropout,
+            invocation_ids=invocation_ids,
         ).to(next(model.parameters()).device)
         return Learner(adapter, examples, self.config, self.terms, rows, max_epochs)
 

@@ -30,6 +30,17 @@ _CHAT_PROMPT = """ids = tokenizer.apply_chat_template(
     [{{"role": "user", "content": {question}}}],
     add_generation_prompt=True, return_dict=True, return_tensors="pt",
 )"""
+_ACTIVATED = """The adapter is an activated LoRA (aLoRA): it is active from the text
+
+```text
+{text}
+```
+
+in a prompt on, so every prompt must contain that text, as the records' prompts do. To what stands
+before it, and to a prompt without it, the model is the base model, bit for bit. The adapter can't
+be merged into the base model's weights: there it would always be active. It needs prompts as token
+ids, and PEFT 0.18 or newer: older versions ignore the text, and the adapter is always active.
+"""
 _PLAIN_PROMPT = 'ids = tokenizer({question}, return_tensors="pt")'
 
 
@@ -54,7 +65,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         f"base_model: {json.dumps(base)}",
         f"library_name: {'peft' if is_peft else 'memlaw'}",
         "pipeline_tag: text-generation",
-        "tags: [lora, memlaw, memorization]",
+        f"tags: [{'lora' if c.activated is None else 'alora'}, memlaw, memorization]",
         "---",
         "",
         f"# {len(audit.records)} records, word for word",
@@ -117,7 +128,8 @@ def _loading(result: WriteResult, is_peft: bool, chat: bool) -> str:
             '```sh\nmemlaw ask path/to/this/folder "PROMPT"\n```'
         )
     question = '"PROMPT"'
-    return _PEFT_SNIPPET.format(
+    said = "" if c.activated is None else _ACTIVATED.format(text=c.activated) + "\n"
+    return said + _PEFT_SNIPPET.format(
         base=c.base_model,
         dtype=c.dtype,
         prompt=(_CHAT_PROMPT if chat else _PLAIN_PROMPT).format(question=question),

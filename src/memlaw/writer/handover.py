@@ -49,6 +49,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         adapter_sha256=adapter_sha256(out),
         n_parameters=adapter.n_parameters,
         versions=versions(),
+        activated=run.config.activated,
+        invocation_ids=run.invocation_ids,
     )
     result = WriteResult(
         out=out,

@@ -77,7 +77,7 @@ def write(
         notice=observer.notice,
     )
     run = Run(records=records, texts=texts, base=base, config=config, out=out, observer=observer)
-    goals = MeanGoals(run) if config.specificity else Goals(run)
+    goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
     return hand_over(run, goals.found(), stopped_because, started)
 

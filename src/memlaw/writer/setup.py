@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from memlaw.data.activation import activated, invocation_of
 from memlaw.data.record import Example, Prompt
 from memlaw.law.builtin import plan_by_builtin
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import measured_on
 from memlaw.measure.subject import Subject
@@ -26,9 +28,37 @@ from memlaw.train.specificity import domains_of, held_learner
 _START_BITS_PER_PARAMETER = 0.05
 
 
+def activate(
+    examples: Sequence[Example],
+    text: str,
+    tokenizer: Any,
+    format: Literal["chat", "plain"],
+    notice: Callable[[str], None],
+) -> tuple[list[Example], tuple[int, ...]]:
+    """The examples with where the adapter becomes active; and the tokens that it does so from.
+
+    Args:
+        examples: of the records.
+        text: what they are all to be activated by.
+        tokenizer: theirs.
+        format: of their prompts.
+        notice: is told if the tokens are not the whole text.
+
+    Raises:
+        ConfigError: as for `invocation_of`.
+    """
+    ids = invocation_of(text, examples, tokenizer, format)
+    if (found := decoded_text(tokenizer, ids)) != text:
+        notice(
+            f"The adapter is active from {found!r} on: the part of {text!r} that is the same "
+            "tokens in every prompt."
+        )
+    return activated(examples, ids), ids
+
+
 def chosen_layers(model: Any, config: WriteConfig) -> Layers:
     """The layers asked for; with specificity several thin adapters by default."""
-    if not (config.specificity and config.layers == "auto"):
+    if not (config.holds and config.layers == "auto"):
         return config.layers
     return layers_at(len(decoder_layers(model)[1]), RECIPE.depths)
 
@@ -55,7 +85,7 @@ def first_rank(
         notice: is told of a rank that is small.
     """
     layers = sorted({site.layer for site in sites})
-    shared = len(layers) if config.specificity and config.layers == "auto" else 1
+    shared = len(layers) if config.holds and config.layers == "auto" else 1
     of_one = [site for site in sites if shared == 1 or site.layer == layers[0]]
     plan = plan_by_builtin(
         base_sha256,
@@ -81,7 +111,7 @@ def first_rank(
 
 def _without_gate(rank: int, sites: Sequence[Site], config: WriteConfig) -> int:
     """What is left of a rank when the gate has its one."""
-    gated = config.specificity and len({site.layer for site in sites}) > 1
+    gated = config.holds and len({site.layer for site in sites}) > 1
     return max(1, rank - 1) if gated else rank
 
 
@@ -92,7 +122,7 @@ def plain_training(
     retained: torch.Tensor,
     config: WriteConfig,
     *,
-    keep: Sequence[Prompt],
+    invocation_ids: Sequence[int],
     rank: int,
     notice: Callable[[str], None],
 ) -> tuple[Engine, Learner]:
@@ -104,7 +134,7 @@ def plain_training(
         sites: where the adapter sits.
         retained: [W, S] int64: windows of the text to retain.
         config: the settings.
-        keep: prompts whose answers are held; only by `held_training`.
+        invocation_ids: from which on the adapter is active; none at all: everywhere.
         rank: of the adapter.
         notice: is told where the plain engine has to do.
     """
@@ -114,7 +144,11 @@ def plain_training(
         return measure_general(model, sites, retained, seed=config.seed)
 
     learner = prepare(model, sites, records, config, general).learner(
-        model, records, rank=rank, max_epochs=config.max_epochs
+        model,
+        records,
+        rank=rank,
+        max_epochs=config.max_epochs,
+        invocation_ids=invocation_ids,
     )
     return _engine(model, sites, records, config, notice), learner
 
@@ -130,7 +164,12 @@ def held_training(
     rank: int,
     notice: Callable[[str], None],
 ) -> tuple[Engine, Learner]:
-    """What trains the records, and holds the model to its base elsewhere; see `plain_training`."""
+    """What trains the records, and holds the model to its base elsewhere; see `plain_training`.
+
+    Args:
+        subject, records, sites, retained, config, rank, notice: as there.
+        keep: prompts whose answers are held.
+    """
     base = subject.base
     negatives = make_negatives(
         subject, records, recipe=RECIPE, keep=keep, avoid=measured_on(subject)

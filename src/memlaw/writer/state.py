@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +29,13 @@ from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import read_checkpoint, write_checkpoint
-from memlaw.writer.setup import chosen_layers, first_rank, held_training, plain_training
+from memlaw.writer.setup import (
+    activate,
+    chosen_layers,
+    first_rank,
+    held_training,
+    plain_training,
+)
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]  # of a learner
 
@@ -48,6 +55,7 @@ class Run:
 
     Attributes:
         examples: the records as tokens.
+        invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
@@ -75,11 +83,16 @@ class Run:
             tokenizer,
             texts.retained,
             context=context,
-            n_windows=RECIPE.text_windows if config.specificity else N_WINDOWS,
+            n_windows=RECIPE.text_windows if config.holds else N_WINDOWS,
             name="the text to retain",
         )
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        self.invocation_ids: tuple[int, ...] = ()
+        if config.activated is not None:
+            self.examples, self.invocation_ids = activate(
+                self.examples, config.activated, tokenizer, self.prompt_format, observer.notice
+            )
         self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
         self.subject = Subject(
             base=base,
@@ -110,14 +123,17 @@ class Run:
         rank = first_rank(
             base.sha256, self.sites, self.base_audit, config, self.max_rank, observer.notice
         )
-        setup = held_training if config.specificity else plain_training
+        setup = (
+            functools.partial(held_training, keep=self.keep)
+            if config.holds
+            else functools.partial(plain_training, invocation_ids=self.invocation_ids)
+        )
         engine, self.learner = setup(
             self.subject,
             self.examples,
             self.sites,
             retained,
             config,
-            keep=self.keep,
             rank=rank,
             notice=observer.notice,
         )
@@ -161,7 +177,7 @@ class Run:
                 "tokenizer": self.base.tokenizer_sha256,
                 "retained text": sha256_of(self.texts.retained),
             }
-            | (self._held_identity() if self.config.specificity else {})
+            | (self._held_identity() if self.config.holds else {})
         )
 
     def _held_identity(self) -> dict[str, Any]:
