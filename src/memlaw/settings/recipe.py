@@ -43,6 +43,7 @@ class Recipe:
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention.
         most_positions: of each domain of retention that are looked at, drawn from all over it.
+        retention_parts: these are dealt to so many parts, and each step looks at one of them.
         gate_share: of the records must pass for the gate to be put in; see `train/gate.py`.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
@@ -73,6 +74,7 @@ class Recipe:
     answer_tokens: int = 24
     text_windows: int = 64
     most_positions: int = 6000
+    retention_parts: int = 4
     gate_share: float = 0.9
     text_tokens: int = 96
     mean: float = 0.95

@@ -56,7 +56,9 @@ class Holding:
         closed: Term | None,
         seed: int,
     ) -> None:
-        self.recipe, self.closed, self.seed = recipe, closed, seed
+        self.recipe, self.seed = recipe, seed
+        n = recipe.retention_parts
+        self.closed = [closed.part(i, n) for i in range(n)] if closed else []
         self.rows = [*near, *chats]
         self.n_near = len(near)
         self.lengths = dict(zip(self.rows, lengths, strict=True))
@@ -103,12 +105,13 @@ class Holding:
             self.last_kl[self.place[row]] = found if found == found else 1.0  # not NaN
         return weights
 
-    def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
-        """The weighted form of all near misses, a scalar with a graph."""
-        if self.closed is None or not self.active:
+    def penalty(self, adapter: Adapter, step: int) -> Float32[Tensor, ""]:
+        """The weighted form of near misses, a part of them a step; a scalar with a graph."""
+        if not (self.closed and self.active):
             return 0 * adapter.a[0].sum()
         factors = list(zip(adapter.a, adapter.b, strict=True))
-        return self.push * self.recipe.closed * quadratic_penalty([self.closed], factors)
+        part = self.closed[step % len(self.closed)]
+        return self.push * self.recipe.closed * quadratic_penalty([part], factors)
 
     @torch.no_grad()
     def after_step(self, adapter: Adapter) -> None:
