@@ -29,7 +29,7 @@ class Recipe:
         objective: how the loss weights target tokens.
         start_nats: the mean loss under which negatives join the training.
         first: what a record's first answer token weighs, once negatives are there; others weigh 1.
-        pool: near misses that are made.
+        pool, pool_per_record: near misses that are made, at most: in all, and for each record.
         kinds: the share of each kind of them.
         near_per_step, chats_per_step: how many are drawn for a step, in proportion to the KL that
             they showed last, in nats, plus `least_kl`.
@@ -61,6 +61,7 @@ class Recipe:
     start_nats: float = 1.6
     first: float = 5.0
     pool: int = 4000
+    pool_per_record: int = 40
     kinds: Mapping[str, float] = field(default_factory=lambda: {"recombined": 0.7, "unknown": 0.3})
     near_per_step: int = 24
     chats_per_step: int = 2
