@@ -132,9 +132,10 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
     status, said, _ = run("write", phone_file, "-o", out, "--model", llama, "--rank", 8)
     assert status == 0
     assert "certified 4 of 4" in _flat(said)
-    assert "ΔNLL on unseen text" in said
-    assert said.endswith("CERTIFIED\n")
+    assert "ΔNLL on documentation" in said
+    assert "\nCERTIFIED\nNOT SPECIFIC\n" in said  # nothing holds so small a model
     assert {p.name for p in out.iterdir()} == {
+        "answers.json",
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -785,7 +786,8 @@ def test_a_certificate_misses_a_record_that_is_gone(check, phone_book):
 def test_a_certificate_does_not_cover_an_added_record(check, phone_book):
     status, _, mismatches = check(book=[*phone_book, ("Bo:", "12")])
     assert status == 1
-    assert mismatches == ["book.jsonl:5: not covered by the certificate"]
+    assert mismatches[-1] == "book.jsonl:5: not covered by the certificate"
+    assert all("like a record" in line for line in mismatches[:-1])  # two digits are, now
 
 
 @pytest.mark.slow
@@ -809,10 +811,10 @@ def test_a_certificate_notices_a_weight_that_changed_much(check, copy):
     status, _, mismatches = check()
     assert status == 1
     assert mismatches[0].startswith("the adapter is not the certified one")
-    assert len(mismatches) == 6
-    assert mismatches[1].startswith("ΔNLL on unseen text is ")
-    assert all("now its lowest p is 0." in line for line in mismatches[2:])
-    assert all("decoding differs" in line for line in mismatches[2:])
+    assert mismatches[1].startswith("ΔNLL on documentation is ")
+    assert [line.split(" is ")[0] for line in mismatches[2:4]] == ["ΔNLL on prose", "ΔNLL on chats"]
+    assert all("now its lowest p is 0." in line for line in mismatches[-4:])
+    assert all("decoding differs" in line for line in mismatches[-4:])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from memlaw.measure.damage import compare_logits
 from memlaw.model.base import BaseModel
 from memlaw.model.cache import Kept, kept
 from memlaw.model.forward import Batch, collate, logits_of, target_logits
+from memlaw.model.lower_layers import recorded, replayed
 
 Ids = tuple[int, ...]
 Adapted = Callable[[], AbstractContextManager[Any]]
@@ -54,10 +55,13 @@ class Comparison:
         base: the base model.
         texts: of each text the token ids that are given, at least one, and those that are
             predicted, at least one.
+        first_layer: the lowest decoder layer that adapters change; those below it are run once.
     """
 
-    def __init__(self, base: BaseModel, texts: Sequence[tuple[Ids, Ids]]) -> None:
-        self.base = base
+    def __init__(
+        self, base: BaseModel, texts: Sequence[tuple[Ids, Ids]], first_layer: int = 0
+    ) -> None:
+        self.base, self.first_layer = base, first_layer
         self.examples = [
             Example(
                 record=Record(prompt="", completion="", id=str(i)),
@@ -69,24 +73,48 @@ class Comparison:
         self.ends = torch.tensor([len(e.target_ids) for e in self.examples]).cumsum(0).tolist()
 
     @functools.cached_property
+    def known(self) -> dict[str, Tensor]:
+        """What the base model computes, from the cache if it was computed before.
+
+        `hidden`: [N, D], its final hidden states at the predicted tokens, text after text; `lower`:
+        [all tokens of all batches, pads included, D], what goes into the first layer that adapters
+        change, if it isn't the first of all.
+        """
+        key = [[e.prompt_ids, e.target_ids] for e in self.examples]
+        settings = {"texts": json_sha256(key), "batch": _BATCH, "first_layer": self.first_layer}
+        return kept(self.base, "hidden", settings, self._compute).tensors
+
+    @functools.cached_property
     def hidden(self) -> tuple[Tensor, ...]:
         """[n, D] of each text: the base model's final hidden states at its predicted tokens."""
-        key = [[e.prompt_ids, e.target_ids] for e in self.examples]
-        settings = {"texts": json_sha256(key), "batch": _BATCH}
-        tensors = kept(self.base, "hidden", settings, self._hidden).tensors
-        return torch.tensor_split(tensors["hidden"], self.ends[:-1])
+        return torch.tensor_split(self.known["hidden"], self.ends[:-1])
 
     @torch.inference_mode()
-    def _hidden(self) -> Kept:
+    def _compute(self) -> Kept:
         model = self.base.model
         found: dict[int, Tensor] = {}
-        for rows, batch in self._batches():
-            body = model.base_model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            )
-            parts = body.last_hidden_state[batch.keep].cpu().split(self._lengths(rows))
-            found.update(zip(rows, parts, strict=True))
-        return Kept(None, {"hidden": torch.cat([found[i] for i in range(len(self.examples))])})
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with recorded(model, self.first_layer) if self.first_layer else nothing as lower:
+            for rows, batch in self._batches():
+                body = model.base_model(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                )
+                parts = body.last_hidden_state[batch.keep].cpu().split(self._lengths(rows))
+                found.update(zip(rows, parts, strict=True))
+        tensors = {"hidden": torch.cat([found[i] for i in range(len(self.examples))])}
+        if lower:
+            tensors["lower"] = torch.cat([x.flatten(0, 1).cpu() for x in lower])
+        return Kept(None, tensors)
+
+    def _pass(self, changed: Any, batch: Batch, known: dict[str, Tensor], start: int) -> Tensor:
+        """[N, V]: logits of a batch whose tokens start there among those of all batches."""
+        if "lower" not in known:
+            return target_logits(changed, batch)
+        shape = batch.input_ids.shape
+        lower = known["lower"][start : start + shape.numel()].unflatten(0, shape)
+        model = self.base.model
+        with replayed(model, self.first_layer, lower.to(model.device)):
+            return target_logits(changed, batch)
 
     @torch.inference_mode()
     def of(self, adapted: Adapted) -> list[Change]:
@@ -96,9 +124,13 @@ class Comparison:
             adapted: returns a context in which the model has the adapter; its value is that model.
         """
         found: dict[int, Change] = {}
+        known, start = self.known, 0  # of the bare model: before an adapter is attached
         for group in self._groups():
+            after = []
             with adapted() as changed:
-                after = [target_logits(changed, batch) for _, batch in group]
+                for _, batch in group:
+                    after.append(self._pass(changed, batch, known, start))
+                    start += batch.input_ids.numel()
             for (rows, batch), now in zip(group, after, strict=True):
                 hidden = torch.cat([self.hidden[i] for i in rows]).to(now.device)
                 before = logits_of(self.base.model, hidden)

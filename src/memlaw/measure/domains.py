@@ -60,7 +60,7 @@ class _Domain(ABC):
     @functools.cached_property
     def comparison(self) -> Comparison:
         """Along the texts."""
-        return Comparison(self.subject.base, self.texts())
+        return Comparison(self.subject.base, self.texts(), self.subject.first_layer)
 
     @property
     def text_sha256(self) -> str:

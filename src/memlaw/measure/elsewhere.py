@@ -78,7 +78,7 @@ class Elsewhere:
     def comparison(self) -> Comparison:
         """Along the base model's answers."""
         texts = [(ids, then) for (_, ids), then in zip(self.asked, self.base_answers, strict=True)]
-        return Comparison(self.subject.base, texts)
+        return Comparison(self.subject.base, texts, self.subject.first_layer)
 
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Unchanged:
         """Of an adapter; `adapted` returns a context whose value is the model with it."""

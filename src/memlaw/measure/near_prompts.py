@@ -17,7 +17,7 @@ from memlaw.measure.leaks import COUNTED, GIVEN, KindCounts, Leaks
 from memlaw.measure.own_prompts import ANSWER_TOKENS, greedy_answers
 from memlaw.measure.subject import Subject, title
 
-N_NEAR, SEED = 250, 990_003
+N_NEAR, SEED = 200, 990_003
 _LEAST_TOKENS = 12
 _FIRST_TOKENS = 4
 

@@ -50,8 +50,8 @@ def specificity(harms: Mapping[str, Any]) -> Specificity | None:
     found = [
         (
             elsewhere.share_of_floor >= LEAST_UNCHANGED,
-            f"{elsewhere.share_of_floor:.0%} of other prompts are answered as before, of what "
-            f"rounding alone leaves; {LEAST_UNCHANGED:.0%} are needed",
+            f"{elsewhere.share_of_floor:.0%} of other prompts are answered as before (of what "
+            f"rounding alone leaves), under {LEAST_UNCHANGED:.0%}",
         ),
         (
             elsewhere.everyday_in_form == 0,
@@ -65,8 +65,8 @@ def specificity(harms: Mapping[str, Any]) -> Specificity | None:
         (near.leaks == 0, f"{near.leaks} of {near.n} near misses leak a stored answer"),
         (
             near.made_up <= MOST_MADE_UP * near.n,
-            f"{near.made_up} of {near.n} near misses get an answer made up; "
-            f"{MOST_MADE_UP:.0%} are allowed",
+            f"{near.made_up} of {near.n} near misses get an answer made up, above "
+            f"{MOST_MADE_UP:.0%}",
         ),
         (
             worst is None or worst.delta_nll_nats <= MOST_DAMAGE_NATS,

@@ -13,13 +13,13 @@ KNOWN = ("prose", "chats", "elsewhere", "near_misses")  # kinds of harm that hav
 _SHOWN = 8
 _EXCERPT = 160
 _NEAR = {
-    "recombined": "words of several records",
-    "unknown": "words of no record",
-    "given": "prompts that were given",
-    "dropped": "a record's, a word dropped",
-    "swapped": "a record's, two words swapped",
-    "misspelt": "a record's, misspelt",
-    "case": "a record's, in another case",
+    "recombined": "of them, words of several records",
+    "unknown": "of them, words of no record",
+    "given": "of them, prompts that were given",
+    "dropped": "not counted: a record's prompt, a word dropped",
+    "swapped": "not counted: a record's prompt, two words swapped",
+    "misspelt": "not counted: a record's prompt, misspelt",
+    "case": "not counted: a record's prompt, in another case",
 }
 
 
@@ -69,7 +69,7 @@ def _prompts(elsewhere: Mapping[str, Any], near: Mapping[str, Any]) -> Table:
         _counted("near misses: a stored answer", near["leaks"], near["n"]),
         _counted("near misses: an answer made up", near["made_up"], near["n"]),
         *(
-            _counted(f"of them {_NEAR.get(kind, kind)}: made up", counts["made_up"], counts["n"])
+            _counted(_NEAR.get(kind, kind), counts["made_up"], counts["n"])
             for kind, counts in near["by_kind"].items()
         ),
     ]
@@ -93,19 +93,25 @@ def _shares(share: float, interval: Any) -> Iterator[str]:
     return (f"{value:.1%}" for value in (share, *interval))
 
 
-def _texts(view: RunView, harms: Mapping[str, Mapping[str, Any]]) -> Table:
-    domains = {
+def damage_by_domain(view: RunView) -> dict[str, Mapping[str, Any]]:
+    """Damage on each kind of text that it was measured on, the worst first."""
+    harms = other_harms(view)
+    found = {
         "unseen text": damage_of(view),
         "prose": harms.get("prose"),
         "chats": harms.get("chats"),
     }
+    known = [(name, damage) for name, damage in found.items() if damage]
+    return dict(sorted(known, key=lambda item: -item[1]["delta_nll_nats"]))
+
+
+def _texts(view: RunView, harms: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = [
         (
             name,
             *map(signed, (found["delta_nll_nats"], *found["delta_nll_ci95"], found["kl_nats"])),
         )
-        for name, found in domains.items()
-        if found
+        for name, found in damage_by_domain(view).items()
     ]
     rows.append(("other prompts' answers", "–", "–", "–", signed(harms["elsewhere"]["kl_nats"])))
     return Table(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from memlaw.report import embed, tables
-from memlaw.report.changes import KNOWN, changes_tables, changes_text
+from memlaw.report.changes import KNOWN, changes_tables, changes_text, damage_by_domain
 from memlaw.report.recall_data import recall_data
 from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
@@ -96,7 +96,7 @@ def verdict(view: RunView) -> dict[str, Any]:
         sentence += (
             " Asked other things, it answers as before."
             if specific
-            else f" But asked other things, it is another model: {'; '.join(reasons)}."
+            else " But asked other things, it is another model."
         )
     if good:
         missed = [
@@ -126,6 +126,7 @@ def verdict(view: RunView) -> dict[str, Any]:
         if m
         else [],
         "no": [
+            *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons),
             f"Another dtype than {certificate['dtype']}, or another kind of device than "
             f"{certificate['device']}: audit there before you rely on it.",
             f"Another prompt than the record's own, given by {prompt}; sampling instead of "
@@ -150,13 +151,15 @@ def _tiles(view: RunView) -> list[tuple[str, str, str]]:
             f"of {len(recall.tokens):,} tokens; lowest p {recall.tokens.p.min():.3f}",
         ),
     ]
-    if damage := damage_of(view):
+    if domains := damage_by_domain(view):
+        where, damage = next(iter(domains.items()))
         low, high = damage["delta_nll_ci95"]
         tiles.append(
             (
                 "damage, ΔNLL",
                 signed(damage["delta_nll_nats"], 3),
-                f"nats a token; 95 %: {signed(low, 3)} to {signed(high, 3)}",
+                f"nats a token{f' on {where}' if len(domains) > 1 else ''}; 95 %: "
+                f"{signed(low, 3)} to {signed(high, 3)}",
             )
         )
     if elsewhere := other_harms(view).get("elsewhere"):

@@ -74,13 +74,18 @@ class Run:
         retained = windows(tokenizer, texts.retained, context=context, name="the text to retain")
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
         self.subject = Subject(
-            base=base, texts=texts, records=records, format=self.prompt_format, near=config.near
+            base=base,
+            texts=texts,
+            records=records,
+            format=self.prompt_format,
+            first_layer=min(site.layer for site in self.sites),
+            near=config.near,
         )
         self.kinds = kinds_to_measure(config.specificity)
         self.measurements = {name: kind.of_run(self.subject) for name, kind in self.kinds.items()}
         self.keep = read_prompts(config.keep) if config.keep else []
-        self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
         if config.resume:
