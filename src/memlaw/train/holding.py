@@ -41,7 +41,7 @@ class Holding:
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
         kept: the last of these with which all records passed.
-        first_kept: the epoch of the first one.
+        first_kept, last_kept: the epochs of the first and the last one; 0 before.
         looked: the epoch in which the mean was last audited.
         gated: a gate was put in.
     """
@@ -68,7 +68,7 @@ class Holding:
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
         self.kept: Weights | None = None
-        self.first_kept = self.looked = 0
+        self.first_kept = self.last_kept = self.looked = 0
         self.gated = False
         self._aside: Weights | None = None  # weights in training, while others are shown
 
@@ -148,7 +148,7 @@ class Holding:
         if share_passed == 1:
             assert self.mean is not None
             self.kept = [weights.clone() for weights in self.mean]
-            self.first_kept = self.first_kept or epoch
+            self.first_kept, self.last_kept = self.first_kept or epoch, epoch
             self.push = min(self.most_push, self.push * self.recipe.tighter)
         elif share_passed < self.recipe.enough:
             self.push = max(self.least_push, self.push / self.recipe.looser)
@@ -160,7 +160,7 @@ class Holding:
 
     def forget_kept(self) -> None:
         """What passed here failed the audit of the saved folder."""
-        self.kept, self.first_kept = None, 0
+        self.kept, self.first_kept, self.last_kept = None, 0, 0
 
     @property
     def last_epoch(self) -> int:
@@ -207,7 +207,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push"),
-                *("first_kept", "looked", "gated"),
+                *("first_kept", "last_kept", "looked", "gated"),
             )
         }
         return tensors, values
