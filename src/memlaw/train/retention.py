@@ -94,6 +94,13 @@ def quadratic_penalty(
     return total
 
 
+def retention_penalty(
+    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
+) -> Float32[Tensor, ""]:
+    """The penalty of each site by itself; see `quadratic_penalty`, and `separate_terms`."""
+    return quadratic_penalty(separate_terms(statistics), factors)
+
+
 class Retention:
     """The penalty on what an adapter does to general text, and its weight.
 
