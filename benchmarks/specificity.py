@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -40,6 +41,19 @@ from memlaw.model.formats import loaded_adapter
 RESULTS = ROOT / "results" / "specificity"
 N_NEAR, SEED = 500, 990_102
 NAMES = ROOT / "benchmarks" / "foreign_names.txt"
+
+
+class Progress(memlaw.Observer):
+    """Says on stderr how far it is."""
+
+    def notice(self, text: str) -> None:
+        """A line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def epoch(self, stats: Any, n_records: int, max_epochs: int) -> None:
+        """A line."""
+        said = f"epoch {stats.epoch}: {stats.nll_nats:.3f} nats, {stats.n_under} under"
+        print(f"{said}, {stats.wall_s:.1f} s, retention {stats.retention:g}", file=sys.stderr)
 
 
 def records_of(path: Path, n: int) -> list[Record]:
@@ -111,7 +125,7 @@ def run_write(data: Path, n: int, seed: int, free: bool, model: str, keep: Path 
         if not free:
             settings["near"] = str(near)  # so that training avoids them
         started = time.perf_counter()
-        result = memlaw.write(records, out, **settings)
+        result = memlaw.write(records, out, observer=Progress(), **settings)
         wall_s = time.perf_counter() - started
         curve = json.loads((out / "run.json").read_text(encoding="utf-8"))["curve"]
         row = {

@@ -44,13 +44,13 @@ def _weights(adapter):
 def test_negatives_join_when_the_loss_is_low_and_stay():
     holding = _holding(active=False)
     assert holding.draw(0) == []
-    assert float(holding.penalty(_adapter(1.0)).detach()) == 0
+    assert float(holding.penalty(_adapter(1.0), 0).detach()) == 0
     holding.after_epoch(1.7)
     assert holding.draw(0) == []
     holding.after_epoch(1.5)
     holding.after_epoch(9.0)
     assert len(holding.draw(0)) == 5
-    assert float(holding.penalty(_adapter(1.0)).detach()) > 0
+    assert float(holding.penalty(_adapter(1.0), 0).detach()) > 0
 
 
 def test_a_step_draws_of_each_kind_and_the_same_ones_again():

@@ -90,5 +90,5 @@ def test_whitening_changes_the_coordinates_and_not_the_penalty(drawn):
     within = Retention(1000.0, [_joint(drawn)], adapter, n_tokens=10)
     plain = adapter.folded()
     outside = Retention(1000.0, [_joint(drawn)], plain, n_tokens=10)
-    assert float(within.loss(adapter)) == pytest.approx(float(outside.loss(plain)), rel=1e-4)
-    assert float(within.loss(adapter)) == pytest.approx(float(within.penalty(adapter)), rel=1e-6)
+    assert float(within.loss(adapter, 0)) == pytest.approx(float(outside.loss(plain, 0)), rel=1e-4)
+    assert float(within.loss(adapter, 0)) == pytest.approx(float(within.penalty(adapter)), rel=1e-6)

@@ -195,7 +195,7 @@ def test_a_bound_is_trained_for_until_it_is_kept(llama, phone_book, texts, tmp_p
     """The kept mean is measured; what holds the model rises until harm is low enough."""
     settings = EASY | texts | {"rank": 32, "model": str(llama)}
     usual = memlaw.write(phone_book, tmp_path / "usual", **settings)
-    bound = 0.7 * max(usual.harms[kind].high for kind in ("damage", "prose", "chats"))
+    bound = 0.93 * max(usual.harms[kind].high for kind in ("damage", "prose", "chats"))
     observer = Stop()
     bounded = memlaw.write(
         phone_book, tmp_path / "out", max_damage=bound, observer=observer, **settings
@@ -203,7 +203,9 @@ def test_a_bound_is_trained_for_until_it_is_kept(llama, phone_book, texts, tmp_p
     assert bounded.certified
     assert bounded.within_bounds
     assert bounded.epochs > usual.epochs
-    assert any("Certified, but" in text for text in observer.said)
+    missed = [text for text in observer.said if "Certified, but" in text]
+    assert missed
+    assert len(set(missed)) == len(missed)  # nothing is measured twice
     assert observer.curve[-1].retention > observer.curve[0].retention
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
@@ -91,7 +92,7 @@ def run(args: list[str]) -> int:
     return DONE if passed else NOT_CERTIFIED
 
 
-def show_audit(audit: Audit, harms: Mapping[str, Harm]) -> None:
+def show_audit(audit: Audit, harms: Mapping[str, Harm] = MappingProxyType({})) -> None:
     """The table of an audit, and of what else an adapter changes where that was measured."""
     from memlaw.cli.verdicts import SHOWN, audit_rows, print_failures, print_specificity
     from memlaw.measure.specificity import specificity
@@ -125,7 +126,7 @@ def show_check(check: CertificateCheck) -> None:
 
     claims = check.certificate.claims()
     unclaimed = {name: harm for name, harm in check.harms.items() if name not in claims}
-    show_audit(check.audit, {})
+    show_audit(check.audit)
     console = stdout_console()
     for name, claim in claims.items():
         claimed = KINDS[name].read(claim)

@@ -23,10 +23,7 @@ GROUPS = {
     "data": ("out", "prompt_field", "completion_field"),
     "model": ("model", "device"),
     "training": ("rank", "max_epochs"),
-    "harm": (
-        *("max_damage", "min_specificity", "specificity", "near", "keep"),
-        *("damage_text", "retention", "retain", "activated"),
-    ),
+    "harm": ("max_damage", "min_specificity", "specificity", "keep", "activated"),
     "run": ("resume", "config"),
 }
 

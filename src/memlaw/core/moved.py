@@ -34,7 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "models": ("model.base", "core.files", "model.hashes", "settings.choices"),
     "objectives": ("settings.choices", "train.memft", "train.triage", "train.objective"),
     "plan": ("law.plan", "law.builtin"),
-    "precondition": ("train.precondition",),
+    "precondition": ("train.precondition", "train.retention"),
     "provenance": ("model.provenance",),
     "ray_launcher": ("probe.ray_launcher",),
     "recall": ("measure.examine", "measure.table", "measure.decode", "settings.choices"),

@@ -29,7 +29,7 @@ class Recipe:
         objective: how the loss weights target tokens.
         start_nats: the mean loss under which negatives join the training.
         first: what a record's first answer token weighs, once negatives are there; others weigh 1.
-        pool: near misses that are made.
+        pool, pool_per_record: near misses that are made, at most: in all, and for each record.
         kinds: the share of each kind of them.
         near_per_step, chats_per_step: how many are drawn for a step, in proportion to the KL that
             they showed last, in nats, plus `least_kl`.
@@ -43,6 +43,7 @@ class Recipe:
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention.
         most_positions: of each domain of retention that are looked at, drawn from all over it.
+        retention_parts: these are dealt to so many parts, and each step looks at one of them.
         gate_share: of the records must pass for the gate to be put in; see `train/gate.py`.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
@@ -60,6 +61,7 @@ class Recipe:
     start_nats: float = 1.6
     first: float = 5.0
     pool: int = 4000
+    pool_per_record: int = 40
     kinds: Mapping[str, float] = field(default_factory=lambda: {"recombined": 0.7, "unknown": 0.3})
     near_per_step: int = 24
     chats_per_step: int = 2
@@ -73,6 +75,7 @@ class Recipe:
     answer_tokens: int = 24
     text_windows: int = 64
     most_positions: int = 6000
+    retention_parts: int = 4
     gate_share: float = 0.9
     text_tokens: int = 96
     mean: float = 0.95

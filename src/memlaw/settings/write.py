@@ -63,7 +63,7 @@ class WriteConfig(TrainConfig):
         placement: modules that get an adapter: down_proj, mlp (in parallel with the MLP block),
             attn, all-linear, or names of linear modules joined by commas.
         layers: decoder layers that get an adapter, counted from 0; auto is the one two thirds of
-            the way up, with specificity also those at 77 and 87 %; all.
+            the way up, with specificity six from there on; all.
         engine: how training runs. cached: precompute the frozen activations once; plain: a full
             forward pass each step, slower, equal but for rounding; auto: cached where the model
             allows it.

@@ -41,7 +41,7 @@ class Holding:
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
         kept: the last of these with which all records passed.
-        first_kept: the epoch of the first one.
+        first_kept, last_kept: the epochs of the first and the last one; 0 before.
         looked: the epoch in which the mean was last audited.
         gated: a gate was put in.
     """
@@ -56,7 +56,9 @@ class Holding:
         closed: Term | None,
         seed: int,
     ) -> None:
-        self.recipe, self.closed, self.seed = recipe, closed, seed
+        self.recipe, self.seed = recipe, seed
+        n = recipe.retention_parts
+        self.closed = [closed.part(i, n) for i in range(n)] if closed else []
         self.rows = [*near, *chats]
         self.n_near = len(near)
         self.lengths = dict(zip(self.rows, lengths, strict=True))
@@ -66,7 +68,7 @@ class Holding:
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
         self.kept: Weights | None = None
-        self.first_kept = self.looked = 0
+        self.first_kept = self.last_kept = self.looked = 0
         self.gated = False
         self._aside: Weights | None = None  # weights in training, while others are shown
 
@@ -103,12 +105,13 @@ class Holding:
             self.last_kl[self.place[row]] = found if found == found else 1.0  # not NaN
         return weights
 
-    def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
-        """The weighted form of all near misses, a scalar with a graph."""
-        if self.closed is None or not self.active:
+    def penalty(self, adapter: Adapter, step: int) -> Float32[Tensor, ""]:
+        """The weighted form of near misses, a part of them a step; a scalar with a graph."""
+        if not (self.closed and self.active):
             return 0 * adapter.a[0].sum()
         factors = list(zip(adapter.a, adapter.b, strict=True))
-        return self.push * self.recipe.closed * quadratic_penalty([self.closed], factors)
+        part = self.closed[step % len(self.closed)]
+        return self.push * self.recipe.closed * quadratic_penalty([part], factors)
 
     @torch.no_grad()
     def after_step(self, adapter: Adapter) -> None:
@@ -145,7 +148,7 @@ class Holding:
         if share_passed == 1:
             assert self.mean is not None
             self.kept = [weights.clone() for weights in self.mean]
-            self.first_kept = self.first_kept or epoch
+            self.first_kept, self.last_kept = self.first_kept or epoch, epoch
             self.push = min(self.most_push, self.push * self.recipe.tighter)
         elif share_passed < self.recipe.enough:
             self.push = max(self.least_push, self.push / self.recipe.looser)
@@ -157,7 +160,7 @@ class Holding:
 
     def forget_kept(self) -> None:
         """What passed here failed the audit of the saved folder."""
-        self.kept, self.first_kept = None, 0
+        self.kept, self.first_kept, self.last_kept = None, 0, 0
 
     @property
     def last_epoch(self) -> int:
@@ -204,7 +207,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push"),
-                *("first_kept", "looked", "gated"),
+                *("first_kept", "last_kept", "looked", "gated"),
             )
         }
         return tensors, values

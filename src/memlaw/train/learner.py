@@ -78,7 +78,8 @@ class Learner:
         # batches, and a token that sits on the line would pass here and fail there.
         self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)
         n_targets = int(self.seen.lengths[self.rows].sum())
-        self.retention = Retention(config.retention, terms, adapter, n_targets)
+        n_parts = holding.recipe.retention_parts if holding else 1
+        self.retention = Retention(config.retention, terms, adapter, n_targets, n_parts)
         self.holding = holding
         self.batch_size = step_size(
             config.batch_size, len(self.rows), specificity=holding is not None
@@ -192,9 +193,9 @@ class Learner:
             DivergedError: the gradient isn't finite. The adapter is as it was.
         """
         if self.retention.weight:
-            (self.push * self.retention.loss(self.adapter)).backward()
+            (self.push * self.retention.loss(self.adapter, self.n_steps)).backward()
         if self.holding and self.holding.active:
-            self.holding.penalty(self.adapter).backward()
+            self.holding.penalty(self.adapter, self.n_steps).backward()
         if not self.solver.clip():
             raise _diverged(self, "gradient")
         self.solver.step(self.schedule.at(self.n_looks - 1))

@@ -81,7 +81,7 @@ def make_negatives(
     kept = greedy_answers(base, keep, format=subject.format, max_tokens=tokens) if keep else []
     made = near_misses(
         [record.prompt for record in subject.records],
-        recipe.pool,
+        min(recipe.pool, recipe.pool_per_record * len(records)),
         seed=recipe.seed,
         avoid=[*avoid, *keep],
         kinds=recipe.kinds,

@@ -54,6 +54,15 @@ class Term:
             ],
         )
 
+    def part(self, index: int, n: int) -> Term:
+        """Of every n-th position, the one that part `index` begins with; as if these were all."""
+
+        def dealt(rows: Sequence[Tensor]) -> list[Tensor]:
+            return [(x[index::n] * (len(x) / len(x[index::n])) ** 0.5).contiguous() for x in rows]
+
+        few = min(len(x) for x in (*self.reads, *self.writes)) < n
+        return self if few else replace(self, reads=dealt(self.reads), writes=dealt(self.writes))
+
 
 def separate_terms(statistics: Sequence[Statistics]) -> list[Term]:
     """A term for each site by itself, on general text."""
@@ -85,6 +94,13 @@ def quadratic_penalty(
     return total
 
 
+def retention_penalty(
+    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
+) -> Float32[Tensor, ""]:
+    """The penalty of each site by itself; see `quadratic_penalty`, and `separate_terms`."""
+    return quadratic_penalty(separate_terms(statistics), factors)
+
+
 class Retention:
     """The penalty on what an adapter does to general text, and its weight.
 
@@ -93,26 +109,40 @@ class Retention:
         terms: of general text; may be left out where the weight is 0.
         adapter: what is trained, or one with the same sites and whiteners.
         n_tokens: target tokens of the records.
+        n_parts: the terms' positions are dealt to so many parts; each step looks at one of them.
 
     Raises:
         ConfigError: a weight without terms.
     """
 
     def __init__(
-        self, weight: float, terms: Sequence[Term], adapter: Adapter, n_tokens: int
+        self,
+        weight: float,
+        terms: Sequence[Term],
+        adapter: Adapter,
+        n_tokens: int,
+        n_parts: int = 1,
     ) -> None:
         if weight and not terms:
             raise ConfigError("retention needs the statistics of the adapter's sites.")
         self.weight = weight
         self.terms = [term.whitened(adapter) for term in terms]
+        self.parts = [self.terms]
+        if n_parts > 1:
+            self.parts = [[t.part(i, n_parts) for t in self.terms] for i in range(n_parts)]
         self.n_against = max(n_tokens, _LEAST_TOKENS)
 
     def penalty(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """About the nats per token that general text pays, a scalar with a graph."""
-        if not self.terms:
-            return torch.zeros((), device=adapter.a[0].device)
-        return quadratic_penalty(self.terms, list(zip(adapter.a, adapter.b, strict=True)))
+        return _penalty(self.terms, adapter)
 
-    def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
-        """The weighted penalty, to stand beside the records' mean loss."""
-        return self.weight / self.n_against * self.penalty(adapter)
+    def loss(self, adapter: Adapter, step: int) -> Float32[Tensor, ""]:
+        """The weighted penalty of a step, to stand beside the records' mean loss."""
+        part = self.parts[step % len(self.parts)]
+        return self.weight / self.n_against * _penalty(part, adapter)
+
+
+def _penalty(terms: Sequence[Term], adapter: Adapter) -> Float32[Tensor, ""]:
+    if not terms:
+        return torch.zeros((), device=adapter.a[0].device)
+    return quadratic_penalty(terms, list(zip(adapter.a, adapter.b, strict=True)))

@@ -92,11 +92,11 @@ class MeanGoals(Goals):
         return True
 
     def _is_over(self) -> bool:
-        """Something was kept, not measured yet, and training went on for long enough since."""
+        """Something was kept and not measured yet, and training went on for long enough."""
         holding, epoch = self.holding, self.run.learner.epoch
         return (
             holding.kept is not None
-            and holding.looked > self.measured_at
+            and holding.last_kept > self.measured_at
             and epoch >= holding.last_epoch
         )
 
