@@ -42,7 +42,11 @@ SCENARIOS = (  # of results/law_coverage.json, in the order of the table
 )
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "memft_curriculum", "triage")
 # Lines of a training's output whose figures depend on the machine, its threads and the versions.
-UNSTABLE = ("bits stored", "bits per parameter", "ΔNLL", "epochs", "time", "speed", "NLL")
+UNSTABLE = (
+    *("bits stored", "bits per parameter", "ΔNLL", "epochs", "time", "speed", "NLL"),
+    *("unchanged elsewhere", "near misses"),
+)
+SECOND_VERDICT = ("SPECIFIC", "NOT SPECIFIC")  # and its reasons: by a few prompts, either way
 
 
 def printed(command: list[str], folder: Path = ROOT) -> str:
@@ -185,6 +189,8 @@ def python_lines(folder: Path) -> tuple[list[str], list[str]]:
 def comparable(block: str) -> str:
     """A block without what the machine decides: figures of `UNSTABLE` lines, lowest p, the machine.
 
+    Nor the verdict on specificity.
+
     Everything else is kept: what is reported, and counts, parameters, ranks, verdicts, answers.
     """
     if block.startswith("This was printed with"):
@@ -192,6 +198,8 @@ def comparable(block: str) -> str:
     text = re.sub(r"\n +", " ", block)  # a long value goes on in the next line
     lines = []
     for line in text.splitlines():
+        if line.startswith(SECOND_VERDICT):
+            line = "#"
         if line.startswith(UNSTABLE):
             line = re.sub(r"[-+−]?\d[\d,.:]*( s\b)?", "#", line)
         line = re.sub(r"(?<=lowest p )[\d.]+", "#", line)

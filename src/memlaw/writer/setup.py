@@ -26,6 +26,7 @@ from memlaw.train.preparation import make_engine, prepare
 from memlaw.train.specificity import domains_of, held_learner
 
 _START_BITS_PER_PARAMETER = 0.05
+_LEAST_THIN_RANK = 4  # of each of several sites: fewer dimensions than that train slowly
 
 
 def activate(
@@ -106,6 +107,8 @@ def first_rank(
     while rank * width * _START_BITS_PER_PARAMETER < base_audit.total_nll_bits:
         rank *= 2
     rank = min(max(rank, plan.rank if plan else 1), max_rank)
+    if shared > 1:
+        rank = min(max(rank, _LEAST_THIN_RANK * shared), max_rank * shared)
     return _without_gate(max(1, rank // shared), sites, config)
 
 
