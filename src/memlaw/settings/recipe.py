@@ -50,6 +50,8 @@ class Recipe:
             of the records have a token under the line.
         tighter: `push` is multiplied by it when all records pass, up to `most_push`;
         looser: divided by it when fewer than `enough` of them do, down to 1.
+        last_rate: the learning rate is multiplied by it once all records have passed: under smaller
+            steps the mean passes again and again while `push` rises.
         extra: how long training goes on after all records passed first, as a share of its epochs.
         seed: of near misses, own chats and own text.
     """
@@ -85,7 +87,8 @@ class Recipe:
     most_push: float = 8.0
     looser: float = 1.25
     enough: float = 0.97
-    extra: float = 0.25
+    extra: float = 0.3
+    last_rate: float = 0.4
     seed: int = 1
 
 

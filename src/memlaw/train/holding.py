@@ -153,6 +153,11 @@ class Holding:
         elif share_passed < self.recipe.enough:
             self.push = max(self.least_push, self.push / self.recipe.looser)
 
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied by: less, once something was kept."""
+        return 1.0 if self.kept is None else self.recipe.last_rate
+
     def hold_looser(self) -> None:
         """Nothing improves: the records come first."""
         self.least_push /= 4

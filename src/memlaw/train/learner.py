@@ -198,7 +198,8 @@ class Learner:
             self.holding.penalty(self.adapter, self.n_steps).backward()
         if not self.solver.clip():
             raise _diverged(self, "gradient")
-        self.solver.step(self.schedule.at(self.n_looks - 1))
+        rate = self.schedule.at(self.n_looks - 1)
+        self.solver.step(rate * self.holding.rate if self.holding else rate)
         self.n_steps += 1
         if self.holding:
             self.holding.after_step(self.adapter)
