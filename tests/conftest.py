@@ -1,10 +1,10 @@
 """What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
-import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes from all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,8 +42,7 @@ logging.disable_progress_bar()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache folder of their own; what PEFT and Transformers have to settle is left out."""
-    _own_cache(config)
+    """What PEFT and Transformers have to settle is left out."""
     config.addinivalue_line(
         "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     )
@@ -52,16 +51,27 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _own_cache(config: pytest.Config) -> None:
-    """What the tiny models say is kept for these tests alone; unpacked models are the user's."""
-    models = cache_folder() / "models"
-    folder = Path(tempfile.mkdtemp(prefix="memlaw-tests-"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    """What models say is kept for these tests alone, for all processes that run them."""
+    models = cache_folder() / "models"  # unpacked ones are the user's
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / _CACHE
+    folder.mkdir(exist_ok=True)
     if models.is_dir():
-        (folder / "models").symlink_to(models)
+        with contextlib.suppress(FileExistsError):
+            (folder / "models").symlink_to(models)
     os.environ["MEMLAW_CACHE"] = str(folder)
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was kept may be large."""
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    if factory is not None and not hasattr(session.config, "workerinput"):
+        shutil.rmtree(factory.getbasetemp() / _CACHE, ignore_errors=True)
+
+
+_CACHE = "memlaw-cache"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("h e", "i n", "e r", "o n", "a n", "Ġ t", "Ġt he", "Ġ a", "a s", "i s", "r e", "in g")
 CHAT_TEMPLATE = (
