@@ -15,7 +15,7 @@ from memlaw.law.plan import plan_rank, plan_tokens
 from memlaw.law.recall_law import RecallLaw, reached
 from memlaw.law.recall_posterior import SLIP, brackets_of
 from memlaw.law.share_law import ShareLaw
-from memlaw.writer import state as writer
+from memlaw.writer import setup as writer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from law_coverage import LENGTHS, RANKS, Thresholds, random_thresholds, synthetic_store
@@ -399,7 +399,9 @@ def test_write_says_that_a_rank_is_small(llama, phone_book, tmp_path, monkeypatc
         def notice(self, text):
             said.append(text)
 
-    settings = {"model": str(llama), "layers": 1, "max_epochs": 1, "retention": 0}
+    settings = {"model": str(llama), "layers": 1, "max_epochs": 1, "retention": 0} | {
+        "specificity": False
+    }
     made = memlaw.write(phone_book, tmp_path / "out", rank=rank, observer=Notes(), **settings)
     assert made.rank == rank
     warning = f"Rank {rank} is small for this: 3 is expected to hold it after 150 steps (95 %: 2 to"
@@ -415,7 +417,7 @@ def test_write_says_that_a_rank_is_small(llama, phone_book, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_rank_left_to_write_is_no_less_than_the_plans(llama, tmp_path, monkeypatch):
     record = [("a", "b")]  # so little that rank 1 has room to spare
-    settings = {"model": str(llama), "max_epochs": 1, "retention": 0}
+    settings = {"model": str(llama), "max_epochs": 1, "retention": 0} | {"specificity": False}
     assert memlaw.write(record, tmp_path / "bare", **settings).rank < 3
     plan = plan_rank(_builtin(), 165)
     monkeypatch.setattr(writer, "plan_by_builtin", lambda *_: plan)
