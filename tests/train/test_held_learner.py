@@ -45,6 +45,11 @@ def base(request, make_model):
     return load_model(make_model(request.param), dtype="float32")
 
 
+def _has_system_message(chat):
+    prompt = chat.record.prompt
+    return not isinstance(prompt, str) and prompt[0]["role"] == "system"
+
+
 class Ready:
     """Records, negatives and the sites of an adapter."""
 
@@ -60,10 +65,8 @@ class Ready:
             format=format,
         )
         self.negatives = make_negatives(subject, self.records, recipe=SMALL)
-        chats = [
-            *self.negatives.chats[::40],
-            *self.negatives.chats[-2:],
-        ]  # some with a system message
+        begun = [c for c in self.negatives.chats if _has_system_message(c)]
+        chats = [*begun[:2], *(c for c in self.negatives.chats[:4] if c not in begun)]
         self.negatives = dataclasses.replace(self.negatives, chats=chats)
         self.examples = [*self.records, *self.negatives.examples]
         self.sites = resolve_sites(base.model, placement, layers)

@@ -130,7 +130,7 @@ class Packer:
                 rest = (example.prompt_ids + example.target_ids)[p:]
                 n_targets = len(example.target_ids)
                 ids += rest
-                owner += [row] * len(rest)
+                owner += [len(places)] * len(rest)  # a row may be there twice
                 positions += range(p, p + len(rest))
                 active += _active(example, range(p, p + len(rest)))
                 keep += [False] * (len(rest) - n_targets - 1) + [True] * n_targets + [False]
