@@ -137,6 +137,8 @@ class Goals:
 
     def _harms(self) -> dict[str, Harm]:
         base, adapter = self.run.base, self.run.learner.adapter
+        if self.run.config.specificity:
+            self.run.observer.notice("Measuring what else has changed.")
         return {
             name: measurement.measure(base.model, lambda: adapter.folded().attached(base.model))
             for name, measurement in self.run.measurements.items()

@@ -173,6 +173,10 @@ def held_training(
         subject, records, sites, retained, config, rank, notice: as there.
         keep: prompts whose answers are held.
     """
+    notice(
+        "Near misses and conversations go through the model once before training starts. The first "
+        "time with a base model, what it says by itself is measured, too: minutes, kept for later."
+    )
     base = subject.base
     negatives = make_negatives(
         subject, records, recipe=RECIPE, keep=keep, avoid=measured_on(subject)
