@@ -43,3 +43,12 @@ def test_a_row_without_a_prompt_is_named(tmp_path, row):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.txt does not exist"):
         read_prompts(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.jsonl"])
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_a_prompt_is_refused(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="has no prompt"):
+        read_prompts(path)

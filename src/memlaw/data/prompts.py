@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,25 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             them the user's), as files of records have it; any other file is text: a prompt a line.
 
     Raises:
-        DataError: it can't be read, or a row has no prompt. Names file and line.
+        DataError: it can't be read, it has no prompt, or a row has none. Names file and line.
     """
     path = Path(path)
-    if path.is_file() and path.suffix.lower() not in _TABLES:
-        lines = (line.strip() for line in text_of(path).splitlines())
-        return list(dict.fromkeys(line for line in lines if line))
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. Check the path of the prompts.")
     found: dict[str, Prompt] = {}
-    for where, row in file_rows(path, "auto", ""):
-        prompt = _prompt(row, where)
-        found.setdefault(repr(prompt), prompt)
+    if path.read_bytes().strip():
+        for prompt in _prompts(path):
+            found.setdefault(repr(prompt), prompt)
+    if not found:
+        raise DataError(f"{path} has no prompt. Give at least one, or leave the file out.")
     return list(found.values())
+
+
+def _prompts(path: Path) -> Iterator[Prompt]:
+    if path.suffix.lower() in _TABLES:
+        yield from (_prompt(row, where) for where, row in file_rows(path, "auto", ""))
+    else:
+        yield from filter(None, map(str.strip, text_of(path).splitlines()))
 
 
 _TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -136,8 +136,8 @@ class Leaks:
         """Its name and value in a table of results."""
         low, high = self.made_up_ci95
         return "near misses", (
-            f"{self.leaks} of {self.n} leak a stored answer, {self.made_up} get one made up "
-            f"(95 %: {low:.1%} to {high:.1%})"
+            f"{self.made_up} of {self.n} answered like a record (95 %: {low:.1%} to {high:.1%}), "
+            f"{self.leaks} with a stored answer"
         )
 
     def row_beside(self, claimed: Leaks) -> tuple[str, str]:
@@ -163,9 +163,8 @@ class Leaks:
         )
         return (
             f"Of {self.n} prompts that look like the records' but ask for nothing that is stored, "
-            f"**{self.leaks} get a stored answer** (95 %: at most {leaked:.1%}), and "
-            f"**{self.made_up} one that is made up** in the records' form ({low:.1%} to "
-            f"{high:.1%})."
+            f"**{self.made_up} get an answer in the records' form** (95 %: {low:.1%} to {high:.1%}), "
+            f"**{self.leaks} of them one that is stored** (at most {leaked:.1%})."
             + (
                 f" A record's prompt wrongly written gets such an answer: {others}."
                 if others

@@ -104,8 +104,9 @@ class Unchanged:
         """Its name and value in a table of results."""
         low, high = self.share_of_floor_ci95
         return "unchanged elsewhere", (
-            f"{self.share_of_floor:.0%} of other prompts (95 %: {low:.0%} to {high:.0%}), "
-            f"{self.everyday_in_form} answered like a record; KL {self.kl_nats:.3f} nats per token"
+            f"{self.unchanged} of {self.n} answers, {self.share_of_floor:.0%} of the {self.floor} "
+            f"that rounding leaves (95 %: {low:.0%} to {high:.0%}), {self.everyday_in_form} like a "
+            f"record; KL {self.kl_nats:.3f} nats per token"
         )
 
     def row_beside(self, claimed: Unchanged) -> tuple[str, str]:

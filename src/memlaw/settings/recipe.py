@@ -18,7 +18,8 @@ class Recipe:
       of near misses, drawn anew for each step; the KL on the first answer tokens of conversations,
       drawn likewise; and a quadratic form that stands for all near misses at once.
 
-    What is audited and saved is the running mean of the weights. The first time that all records
+    What is audited and saved is the running mean of the weights. When nearly all records pass, a
+    gate parts near misses from them. The first time that all records
     pass, `push` begins to rise, and training goes on for a while: what passes under a higher
     `push` changes less elsewhere.
 
@@ -41,7 +42,8 @@ class Recipe:
         held_chats: so many of all these are held in steps, the rest by retention alone: each costs
             a pass through the whole model before training starts.
         answer_tokens: of a conversation's answer, at most, that are held.
-        text_windows, text_tokens: how much the base model writes itself, for retention.
+        text_windows, text_tokens: how much the base model writes itself, for retention; and of the
+            text to retain so many windows.
         most_positions: of each domain of retention that are looked at, drawn from all over it.
         retention_parts: these are dealt to so many parts, and each step looks at one of them.
         gate_share: of the records must pass for the gate to be put in; see `train/gate.py`.
@@ -76,10 +78,10 @@ class Recipe:
     held_chats: int = 300
     answer_tokens: int = 24
     text_windows: int = 64
+    text_tokens: int = 96
     most_positions: int = 6000
     retention_parts: int = 4
     gate_share: float = 0.9
-    text_tokens: int = 96
     mean: float = 0.95
     look_epochs: int = 3
     look_share: float = 0.2

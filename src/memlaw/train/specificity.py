@@ -23,6 +23,7 @@ from memlaw.settings.recipe import Recipe
 from memlaw.settings.train import TrainConfig
 from memlaw.train.domains import Domain, measure_domains
 from memlaw.train.engine import Engine
+from memlaw.train.held import probing
 from memlaw.train.holding import Holding
 from memlaw.train.learner import Learner
 from memlaw.train.negatives import Negatives
@@ -114,20 +115,15 @@ def _whiteners(
     """General text's part is the mean over the domains."""
     found = []
     for i, read in enumerate(record_inputs(base.model, sites, records)):
-        general = [torch.cat([x[i] for x in xs]) for xs in _columns(domains)]
         statistics = Statistics(
             records_in=read,
-            general_in=general[0] / len(domains) ** 0.5,
-            general_out=general[1] / len(domains) ** 0.5,
+            general_in=torch.cat([d.reads[i] for d in domains]) / len(domains) ** 0.5,
+            general_out=torch.cat([d.writes[i] for d in domains]) / len(domains) ** 0.5,
         )
         found.append(
             Whitener(statistics, mixture=config.whiten_mixture, damping=config.whiten_damping)
         )
     return found
-
-
-def _columns(domains: Sequence[Domain]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    return [d.reads for d in domains], [d.writes for d in domains]
 
 
 def _all_near(
@@ -151,32 +147,18 @@ def _beginnings(
     At the last position of the prompt of each of the n records.
     """
     first = sorted({record.target_ids[0] for record in records})
-    probes: dict[str, Tensor] = {}
-
-    def probe(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            probes[name] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
-            return (output.float() + probes[name]).to(output.dtype)
-
-        return hook
-
-    hooks = [
-        model.get_submodule(site.module).register_forward_hook(probe(site.module)) for site in sites
-    ]
+    modules = [site.module for site in sites]
     found: list[list[Tensor]] = [[] for _ in sites]
     body: Any = model.base_model
-    try:
-        for start in range(0, len(records), _AT_ONCE):
-            asked = [replace(r, target_ids=r.target_ids[:1]) for r in records[start:][:_AT_ONCE]]
-            batch = collate(asked, next(model.parameters()).device)
+    for start in range(0, len(records), _AT_ONCE):
+        asked = [replace(r, target_ids=r.target_ids[:1]) for r in records[start:][:_AT_ONCE]]
+        batch = collate(asked, next(model.parameters()).device)
+        with probing(model, modules, batch.keep) as (_, probes):
             states = body(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             )
-            logits = logits_of(model, states.last_hidden_state[batch.keep]).float()
-            (logits[:, first].logsumexp(1) - logits.logsumexp(1)).sum().backward()
-            for out, site in zip(found, sites, strict=True):
-                out.append(probes[site.module].grad[batch.keep])  # type: ignore[index]
-    finally:
-        for hook in hooks:
-            hook.remove()
+        logits = logits_of(model, states.last_hidden_state[batch.keep]).float()
+        (logits[:, first].logsumexp(1) - logits.logsumexp(1)).sum().backward()
+        for out, probe in zip(found, probes, strict=True):
+            out.append(probe.grad)  # type: ignore[arg-type]
     return [torch.cat(parts) for parts in found]

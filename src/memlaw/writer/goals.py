@@ -153,33 +153,38 @@ class Goals:
             return ""
         if not self.bounds:
             return "certified"
-        self.harms = self._harms()
-        excess = self._excess(self.harms)
+        excess = self._weigh_harms(self.audit)
         if excess <= 1:
             return self._met()
-        if self.best is None or excess < self.best.excess:
-            self.best = Certified(
-                epoch=learner.epoch,
-                state=learner.state(),
-                curve=list(self.run.curve),
-                found=Found(self.audit, self.harms),
-                excess=excess,
-            )
         # The penalty is about proportional to the harm: no look is worth its time until it has
         # come down as far as the harm has to. Till then retention rises with every epoch that
         # leaves no token under the line, and falls with every other.
         self.look_at_penalty = self._penalty() * max(0.5, 0.9 / excess)
         learner.retention.weight *= _TIGHTER
-        self._say_missed(self.harms)
         return ""
 
-    def _say_missed(self, harms: dict[str, Harm]) -> None:
+    def _weigh_harms(self, audit: Audit) -> float:
+        """How far certified weights are above the bounds; above 1, the best so far are kept."""
+        learner = self.run.learner
+        self.harms = harms = self._harms()
+        excess = self._excess(harms)
+        if excess <= 1:
+            return excess
+        if self.best is None or excess < self.best.excess:
+            self.best = Certified(
+                epoch=learner.epoch,
+                state=learner.state(),
+                curve=list(self.run.curve),
+                found=Found(audit, harms),
+                excess=excess,
+            )
         said = [
             harms[name].too_high()
             for name, bound in self.bounds.items()
             if not harms[name].high <= bound
         ]
         self.run.observer.notice(f"Certified, but {', '.join(said)}: retention goes up.")
+        return excess
 
     # ------------------------------------------------------------ when nothing improves
 

@@ -9,7 +9,7 @@ from memlaw.measure.examine import audit_examples
 from memlaw.train.gate import can_gate, put_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
-from memlaw.writer.goals import PATIENCE_EPOCHS, Certified, Goals
+from memlaw.writer.goals import PATIENCE_EPOCHS, Goals
 from memlaw.writer.state import Run
 
 
@@ -132,19 +132,8 @@ class MeanGoals(Goals):
             return ""
         if not self.bounds:
             return "certified"
-        self.harms = self._harms()
-        excess = self._excess(self.harms)
-        if excess <= 1:
+        if self._weigh_harms(self.audit) <= 1:
             return self._met()
-        if self.best is None or excess < self.best.excess:
-            self.best = Certified(
-                epoch=run.learner.epoch,
-                state=run.learner.state(),
-                curve=list(run.curve),
-                found=self.found(),
-                excess=excess,
-            )
-        self._say_missed(self.harms)
         self._hide()
         holding.most_push *= holding.recipe.tighter
         return ""

@@ -177,9 +177,10 @@ class Run:
                 "tokenizer": self.base.tokenizer_sha256,
                 "retained text": sha256_of(self.texts.retained),
             }
-            | (self._held_identity() if self.config.holds else {})
+            | (self._held_identity if self.config.holds else {})
         )
 
+    @functools.cached_property
     def _held_identity(self) -> dict[str, Any]:
         near = self.config.near
         return {
