@@ -4,8 +4,8 @@
     python benchmarks/specificity.py folder NAME FOLDER DATA --records 100
     python benchmarks/specificity.py table
 
-`write` writes an adapter with the defaults (`--free`: with `specificity` off) and measures it;
-`folder` measures somebody else's. Each adds a file to results/specificity. Measured are the prompts
+`write` writes an adapter with the defaults (`--free`: with `specificity` off) and measures it, which
+the seconds of the former hold and those of the latter don't; `folder` measures somebody else's. Each adds a file to results/specificity. Measured are the prompts
 that `write` measures, and beside them 1,000 near misses that training never saw: 500 recombined
 from the records, and the 500 names of benchmarks/foreign_names.txt, of which those that share a
 word with the records are left out.
@@ -19,24 +19,20 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from against_trl import ROOT, git_state, machine
 
 import memlaw
-from memlaw.data.encoding import resolve_prompt_format
 from memlaw.data.near_misses import near_misses
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
-from memlaw.data.texts import general_texts
-from memlaw.measure.harm import KINDS
-from memlaw.measure.near_prompts import NearMisses
-from memlaw.measure.subject import Subject
-from memlaw.model.base import load_model
-from memlaw.model.formats import loaded_adapter
+from memlaw.measure.leaks import GIVEN
+from memlaw.measure.session import audit_and_harms
 
 RESULTS = ROOT / "results" / "specificity"
 N_NEAR, SEED = 500, 990_102
@@ -57,14 +53,14 @@ class Progress(memlaw.Observer):
 
 
 def records_of(path: Path, n: int) -> list[Record]:
-    """The first n records of a file, and made-up ones of the same kind where it has fewer."""
+    """The first n records of a file; the published ones have field names of their own."""
     first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
     fields = {"prompt_field": "query", "completion_field": "target"} if "query" in first else {}
     return read_records(str(path), **fields)[:n]
 
 
 def groups_of(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The near misses, by kind."""
+    """The near misses that are given, by kind."""
     prompts = [record.prompt for record in records]
     made = near_misses(prompts, N_NEAR, seed=SEED, kinds={"recombined": 1.0})
     words = {word for prompt in prompts for word in str(prompt).rstrip(":").split()}
@@ -74,85 +70,74 @@ def groups_of(records: Sequence[Record]) -> dict[str, list[str]]:
     return {"recombined": [str(near.prompt) for near in made], "foreign": foreign[:N_NEAR]}
 
 
-def measured(folder: Path | None, records: Sequence[Record], model: str) -> dict[str, Any]:
-    """All harms of an adapter; of the bare model where there is none."""
-    base = load_model(model)
-    texts = general_texts()
-    format = resolve_prompt_format(base.tokenizer, "auto")
-    found: dict[str, Any] = {}
-
-    def adapted() -> Any:
-        stack = ExitStack()
-        stack.enter_context(loaded_adapter(folder, base.model)) if folder else None
-        return _With(stack, base.model)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for group, prompts in groups_of(records).items():
-            near = Path(scratch) / f"{group}.txt"
-            near.write_text("\n".join(prompts), encoding="utf-8")
-            subject = Subject(
-                base=base, texts=texts, records=records, format=format, near=str(near)
-            )
-            leaks = NearMisses(subject).measure(base.model, adapted)
-            found[group] = leaks.to_json()["by_kind"]["given"]
-        subject = Subject(base=base, texts=texts, records=records, format=format)
-        for name, kind in KINDS.items():
-            found[name] = kind.of_run(subject).measure(base.model, adapted).to_json()
+def measured(harms: dict[str, Any], groups: dict[str, list[str]]) -> dict[str, Any]:
+    """All harms as JSON, and of each group of near misses how many leak or are made up."""
+    given = [a for a in harms["near_misses"].answered if a.kind.startswith(GIVEN)]
+    found = {name: harm.to_json() for name, harm in harms.items()}
+    for group, prompts in groups.items():
+        kinds = [a.kind for a in given if a.prompt in set(prompts)]
+        leaks = sum(kind.endswith("a stored answer") for kind in kinds)
+        found[group] = {"n": len(prompts), "made_up": len(kinds), "leaks": leaks}
     return found
 
 
-class _With:
-    def __init__(self, stack: ExitStack, model: Any) -> None:
-        self.stack, self.model = stack, model
-
-    def __enter__(self) -> Any:
-        return self.model
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
+@contextmanager
+def near_file(groups: dict[str, list[str]]) -> Iterator[str]:
+    """A file of them all."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "near.txt"
+        path.write_text("\n".join(chain(*groups.values())), encoding="utf-8")
+        yield str(path)
 
 
-def run_write(data: Path, n: int, seed: int, free: bool, model: str, keep: Path | None) -> None:
+def run_write(data: Path, n: int, seed: int, free: bool, model: str, out: Path | None) -> None:
     """Write an adapter, measure it, keep the result."""
     records = records_of(data, n)
-    with tempfile.TemporaryDirectory() as scratch:
-        near = Path(scratch) / "near.txt"
-        near.write_text(
-            "\n".join(p for group in groups_of(records).values() for p in group), encoding="utf-8"
-        )
-        out = keep or Path(scratch) / "out"
-        settings: dict[str, Any] = {"seed": seed, "model": model, "specificity": not free}
-        if not free:
-            settings["near"] = str(near)  # so that training avoids them
+    groups = groups_of(records)
+    with near_file(groups) as near, tempfile.TemporaryDirectory() as scratch:
+        out = out or Path(scratch) / "out"
         started = time.perf_counter()
-        result = memlaw.write(records, out, observer=Progress(), **settings)
+        result = memlaw.write(
+            records,
+            out,
+            seed=seed,
+            model=model,
+            specificity=not free,
+            near=near,  # training avoids them
+            observer=Progress(),
+        )
         wall_s = time.perf_counter() - started
-        curve = json.loads((out / "run.json").read_text(encoding="utf-8"))["curve"]
-        row = {
-            "way": "free" if free else "held",
-            "records": len(records),
-            "seed": seed,
-            "certified": result.audit.n_certified,
-            "epochs": result.epochs,
-            "rank": result.rank,
-            "numbers": result.n_parameters,
-            "wall_s": wall_s,
-            "training_s": sum(epoch["wall_s"] for epoch in curve),
-            "harms": measured(out, records, model),
-        }
+        harms = result.harms
+        if free:  # which measures no more than one text
+            config = {"adapter": str(out), "near": near}
+            harms = audit_and_harms(records, **config)[1]
+        timings = json.loads((out / "run.json").read_text(encoding="utf-8"))["timings"]
+    row = {
+        "way": "free" if free else "held",
+        "records": len(records),
+        "seed": seed,
+        "certified": result.audit.n_certified,
+        "epochs": result.epochs,
+        "rank": result.rank,
+        "numbers": result.n_parameters,
+        "wall_s": wall_s,
+        "training_s": timings["training_s"],
+        "harms": measured(harms, groups),
+    }
     save(f"{row['way']}_{len(records)}_{seed}", row)
 
 
 def run_folder(name: str, folder: Path, data: Path, n: int, model: str) -> None:
     """Measure an adapter that is there."""
     records = records_of(data, n)
-    audit = memlaw.audit(records, adapter=str(folder), model=model)
+    groups = groups_of(records)
+    with near_file(groups) as near:
+        audit, harms = audit_and_harms(records, adapter=str(folder), model=model, near=near)
     row = {
         "way": name,
         "records": len(records),
         "certified": audit.n_certified,
-        "recited": audit.n_recalled,
-        "harms": measured(folder, records, model),
+        "harms": measured(harms, groups),
     }
     save(f"{name}_{len(records)}", row)
 

@@ -163,8 +163,8 @@ class Leaks:
         )
         return (
             f"Of {self.n} prompts that look like the records' but ask for nothing that is stored, "
-            f"**{self.made_up} get an answer in the records' form** (95 %: {low:.1%} to {high:.1%}), "
-            f"**{self.leaks} of them one that is stored** (at most {leaked:.1%})."
+            f"**{self.made_up} get an answer in the records' form** (95 %: {low:.1%} to "
+            f"{high:.1%}), **{self.leaks} of them one that is stored** (at most {leaked:.1%})."
             + (
                 f" A record's prompt wrongly written gets such an answer: {others}."
                 if others
