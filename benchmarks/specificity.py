@@ -4,8 +4,8 @@
     python benchmarks/specificity.py folder NAME FOLDER DATA --records 100
     python benchmarks/specificity.py table
 
-`write` writes an adapter with the defaults (`--free`: with `specificity` off) and measures it, which
-the seconds of the former hold and those of the latter don't; `folder` measures somebody else's. Each adds a file to results/specificity. Measured are the prompts
+`write` writes an adapter with the defaults (`--free`: with `specificity` off) and measures it;
+`folder` measures somebody else's. Each adds a file to results/specificity. Measured are the prompts
 that `write` measures, and beside them 1,000 near misses that training never saw: 500 recombined
 from the records, and the 500 names of benchmarks/foreign_names.txt, of which those that share a
 word with the records are left out.
