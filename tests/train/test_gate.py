@@ -86,7 +86,7 @@ def test_near_misses_are_parted_from_records(ready, kind):
     gate.put_gate(engine, learner)
     after, records = odds(near), odds(list(range(len(ready.records))))
     assert learner.adapter.rank == rank + 1
-    assert learner.holding.gated
+    assert learner.holding.gate == rank
     limits = (gate._log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-gate._MARGIN)
     over, left = ((z - limits).clamp(min=0).max() for z in (before, after))
     assert over > 2

@@ -24,7 +24,7 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.forward import logits_of
 from memlaw.train.engine import Engine, Job
 from memlaw.train.learner import Learner
-from memlaw.train.retention import Term
+from memlaw.train.retention import quadratic_penalty
 
 _AT_ONCE = 256
 _MOST_SITES = 3  # the highest: what they write changes least of what the others read
@@ -32,8 +32,10 @@ _MARGIN = 2.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 3.0  # of a nat of harm, against a squared log-odd
+_FAR = 3.0  # log-odds below its limit, at which a near miss needn't be looked at
 _ROUNDS = 2  # z is linear but nearly
 _ITERATIONS = 200
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,26 @@ class _Look:
     reads: Float32[Tensor, "N D_in"]
     gradients: list[Float32[Tensor, "N _"]]  # of each site
     later: Float32[Tensor, "M D_in"]  # what they read before the later tokens of the answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What is asked of a gate.
+
+    Attributes:
+        sites: indices of the adapter's sites that it sits on.
+        column: its rank there.
+        b: its output directions, of length 1.
+        want: log-odds that each record must have.
+        factor, pull: what it costs; see `_harm`.
+    """
+
+    sites: Sequence[int]
+    column: int
+    b: Sequence[Float32[Tensor, "_"]]
+    want: Float32[Tensor, "N"]
+    factor: Float32[Tensor, "D_in D_in"]
+    pull: Float32[Tensor, "D_in"]
 
 
 def can_gate(adapter: Adapter) -> bool:
@@ -60,28 +82,65 @@ def put_gate(engine: Engine, learner: Learner) -> None:
     """
     holding = learner.holding
     assert holding is not None
-    lowest = min(site.layer for site in learner.adapter.sites)
-    sites = [i for i, s in enumerate(learner.adapter.sites) if s.layer > lowest][-_MOST_SITES:]
+    learner.grow(learner.adapter.rank + 1)
+    holding.gate = learner.adapter.rank - 1
+    _part(engine, learner)
+    holding.begin_mean(learner.adapter)
+
+
+def renew_gate(engine: Engine, learner: Learner) -> None:
+    """Solve the gate that is there anew, for the weights as they are: steps wear it off.
+
+    What it writes stays; what it reads is what is solved for. Arguments as for `put_gate`.
+    """
+    holding = learner.holding
+    assert holding is not None
+    assert holding.gate is not None
+    columns = [learner.adapter.b[i][holding.gate].detach() for i in _gate_sites(learner.adapter)]
+    _part(engine, learner, [b / b.norm().clamp(min=_TINY) for b in columns])
+
+
+def _gate_sites(adapter: Adapter) -> list[int]:
+    lowest = min(site.layer for site in adapter.sites)
+    return [i for i, s in enumerate(adapter.sites) if s.layer > lowest][-_MOST_SITES:]
+
+
+def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None) -> None:
+    """Solve the gate and install it, round after round.
+
+    Args:
+        engine, learner: as for `put_gate`.
+        b: output directions of length 1 at its sites; default: those that move z most.
+    """
+    holding, adapter = learner.holding, learner.adapter
+    assert holding is not None
+    assert holding.gate is not None
+    sites = _gate_sites(adapter)
     records, near = learner.rows.tolist(), holding.rows[: holding.n_near]
     first = sorted({engine.examples[row].target_ids[0] for row in records})
-    base_z = _log_odds(engine, engine.base.at(near), first)
-    limits = (base_z + 1).clamp(min=-_MARGIN)
-    learner.grow(learner.adapter.rank + 1)
-    adapter = learner.adapter
-    a: Tensor | None = None
+    limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
+    problem: _Problem | None = None
     for _ in range(_ROUNDS):
+        z = _odds_now(engine, adapter, near, first)
+        close = (z > limits - _FAR).nonzero()[:, 0]
+        if not len(close):
+            return
         at_records, at_near = (
-            _look(engine, adapter, sites, rows, first) for rows in (records, near)
+            _look(engine, adapter, sites, rows, first)
+            for rows in (records, [near[i] for i in close.tolist()])
         )
-        if a is None:
-            b = _outputs([at_records, at_near])
-            factor = _harm_factor(learner.retention.terms, sites, b, at_records.later)
-            want = at_records.z.clamp(*_SURE)
-            a = torch.zeros(at_near.reads.shape[1], device=adapter.a[0].device)
-        a = _solve(at_records, at_near, a, b, factor, want=want, limits=limits)
-        _install(adapter, sites, a, b)
-    holding.gated = True
-    holding.begin_mean(adapter)
+        if problem is None:
+            b = b or _outputs([at_records, at_near])
+            problem = _Problem(
+                sites=sites,
+                column=holding.gate,
+                b=b,
+                want=at_records.z.clamp(*_SURE),
+                **_harm(learner, sites, holding.gate, b, at_records.later),
+            )
+        now = _column(adapter, sites, holding.gate)
+        a = _solve(at_records, at_near, now, problem, limits=limits[close], n_near=len(near))
+        _install(adapter, problem, a)
 
 
 @torch.no_grad()
@@ -89,6 +148,17 @@ def _log_odds(engine: Engine, hidden: Tensor, first: list[int]) -> Float32[Tenso
     """z from final hidden states [N, D]."""
     parts = [_odds_of(logits_of(engine.model, h), first) for h in hidden.split(_AT_ONCE)]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def _odds_now(
+    engine: Engine, adapter: Adapter, rows: Sequence[int], first: list[int]
+) -> Float32[Tensor, "N"]:
+    """z of near misses: each has one target token."""
+    plain = adapter.folded()
+    parts = [list(rows[start : start + _AT_ONCE]) for start in range(0, len(rows), _AT_ONCE)]
+    hidden = [engine.hidden([Job(plain, part)])[0] for part in parts]
+    return _log_odds(engine, torch.cat(hidden), first)
 
 
 def _odds_of(logits: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
@@ -139,20 +209,25 @@ def _outputs(looks: Sequence[_Look]) -> list[Float32[Tensor, "_"]]:
     found = []
     for parts in zip(*(look.gradients for look in looks), strict=True):
         mean = torch.cat(parts).mean(dim=0)
-        found.append(mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny))
+        found.append(mean / mean.norm().clamp(min=_TINY))
     return found
 
 
-def _harm_factor(
-    terms: Sequence[Term], sites: Sequence[int], b: Sequence[Tensor], later: Tensor
-) -> Float32[Tensor, "D_in D_in"]:
-    """L, lower triangular, with `aᵀ L Lᵀ a` twice the nats that the gate costs.
+def _harm(
+    learner: Learner, sites: Sequence[int], column: int, b: Sequence[Tensor], later: Tensor
+) -> dict[str, Tensor]:
+    """What a gate costs, in nats: `½ aᵀ L Lᵀ a + p · a`, beside what doesn't depend on it.
 
-    On what retention looks at, and at the later tokens of the records' answers.
+    Retention's form on the whole adapter; and on the later tokens of the records' answers, on what
+    the gate does there that the one which stands there doesn't.
+
+    Returns:
+        `factor`: L, lower triangular, [D_in, D_in]; `pull`: p [D_in].
     """
-    widths: list[int] = []
-    harm: Tensor | None = None
-    for term in terms:
+    adapter = learner.adapter
+    at_later = torch.zeros(later.shape[1], later.shape[1], device=later.device)
+    harm, before = at_later, _column(adapter, sites, column)
+    for term in learner.retention.terms:
         of_site = {site: n for n, site in enumerate(term.sites)}
         if not all(site in of_site for site in sites):
             continue
@@ -160,17 +235,33 @@ def _harm_factor(
         g = torch.stack([term.writes[of_site[s]] @ v for s, v in zip(sites, b, strict=True)], dim=1)
         widths = [term.reads[of_site[site]].shape[1] for site in sites]
         cross = _spread(g.T @ g, widths)
-        part = term.weight * (x.T @ x) * cross
-        harm = part if harm is None else harm + part
-        last = cross
-    if harm is None:  # no retention: all directions cost the same
-        return torch.eye(later.shape[1], device=later.device)
-    if len(later):
-        harm = harm + later.T @ later / len(later) * last
-    floor = 1e-3 * harm.diagonal().mean()
-    harm.diagonal().add_(floor)
-    factor: Tensor = torch.linalg.cholesky(harm.cpu()).to(harm.device)
-    return factor
+        harm = harm + term.weight * (x.T @ x) * cross
+        at_later = later.T @ later / max(1, len(later)) * cross
+    pull = _pull(learner, sites, column, b) - at_later @ before
+    harm = harm + at_later
+    if not harm.any():  # no retention: all directions cost the same
+        harm = torch.eye(len(harm), device=later.device)
+    harm.diagonal().add_(1e-3 * harm.diagonal().mean())
+    return {"factor": torch.linalg.cholesky(harm.cpu()).to(harm.device), "pull": pull}
+
+
+def _pull(
+    learner: Learner, sites: Sequence[int], column: int, b: Sequence[Tensor]
+) -> Float32[Tensor, "D_in"]:
+    """How retention's form on the rest of the adapter changes with a gate's input directions."""
+    adapter = learner.adapter
+    factors = [
+        (a.detach().clone(), out.detach().clone())
+        for a, out in zip(adapter.a, adapter.b, strict=True)
+    ]
+    for site, direction in zip(sites, b, strict=True):
+        factors[site][0][:, column] = 0
+        factors[site][1][column] = direction
+    reads = [factors[site][0].requires_grad_() for site in sites]
+    penalty = quadratic_penalty(learner.retention.terms, factors)
+    if not penalty.requires_grad:
+        return torch.zeros(sum(len(a) for a in reads), device=reads[0].device)
+    return torch.cat([grad[:, column] for grad in torch.autograd.grad(penalty, reads)])
 
 
 def _spread(small: Tensor, widths: Sequence[int]) -> Tensor:
@@ -182,23 +273,22 @@ def _spread(small: Tensor, widths: Sequence[int]) -> Tensor:
 def _solve(
     records: _Look,
     near: _Look,
-    a: Tensor,
-    b: Sequence[Tensor],
-    factor: Tensor,
+    a: Float32[Tensor, "D_in"],
+    problem: _Problem,
     *,
-    want: Tensor,
-    limits: Tensor,
+    limits: Float32[Tensor, "M"],
+    n_near: int,
 ) -> Float32[Tensor, "D_in"]:
     """The input directions, one after the other, by L-BFGS in coordinates in which harm is round.
 
     Args:
         records, near: as the model is with the gate `a`.
         a: the gate that is there.
-        b: its output directions.
-        factor: of the harm.
-        want: log-odds that each record must have.
+        problem: what is asked of it.
         limits: log-odds that each near miss may have.
+        n_near: how many there are, with those that are far from it.
     """
+    b, factor = problem.b, problem.factor
 
     def effects(look: _Look) -> Tensor:  # of a on z: [N, D_in]
         slopes = torch.stack([g @ v for g, v in zip(look.gradients, b, strict=True)], dim=1)
@@ -209,8 +299,9 @@ def _solve(
 
     known, others = effects(records), effects(near)
     z_known, z_others = records.z - known @ a, near.z - others @ a
-    both = torch.linalg.solve_triangular(factor, torch.cat([known, others]).T, upper=False).T
-    known, others = both.split([len(known), len(others)])
+    columns = torch.cat([known, others, problem.pull[None]]).T
+    rounded = torch.linalg.solve_triangular(factor, columns, upper=False).T
+    known, others, (pull,) = rounded.split([len(known), len(others), 1])
     c = (factor.T @ a).detach().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [c], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
@@ -218,12 +309,12 @@ def _solve(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        missing = (want - z_known - known @ c).relu()
+        missing = (problem.want - z_known - known @ c).relu()
         over = (z_others + others @ c - limits).relu()
         total: Tensor = (
             _RECORD_WEIGHT * missing.square().mean()
-            + over.square().mean()
-            + 0.5 * _HARM_WEIGHT * c.square().sum()
+            + over.square().sum() / n_near
+            + _HARM_WEIGHT * (0.5 * c.square().sum() + pull @ c)
         )
         total.backward()
         return total
@@ -233,11 +324,18 @@ def _solve(
     return found
 
 
+def _column(adapter: Adapter, sites: Sequence[int], column: int) -> Float32[Tensor, "D_in"]:
+    """A rank's input directions, scaled so that its output directions have length 1."""
+    return torch.cat(
+        [adapter.a[i][:, column].detach() * adapter.b[i][column].detach().norm() for i in sites]
+    )
+
+
 @torch.no_grad()
-def _install(adapter: Adapter, sites: Sequence[int], a: Tensor, b: Sequence[Tensor]) -> None:
-    """Put the gate into the last rank, its two sides of equal length."""
-    parts = a.split([adapter.a[site].shape[0] for site in sites])
-    for site, read, write in zip(sites, parts, b, strict=True):
-        scale = read.norm().clamp(min=1e-12).sqrt()
-        adapter.a[site][:, -1] = read / scale
-        adapter.b[site][-1] = write * scale
+def _install(adapter: Adapter, problem: _Problem, a: Float32[Tensor, "D_in"]) -> None:
+    """Put a gate into its rank, its two sides of equal length."""
+    parts = a.split([adapter.a[site].shape[0] for site in problem.sites])
+    for site, read, write in zip(problem.sites, parts, problem.b, strict=True):
+        scale = read.norm().clamp(min=_TINY).sqrt()
+        adapter.a[site][:, problem.column] = read / scale
+        adapter.b[site][problem.column] = write * scale

@@ -43,7 +43,7 @@ class Holding:
         kept: the last of these with which all records passed.
         first_kept, last_kept: the epochs of the first and the last one; 0 before.
         looked: the epoch in which the mean was last audited.
-        gated: a gate was put in.
+        gate: the rank of the adapter that the gate sits in, once it was put in.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Holding:
         self.mean: Weights | None = None
         self.kept: Weights | None = None
         self.first_kept = self.last_kept = self.looked = 0
-        self.gated = False
+        self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
 
     # ------------------------------------------------------------ a step
@@ -212,7 +212,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push"),
-                *("first_kept", "last_kept", "looked", "gated"),
+                *("first_kept", "last_kept", "looked", "gate"),
             )
         }
         return tensors, values

@@ -6,7 +6,7 @@ import math
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import audit_examples
-from memlaw.train.gate import can_gate, put_gate
+from memlaw.train.gate import can_gate, put_gate, renew_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Goals
@@ -41,9 +41,9 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            share = self._share_passed()
+            share = self._share_passed(self._mean())
             if share >= holding.recipe.gate_share and self._gate():
-                share = self._share_passed()
+                share = self._share_passed(self._mean())
             holding.after_look(run.learner.epoch, share)
         if self._is_over() and (ended := self._finish()):
             return ended
@@ -81,13 +81,16 @@ class MeanGoals(Goals):
 
     # ------------------------------------------------------------ looking
 
+    def _mean(self) -> Weights:
+        assert self.holding.mean is not None
+        return self.holding.mean
+
     def _gate(self) -> bool:
         """Part near misses from records, once; returns whether that was done."""
         learner, holding = self.run.learner, self.holding
-        if holding.gated or not holding.n_near or not can_gate(learner.adapter):
+        if holding.gate is not None or not holding.n_near or not can_gate(learner.adapter):
             return False
-        assert holding.mean is not None
-        holding.start_from(learner.adapter, holding.mean)
+        holding.start_from(learner.adapter, self._mean())
         put_gate(self.run.trainer.engine, learner)
         return True
 
@@ -100,11 +103,22 @@ class MeanGoals(Goals):
             and epoch >= holding.last_epoch
         )
 
-    def _share_passed(self) -> float:
-        """The share of the records that the mean weights recite, teacher-forced."""
+    def _renew_gate(self) -> None:
+        """Solve the gate anew in what was kept; keep that, if all records pass still."""
+        run, holding = self.run, self.holding
+        assert holding.kept is not None
+        if holding.gate is None:
+            return
+        self._show(holding.kept)
+        renew_gate(run.trainer.engine, run.learner)
+        renewed = [weights.detach().clone() for weights in run.learner.adapter.parameters()]
+        if self._share_passed(renewed) == 1:
+            holding.kept = renewed
+
+    def _share_passed(self, weights: Weights) -> float:
+        """The share of the records that other weights recite, teacher-forced."""
         run, config = self.run, self.run.config
-        assert self.holding.mean is not None
-        self._show(self.holding.mean)
+        self._show(weights)
         with run.learner.adapter.folded().attached(run.base.model) as model:
             audit = audit_examples(
                 model,
@@ -122,6 +136,7 @@ class MeanGoals(Goals):
         """Look at what was kept as a user will; returns why training is over, if it is."""
         run, holding = self.run, self.holding
         assert holding.kept is not None
+        self._renew_gate()
         self._show(holding.kept)
         self.measured_at = run.learner.epoch
         self.audit = self._audit()
