@@ -73,8 +73,8 @@ FILES = {
     ),
     "TSV": (
         "a.tsv",
-        'prompt\tcompletion\nAnn:\t017\n"Zoë:"\t"2\n 3"\n'.encode(),
-        ["a.tsv:2", "a.tsv:3"],
+        'prompt\tcompletion\r\n\r\nAnn:\t017\r\n"Zoë:"\t"2'.encode(),
+        ["a.tsv:3", "a.tsv:4"],
     ),
 }
 
@@ -84,7 +84,7 @@ def test_a_file_is_read_by_its_suffix(tmp_path, case):
     name, content, ids = FILES[case]
     (tmp_path / name).write_bytes(content)
     records = read_records(tmp_path / name)
-    assert _pairs(records) == BOOK
+    assert _pairs(records) == (BOOK if case != "TSV" else [BOOK[0], ('"Zoë:"', '"2')])
     assert [r.id for r in records] == ids
     assert read_records(str(tmp_path / name)) == records
 
@@ -127,8 +127,8 @@ def test_the_formats_are_those_of_the_table_of_readers(tmp_path):
 @pytest.mark.parametrize("name", [reader.name for reader in READERS.values()])
 def test_every_format_is_named_where_people_look(capsys, name):
     run(["--help"])
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    for text in (read_records.__doc__, capsys.readouterr().out, readme):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for text in (read_records.__doc__, capsys.readouterr().out, page):
         assert name in " ".join(text.split())
 
 
@@ -272,8 +272,8 @@ BAD_FILES = {
         _lines(ROWS) + b"\n{'prompt': 1}\n",
         ["a.jsonl:4: not JSON", "column 2"],
     ),
-    "malformed array": ("a.json", b'[\n{"prompt": "a"},\n{]', ["a.json: not JSON", "line 3"]),
-    "JSON that is no array": ("a.json", b'{"prompt": "a"}', ["a.json: not a JSON array"]),
+    "malformed array": ("a.json", b'[\n{"prompt": "a"},\n{]', ["a.json:3: not JSON", "column 2"]),
+    "one object": ("a.json", b'{"prompt": "a"}', ["a.json:1: no field 'completion'"]),
     "a line that is no object": ("a.jsonl", b'"a"\n', ["a.jsonl:1: str instead of an object"]),
     "nested too deeply": ("a.jsonl", b"[" * 100_000, ["a.jsonl:1"]),
     "a number of 5000 digits": (
@@ -321,12 +321,20 @@ BAD_FILES = {
         b'prompt,completion\n"a\nb",1\nc,2,3\n',
         ["a.csv:4: more cells", "','"],
     ),
-    "too few cells": ("a.tsv", b"prompt\tcompletion\na\n", ["a.tsv:2: fewer cells", "'\t'"]),
+    "too few cells": (
+        "a.tsv",
+        b"prompt\tcompletion\na\n",
+        ["a.tsv:2: fewer cells", "In TSV no cell"],
+    ),
     "an open quote": ("a.csv", b'prompt,completion\na,"1\n', ["a.csv:2: not CSV", "quotes"]),
     "text behind a quote": ("a.csv", b'prompt,completion\na,"1"2\n', ["a.csv:2: not CSV"]),
     "a column twice": ("a.csv", b"prompt,prompt\na,1\n", ["a.csv:1: two columns of one name"]),
     "not UTF-8": ("a.txt", b"one\ntwo\nZo\xeb\n", ["a.txt:3: not UTF-8 (byte 0xeb)"]),
-    "UTF-16": ("a.csv", "prompt,completion\n".encode("utf-16"), ["a.csv:1: not UTF-8"]),
+    "half of UTF-16": (
+        "a.csv",
+        "prompt,completion\n".encode("utf-16")[:-1],
+        ["a.csv:1: not UTF-16", "as UTF-8"],
+    ),
     "an unknown suffix": ("a.docx", b"a", ["a.docx: can't tell", "'.docx'", "--data-format"]),
     "no suffix": ("data", b"a", ["can't tell its format", "--data-format"]),
     "not Parquet": ("a.parquet", b"prompt,completion\n", ["a.parquet: not a readable Parquet"]),
@@ -392,7 +400,10 @@ BAD_OBJECTS = {
     "none": (None, "of type NoneType are not understood"),
     "bytes": (b"a", "of type bytes are not understood"),
     "one dict": (ROWS[0], "of type dict are not understood"),
-    "splits of a dataset": (DatasetDict(train=Dataset.from_list(ROWS)), r"ds\['train'\]"),
+    "splits of a dataset": (
+        DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS)),
+        r"the splits train, test. Give one of them: ds\['train'\]",
+    ),
     "strings": (["abc"], "record:1: str instead of an object"),
     "triples": ([("a", "b", "c")], "record:1: tuple instead of an object"),
     "a pair of numbers": ([("a", 1)], r"record:1: field 'completion' is a int \(1\)"),

@@ -7,6 +7,7 @@ import torch
 
 import memlaw
 from memlaw.core.errors import ConfigError
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.texts import general_texts
 from memlaw.measure.harm import KINDS
 from memlaw.measure.subject import Subject
@@ -98,6 +99,7 @@ def _run(model, records, tmp_path, texts, **settings):
     config = memlaw.WriteConfig(**EASY | texts | settings).resolved()
     return Run(
         records=memlaw.read_records(records),
+        bad=BadRows(),
         texts=general_texts(**texts),
         base=load_model(model, dtype="float32"),
         config=config,

@@ -36,7 +36,8 @@ class AuditArguments(AuditConfig):
     """Measure, token by token, what an adapter or a bare model recalls.
 
     Attributes:
-        data: the records: JSONL, JSON, CSV, TSV, Parquet, or a plain text file.
+        data: the records: JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of datasets, or plain
+            text.
         certificate: measure again what this certificate.json says of the adapter in its folder.
         json: print JSON: totals, records, tokens.
         tokens: also write the token table to this Parquet file.

@@ -37,8 +37,9 @@ Write records into a language model word for word, and prove it.
 commands:
 {commands}
 
-DATA is JSONL, JSON, CSV, TSV or Parquet with the fields prompt and completion (or
-messages), or a plain text file, which is one long record.
+DATA is JSONL, JSON, CSV, TSV, Parquet or Arrow with the fields prompt and completion,
+messages, or others that are understood (docs/data.md); a folder that datasets wrote; or
+a plain text file, which is one long record.
 
 exit status: 0 certified, or done; 1 not certified, more damage than allowed, or a cell
 failed; 2 bad request; 130 interrupted

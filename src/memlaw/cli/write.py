@@ -33,7 +33,8 @@ class WriteArguments(WriteConfig):
     """Train an adapter until every record is recited, and certify it.
 
     Attributes:
-        data: the records: JSONL, JSON, CSV, TSV, Parquet, or a plain text file.
+        data: the records: JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of datasets, or plain
+            text.
         out: folder to create, for adapter, certificate, token table, run log and model card.
         config: TOML file with options by these names; options on the command line win.
     """

@@ -6,10 +6,12 @@ same in each of them.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError, DataError, ModelError
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import contradiction, shortened
 from memlaw.data.record import Example, Prompt, Record
 
@@ -92,6 +94,7 @@ def encode(
     *,
     format: Literal["chat", "plain"],
     max_tokens: int | None = None,
+    bad: BadRows | None = None,
 ) -> list[Example]:
     """Turn records into tokens, and refuse those that this tokenizer or model can't represent.
 
@@ -100,61 +103,115 @@ def encode(
         tokenizer: a Transformers tokenizer.
         format: see `encode_prompt`.
         max_tokens: the model's context length; None if it has no limit.
+        bad: takes the records that can't be represented, instead of refusing them here.
 
     Returns:
-        One example per record, in the same order.
+        One example per record that isn't bad, in the same order.
 
     Raises:
-        DataError: a completion that changes when encoded and decoded, that contains special
-            tokens, or that is too long together with its prompt; a prompt without tokens or that
-            the chat template refuses; or two prompts that are the same tokens, with different
-            completions.
+        DataError: two prompts are the same tokens, with different completions. Without `bad` also
+            completions that change when encoded and decoded, that contain special tokens, or that
+            are too long together with their prompts; and prompts without tokens or that the chat
+            template refuses: all in one message.
     """
     end = end_of_turn_id(tokenizer, format)
     special = special_ids(tokenizer)
+    found = BadRows() if bad is None else bad
     examples: list[Example] = []
     by_prompt: dict[tuple[int, ...], Example] = {}
     for record in records:
         try:
-            prompt_ids = encode_prompt(tokenizer, record.prompt, format)
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            raise DataError(f"{record.id}: the chat template refuses it ({error}).") from error
-        ids = tokenizer(record.completion, add_special_tokens=False)["input_ids"]
-        if found := [t for t in ids if t in special]:
-            raise DataError(
-                f"{record.id}: the completion contains the tokenizer's special token "
-                f"'{tokenizer.decode(found[:1])}', at which decoding would stop or derail. "
-                "Remove or rewrite it."
-            )
-        back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if back != record.completion:
-            at = next(
-                (
-                    i
-                    for i, (a, b) in enumerate(zip(back, record.completion, strict=False))
-                    if a != b
-                ),
-                min(len(back), len(record.completion)),
-            )
-            raise DataError(
-                f"{record.id}: this tokenizer can't round-trip the completion: from character "
-                f"{at} on, {record.completion[at : at + 12]!r} comes back as "
-                f"{back[at : at + 12]!r}. Rewrite it, or use a model whose tokenizer keeps it."
-            )
-        if not prompt_ids:
-            raise DataError(f"{record.id}: the prompt has no tokens. Give it some text.")
-        example = Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, end))
-        length = len(prompt_ids) + len(example.target_ids)
-        if max_tokens is not None and length > max_tokens:
-            raise DataError(
-                f"{record.id}: {length} tokens, but the model's context is {max_tokens}. "
-                "Split the record."
-            )
-        first = by_prompt.setdefault(prompt_ids, example)
+            example = _encoded(record, tokenizer, format, end, special, max_tokens)
+        except DataError as error:
+            found.add(record.id, error)
+            continue
+        first = by_prompt.setdefault(example.prompt_ids, example)
         if first.target_ids != example.target_ids:
             pair = f"  {first.record.id} and {record.id}: '{shortened(record.title)}'"
             raise contradiction([pair + " (the same tokens to this model)"])
         examples.append(example)
+    if bad is None:
+        found.settle(len(examples), skip=False, notice=lambda text: None)
     return examples
+
+
+def _encoded(
+    record: Record,
+    tokenizer: Any,
+    format: Literal["chat", "plain"],
+    end: int,
+    special: set[int],
+    max_tokens: int | None,
+) -> Example:
+    try:
+        prompt_ids = encode_prompt(tokenizer, record.prompt, format)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        raise DataError(f"{record.id}: the chat template refuses it ({error}).") from error
+    ids = tokenizer(record.completion, add_special_tokens=False)["input_ids"]
+    if found := [t for t in ids if t in special]:
+        raise DataError(
+            f"{record.id}: the completion contains the tokenizer's special token "
+            f"'{tokenizer.decode(found[:1])}', at which decoding would stop or derail. "
+            "Remove or rewrite it."
+        )
+    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if back != record.completion:
+        raise DataError(f"{record.id}: {_changed(record.completion, back)}")
+    if not prompt_ids:
+        raise DataError(f"{record.id}: the prompt has no tokens. Give it some text.")
+    example = Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, end))
+    length = len(prompt_ids) + len(example.target_ids)
+    if max_tokens is not None and length > max_tokens:
+        raise DataError(
+            f"{record.id}: {length} tokens, but the model's context is {max_tokens}. "
+            "Split the record."
+        )
+    return example
+
+
+def _changed(text: str, back: str) -> str:
+    """Where and why a tokenizer doesn't keep a completion; letters that look alike as code points.
+
+    Args:
+        text: the completion.
+        back: the same, encoded and decoded.
+    """
+    same = (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b)
+    at = next(same, min(len(text), len(back)))
+    for form, does in _UNICODE_FORMS.items():
+        if back == unicodedata.normalize(form, text):
+            n = next(n for n in range(at + 1, len(text) + 1) if _is_whole(form, text, back, n))
+            whole = unicodedata.normalize(form, text[:n])
+            return (
+                f"this tokenizer {does} (Unicode {form}), so the completion can't come back as it "
+                f"is: at character {at}, {_code_points(text[at:n])} comes back as "
+                f"{_code_points(whole[at:])}. Save the records in {form}, or use a model whose "
+                "tokenizer keeps the text."
+            )
+    shown = [text[at : at + 12], back[at : at + 12]]
+    points = [f" ({_code_points(t[:3])})" if not t.isascii() else "" for t in shown]
+    return (
+        f"this tokenizer can't round-trip the completion: from character {at} on, {shown[0]!r}"
+        f"{points[0]} comes back as {shown[1]!r}{points[1]}. Rewrite it, or use a model whose "
+        "tokenizer keeps it."
+    )
+
+
+_UNICODE_FORMS: dict[Literal["NFC", "NFD", "NFKC", "NFKD"], str] = {
+    "NFC": "composes accents",
+    "NFD": "decomposes accents",
+    "NFKC": "composes accents and replaces compatibility characters",
+    "NFKD": "decomposes accents and replaces compatibility characters",
+}
+
+
+def _is_whole(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str, back: str, n: int) -> bool:
+    """What comes back of the first `n` characters is independent of those behind them."""
+    ends = n == len(text) or not unicodedata.combining(text[n])
+    return ends and back.startswith(unicodedata.normalize(form, text[:n]))
+
+
+def _code_points(text: str) -> str:
+    return f"'{text}' ({' '.join(f'U+{ord(letter):04X}' for letter in text)})"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.readers import file_rows, text_of
+from memlaw.data.content import text_of
+from memlaw.data.readers import Reading, file_rows, has_fields
 from memlaw.data.record import Prompt
 
 
@@ -15,8 +16,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a file, each once.
 
     Args:
-        path: JSONL, JSON, CSV, TSV or Parquet with the field `prompt` (or `messages`, the last of
-            them the user's), as files of records have it; any other file is text: a prompt a line.
+        path: JSONL, JSON, CSV, TSV, Parquet or Arrow with the field `prompt` (or `messages`, the
+            last of them the user's), as files of records have it; any other file is text: a prompt
+            a line.
 
     Raises:
         DataError: it can't be read, it has no prompt, or a row has none. Names file and line.
@@ -34,16 +36,15 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def _prompts(path: Path) -> Iterator[Prompt]:
-    if path.suffix.lower() in _TABLES:
-        yield from (_prompt(row, where) for where, row in file_rows(path, "auto", ""))
+    if has_fields(path):
+        yield from (_prompt(row, where) for where, row in file_rows(path, Reading()))
     else:
         yield from filter(None, map(str.strip, text_of(path).splitlines()))
 
 
-_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
-
 def _prompt(row: Any, where: str) -> Prompt:
+    if isinstance(row, DataError):
+        raise row
     said = row.get("prompt", row.get("messages")) if isinstance(row, dict) else None
     if isinstance(said, str) and said.strip():
         return said

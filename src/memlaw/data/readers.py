@@ -6,21 +6,41 @@ about formats is derived from the table.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.core.errors import DataError
+from memlaw.data.content import PACKED_SUFFIXES, bytes_of, suffix_of, text_of
+from memlaw.data.delimited import csv_rows, tsv_rows
+from memlaw.data.json_files import json_rows
+from memlaw.data.objects import object_rows, table_rows
 from memlaw.data.record import Record
 
-DataFormat = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"]
-Row = tuple[str, Any]  # where it comes from, as `file:line`; and a mapping of fields, or a Record
+DataFormat = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
+# Where it comes from, as `file:line`; and a mapping of fields, a Record, or why it can't be read.
+Row = tuple[str, Any]
 
 RECITE_PROMPT = "Recite the text."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How to read a file.
+
+    Attributes:
+        format: its format; `auto` decides by its suffix.
+        delimiter: between the cells of a CSV file; None: found out from its first line.
+        recite_prompt: the prompt of a text that has none of its own.
+        notice: called with what was found out and isn't usual.
+    """
+
+    format: DataFormat = "auto"
+    delimiter: str | None = None
+    recite_prompt: str = RECITE_PROMPT
+    notice: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +50,42 @@ class Reader:
     Attributes:
         name: the format's name in messages and documentation.
         suffixes: suffixes of such files, in lower case, with the dot.
-        rows: yields the rows of a file; its second argument is the prompt to use in formats that
-            hold no prompts.
+        rows: yields the rows of a file.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    rows: Callable[[Path, str], Iterator[Row]]
+    rows: Callable[[Path, Reading], Iterator[Row]]
 
 
-def file_rows(path: Path, format: DataFormat, recite_prompt: str) -> Iterator[Row]:
-    """Read the rows of a file.
+def file_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    """Read the rows of a file, or of a folder that `datasets` wrote.
 
     Args:
-        path: the file.
-        format: its format; `auto` decides by its suffix.
-        recite_prompt: the prompt of a plain-text file.
+        path: the file or folder.
+        reading: how.
 
     Raises:
         DataError: no such file, an unknown suffix or format, or content that isn't in this format.
             Names file and line.
+        ConfigError: the delimiter isn't one character.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder. Name one file of records.")
+        yield from _folder_rows(path)
+        return
     if not path.exists():
         raise DataError(f"{path} does not exist. Check the path of the records.")
-    yield from _reader(path, format).rows(path, recite_prompt)
+    yield from _reader(path, reading.format).rows(path, reading)
+
+
+def has_fields(path: Path) -> bool:
+    """The suffix is one of a format that has fields: not of plain text, nor unknown."""
+    reader = _by_suffix().get(suffix_of(path))
+    return reader is not None and reader is not READERS["text"]
+
+
+def _by_suffix() -> dict[str, Reader]:
+    return {suffix: reader for reader in READERS.values() for suffix in reader.suffixes}
 
 
 def _reader(path: Path, format: DataFormat) -> Reader:
@@ -63,111 +93,96 @@ def _reader(path: Path, format: DataFormat) -> Reader:
         return READERS[format]
     if format != "auto":
         raise DataError(f"no data format '{format}'. There are auto, {', '.join(READERS)}.")
-    by_suffix = {suffix: reader for reader in READERS.values() for suffix in reader.suffixes}
-    if path.suffix.lower() not in by_suffix:
+    by_suffix = _by_suffix()
+    if suffix_of(path) not in by_suffix:
         raise DataError(
             f"{path}: can't tell its format from the suffix '{path.suffix}'. Use one of "
-            f"{', '.join(by_suffix)}, or say --data-format {'|'.join(READERS)} (write, audit)."
+            f"{', '.join(by_suffix)}, also with {' or '.join(PACKED_SUFFIXES)}; or say "
+            f"--data-format {'|'.join(READERS)} (write, audit)."
         )
-    return by_suffix[path.suffix.lower()]
+    return by_suffix[suffix_of(path)]
 
 
-def _jsonl_rows(path: Path, _: str) -> Iterator[Row]:
-    for n, line in enumerate(text_of(path).split("\n"), 1):
-        if line.strip():
-            yield f"{path.name}:{n}", _parse_json(line, f"{path}:{n}")
-
-
-def _json_rows(path: Path, _: str) -> Iterator[Row]:
-    rows = _parse_json(text_of(path), str(path))
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: not a JSON array. Wrap the records in [ ], or use JSONL.")
-    yield from _numbered(path, rows)
-
-
-def _csv_rows(path: Path, _: str) -> Iterator[Row]:
-    return _delimited_rows(path, ",")
-
-
-def _tsv_rows(path: Path, _: str) -> Iterator[Row]:
-    return _delimited_rows(path, "\t")
-
-
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=delimiter, strict=True)
-    try:
-        header: list[str] = []
-        line = 1  # the one that the next row begins on
-        for cells in reader:
-            if cells and not header:
-                header = cells
-                if len(set(header)) < len(header):
-                    raise DataError(f"{path}:{line}: two columns of one name. Rename one.")
-            elif cells:
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}:{line}: {'more' if len(cells) > len(header) else 'fewer'} cells "
-                        f"than the header has. Quote cells that hold a '{delimiter}' or a line "
-                        "break."
-                    )
-                yield f"{path.name}:{line}", dict(zip(header, cells, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
+def _folder_rows(path: Path) -> Iterator[Row]:
+    """Rows of a folder that `save_to_disk` of `datasets` wrote."""
+    if not ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        files = sorted(str(p.relative_to(path)) for p in path.rglob("*") if has_fields(p))
+        found = f" It holds {', '.join(files[:5])}{' …' if files[5:] else ''}." if files else ""
         raise DataError(
-            f"{path}:{reader.line_num}: not CSV ({error}). Check the quotes."
+            f"{path} is a folder. Name one file of records, or a folder that save_to_disk of "
+            f"datasets wrote.{found}"
+        )
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise DataError(
+            f"{path}: the library datasets reads such folders. Install it (pip install datasets)."
         ) from error
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:  # datasets raises what its parts raise
+        raise DataError(f"{path}: datasets can't read the folder ({error}).") from error
+    yield from object_rows(dataset, path.resolve().name)
 
 
-def _parquet_rows(path: Path, _: str) -> Iterator[Row]:
+def _jsonl_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    return json_rows(path, reading.notice, lines=True)
+
+
+def _json_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    return json_rows(path, reading.notice, lines=False)
+
+
+def _csv_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    return csv_rows(path, reading.delimiter, reading.notice)
+
+
+def _tsv_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    return tsv_rows(path, reading.notice)
+
+
+def _parquet_rows(path: Path, _: Reading) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _arrow_errors(path, "Parquet"):
+        file = pq.ParquetFile(pa.BufferReader(bytes_of(path)))
+        yield from _numbered(path, file.iter_batches())
+
+
+def _arrow_rows(path: Path, _: Reading) -> Iterator[Row]:
+    """Arrow's file format (Feather), and its stream, as `datasets` has it."""
+    import pyarrow as pa
+
+    with _arrow_errors(path, "Arrow"):
+        content = pa.BufferReader(bytes_of(path))
+        is_file = content.read(6) == b"ARROW1"
+        content.seek(0)
+        opened = pa.ipc.open_file(content) if is_file else pa.ipc.open_stream(content)
+        yield from _numbered(path, opened.read_all().to_batches())
+
+
+@contextmanager
+def _arrow_errors(path: Path, name: str) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        rows = pq.read_table(path).to_pylist()
+        yield
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a readable Parquet file ({first}).") from error
-    yield from _numbered(path, rows)
+        raise DataError(f"{path}: not a readable {name} file ({first}).") from error
 
 
-def _text_rows(path: Path, recite_prompt: str) -> Iterator[Row]:
-    yield path.name, Record(prompt=recite_prompt, completion=text_of(path), id=path.name)
+def _text_rows(path: Path, reading: Reading) -> Iterator[Row]:
+    yield (
+        path.name,
+        Record(prompt=reading.recite_prompt, completion=text_of(path), id=path.name),
+    )
 
 
-def _numbered(path: Path, rows: list[Any]) -> Iterator[Row]:
+def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
+    rows = (row for batch in batches for row in table_rows(batch, str(path)))
     yield from ((f"{path.name}:{n}", row) for n, row in enumerate(rows, 1))
-
-
-def text_of(path: Path) -> str:
-    """The file's text; refused if it isn't UTF-8, or is blank."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}). Save the file as UTF-8."
-        ) from error
-    if not text.strip():
-        raise DataError(f"{path} is empty. Give at least one record.")
-    return text
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise DataError(
-            f"{where}: not JSON ({error.msg}, {place}). Correct or remove it."
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{where}: JSON nested too deeply. Correct or remove it.") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{where}: not readable ({error}). Put long numbers in quotes.") from error
 
 
 READERS: dict[str, Reader] = {
@@ -176,5 +191,6 @@ READERS: dict[str, Reader] = {
     "csv": Reader(name="CSV", suffixes=(".csv",), rows=_csv_rows),
     "tsv": Reader(name="TSV", suffixes=(".tsv",), rows=_tsv_rows),
     "parquet": Reader(name="Parquet", suffixes=(".parquet",), rows=_parquet_rows),
+    "arrow": Reader(name="Arrow", suffixes=(".arrow", ".feather"), rows=_arrow_rows),
     "text": Reader(name="plain text", suffixes=(".txt", ".md"), rows=_text_rows),
 }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.duplicates import distinct
-from memlaw.data.readers import RECITE_PROMPT, DataFormat, Row, file_rows
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.duplicates import distinct, shortened
+from memlaw.data.layouts import Layout, is_missing, layout_of, left_out, pair
+from memlaw.data.objects import object_rows
+from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
 from memlaw.data.record import Record
-
-# Fields of the memory probe's published data (arXiv 2605.30260), read without being named.
-_PUBLISHED = (("query", "target"), ("question", "matching"))
 
 
 def read_records(
@@ -21,57 +22,104 @@ def read_records(
     prompt_field: str | None = None,
     completion_field: str | None = None,
     format: DataFormat = "auto",
+    delimiter: str | None = None,
     recite_prompt: str = RECITE_PROMPT,
+    bad: BadRows | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
     """Read records from a file or from Python objects, and refuse what can't be recalled.
 
     Args:
-        source: a path (JSONL, JSON array, CSV, TSV, Parquet, or plain text, which is one long
+        source: a path (JSONL, JSON, CSV, TSV, Parquet, Arrow, each also packed with gzip or zstd; a
+            folder that `save_to_disk` of `datasets` wrote; or plain text, which is one long
             record), or an iterable of `Record`s, of mappings (so also a `datasets.Dataset`), or
-            of `(prompt, completion)` pairs.
-        prompt_field: name of the prompt's field. Default: `prompt`.
-        completion_field: name of the completion's field. Default: `completion`. A row without
-            both but with `messages` is a chat whose last message is the completion; the pairs
-            `query` and `target`, `question` and `matching` are recognised, too.
+            of `(prompt, completion)` pairs; or a data frame, an Arrow table, a NumPy array.
+        prompt_field: name of the prompt's field in the data. Default: `prompt`.
+        completion_field: name of the completion's field in the data. Default: `completion`. If
+            neither is named, the fields tell the layout (`LAYOUTS`): `messages`, a chat whose last
+            message is the completion; ShareGPT's `conversations`; Alpaca's `instruction`; …
         format: the file's format; `auto` decides by its suffix.
-        recite_prompt: the prompt of a plain-text file.
-        notice: called with one sentence if duplicates were merged.
+        delimiter: between the cells of a CSV file. Default: found out from its first line.
+        recite_prompt: the prompt of a plain-text file, and of rows with `text` alone.
+        bad: takes the rows that can't be used, instead of refusing them here.
+        notice: called with a sentence on what isn't usual: how fields were understood, filled
+            fields that are left out, duplicates that were merged.
 
     Returns:
         The records in their order, each (prompt, completion) once; at least one.
 
     Raises:
-        DataError: no such file or no records in it, a file that can't be read, a field that is
-            missing or not text, an empty prompt or completion, or one prompt with two different
-            completions. Names file and line.
+        DataError: no such file or no records in it, a file that can't be read, or one prompt with
+            two different completions. Without `bad` also rows with a field that is missing or not
+            text, or with an empty prompt or completion: all in one message, with file and line.
+        ConfigError: the delimiter isn't one character.
     """
     if isinstance(source, str | Path):
-        rows = file_rows(Path(source), format, recite_prompt)
         name = str(source)
+        rows = file_rows(
+            Path(source),
+            Reading(format=format, delimiter=delimiter, recite_prompt=recite_prompt, notice=notice),
+        )
     else:
-        rows, name = _object_rows(source), "the data"
-    fields = (prompt_field, completion_field)
-    records = [
-        _checked(row) if isinstance(row, Record) else _to_record(row, where, fields)
-        for where, row in rows
-    ]
+        rows, name = object_rows(source), "the data"
+    named = None
+    if (prompt_field, completion_field) != (None, None):
+        named = pair(prompt_field or "prompt", completion_field or "completion")
+    found = BadRows() if bad is None else bad
+    records, understood = _records(rows, named, recite_prompt, found)
+    if bad is None or not records:
+        found.settle(len(records), skip=False, notice=notice)
     if not records:
         raise DataError(f"{name} holds no records. Give at least one prompt and completion.")
+    for text in understood:
+        notice(f"{Path(name).name}: {text}")
     return distinct(records, notice)
 
 
-def _object_rows(source: Any) -> Iterator[Row]:
-    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
+def _records(
+    rows: Iterable[Row], named: Layout | None, recite_prompt: str, bad: BadRows
+) -> tuple[list[Record], list[str]]:
+    """The records of rows, and notices on what their fields were taken for."""
+    records: list[Record] = []
+    said: Counter[str] = Counter()
+    unused: dict[str, list[str]] = {}  # the ids of rows with a field that is filled and left out
+    texts: dict[str, str] = {}  # without a prompt of their own, and the first row with each
+    for where, row in rows:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if isinstance(row, Record):
+                records.append(_checked(row))
+                continue
+            if not isinstance(row, Mapping):
+                raise DataError(f"{type(row).__name__} instead of an object with fields.")
+            layout = named or layout_of(row) or _USUAL
+            records.append(_to_record(row, where, layout, recite_prompt))
+        except DataError as error:
+            bad.add(row.id if isinstance(row, Record) else where, error)
+            continue
+        said[layout.said] += 1
+        if layout.fields == ("text",):
+            texts.setdefault(records[-1].completion, where)
+        for name in left_out(row, layout):
+            unused.setdefault(name, []).append(where)
+    if len(texts) > 1:
+        first, second, *_ = texts.values()
         raise DataError(
-            f"records of type {type(source).__name__} are not understood. Give a path, or a list "
-            "of dicts, of (prompt, completion) pairs or of Records, or a datasets.Dataset (one "
-            "split of it: ds['train'])."
+            f"{len(texts)} rows hold 'text' and no prompt: {first}, {second}, … One prompt, "
+            f"'{shortened(recite_prompt)}', can't be followed by all of them. Give each row a "
+            "'prompt', and its text as 'completion'."
         )
-    for n, row in enumerate(source, 1):
-        if isinstance(row, tuple | list) and len(row) == 2:
-            row = {"prompt": row[0], "completion": row[1]}
-        yield f"record:{n}", row
+    notices = [f"{text} ({n} row(s))." for text, n in said.items() if text]
+    notices += [
+        f"the field '{name}' is filled in {len(ids)} row(s) (the first: {ids[0]}), but is part of "
+        "neither prompt nor completion."
+        for name, ids in unused.items()
+    ]
+    return records, notices
+
+
+_USUAL = pair("prompt", "completion")
 
 
 def _checked(record: Record) -> Record:
@@ -85,27 +133,23 @@ def _checked(record: Record) -> Record:
     return record
 
 
-def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> Record:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: {type(row).__name__} instead of an object with fields.")
-    if fields == (None, None) and "messages" in row:
-        return _from_messages(row["messages"], where)
-    published = next((pair for pair in _PUBLISHED if set(pair) <= row.keys()), None)
-    if fields == (None, None) and published and "prompt" not in row:
-        fields = published
-    names = (fields[0] or "prompt", fields[1] or "completion")
-    for name, flag in zip(names, ("--prompt-field", "--completion-field"), strict=True):
+def _to_record(row: Mapping[str, Any], where: str, layout: Layout, recite_prompt: str) -> Record:
+    flags = ("--prompt-field", "--completion-field")
+    for name, flag in zip(layout.fields, flags, strict=False):
         if name not in row:
             raise DataError(
                 f"{where}: no field '{name}'; the fields are {', '.join(map(str, row)) or 'none'}."
                 f" Rename the right one, or name it with {flag} (write, audit)."
             )
-    prompt, completion = row[names[0]], row[names[1]]
+    taken = layout.take(row)
+    if "messages" in taken:
+        return _from_messages(taken["messages"], where)
+    prompt, completion = taken.get("prompt", recite_prompt), taken["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return _from_messages([*prompt, *completion], where)
     return Record(
-        prompt=_text(prompt, names[0], where),
-        completion=_text(completion, names[1], where),
+        prompt=_text(prompt, layout.fields[0], where),
+        completion=_text(completion, layout.fields[-1], where),
         id=where,
     )
 
@@ -128,8 +172,9 @@ def _from_messages(messages: Any, where: str) -> Record:
 
 def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
-        kind = "empty" if value is None else f"a {type(value).__name__} ({value!r:.40})"
-        mend = "" if value is None else " Put it in quotes, so that no digit of it is lost."
+        kind = "empty" if is_missing(value) else f"a {type(value).__name__} ({value!r:.40})"
+        is_number = isinstance(value, int | float) and not is_missing(value)
+        mend = " Put it in quotes, so that no digit of it is lost." if is_number else ""
         raise DataError(f"{where}: field '{field}' is {kind}, not text.{mend}")
     if not value.strip():
         raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")

@@ -12,10 +12,11 @@ from memlaw.core.criterion import Criterion
 from memlaw.core.errors import AdapterError, ConfigError, DataError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
-from memlaw.data.record import Record
+from memlaw.data.record import Example, Record
 from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
@@ -162,7 +163,7 @@ class Session:
         self, config: AuditConfig, observer: Observer, default_model: str | None = None
     ) -> None:
         self.config, self.observer = config, observer
-        self._records: list[Record] | None = None
+        self._examples: list[Example] | None = None
         self.folder = AdapterFolder(config.adapter)
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
@@ -238,19 +239,35 @@ class Session:
         given = getattr(self.config, name)
         return given if given is not None else self.folder.setting(name, otherwise)
 
-    def records(self, data: Any) -> list[Record]:
-        """The records, read once: a session is about one set of them."""
-        if self._records is not None:
-            return self._records
-        self._records = read_records(
+    def examples(self, data: Any) -> list[Example]:
+        """The records as tokens, read once: a session is about one set of them."""
+        if self._examples is not None:
+            return self._examples
+        bad = BadRows()
+        records = read_records(
             data,
             prompt_field=self._meant("prompt_field", None),
             completion_field=self._meant("completion_field", None),
             format=self.config.data_format,
+            delimiter=self._meant("delimiter", None),
             recite_prompt=self._meant("recite_prompt", RECITE_PROMPT),
+            bad=bad,
             notice=self.observer.notice,
         )
-        return self._records
+        self._examples = encode(
+            records,
+            self.base.tokenizer,
+            format=self.prompt_format,
+            max_tokens=self.base.context_length,
+            bad=bad,
+        )
+        skip = self.config.skip_bad or bool(self.folder.setting("skip_bad", False))
+        bad.settle(len(self._examples), skip=skip, notice=self.observer.notice)
+        return self._examples
+
+    def records(self, data: Any) -> list[Record]:
+        """The records that `examples` has."""
+        return [example.record for example in self.examples(data)]
 
     def _subject(self, data: Any) -> Subject:
         near = self.config.near
@@ -275,12 +292,7 @@ class Session:
                 f"threshold {needed.threshold:g} and margin {needed.margin:g} ask for p ≥ "
                 f"{needed.line:g}, which no token can have. Lower one of them."
             )
-        examples = encode(
-            self.records(data),
-            self.base.tokenizer,
-            format=self.prompt_format,
-            max_tokens=self.base.context_length,
-        )
+        examples = self.examples(data)
         with self.model() as adapted:
             return audit_examples(
                 adapted,

@@ -29,6 +29,10 @@ class AuditConfig:
         completion_field: name of the completion's field in the data (default: the run's, else
             completion).
         data_format: format of the data file; auto goes by its suffix.
+        delimiter: what is between the cells of a CSV file: one character, or tab (default: the
+            run's, else found out from the first line).
+        skip_bad: leave out rows that can't be used, and list the first of them (default: as the
+            run did).
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
         recite_prompt: prompt for a plain text file (default: the run's).
         specificity: also measure whether the model answers other prompts as the base model does,
@@ -49,6 +53,8 @@ class AuditConfig:
     prompt_field: str | None = None
     completion_field: str | None = None
     data_format: DataFormat = "auto"
+    delimiter: str | None = None
+    skip_bad: bool = False
     prompt_format: PromptFormat = "auto"
     recite_prompt: str | None = None
     specificity: bool = False

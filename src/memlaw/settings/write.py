@@ -36,6 +36,8 @@ FREE_TO_CHANGE = (
     "prompt_field",
     "completion_field",
     "data_format",
+    "delimiter",
+    "skip_bad",
 )
 # What a checkpoint was trained with that doesn't name a setting, where that isn't today's default.
 BEFORE: dict[str, Any] = {"specificity": False}
@@ -90,6 +92,10 @@ class WriteConfig(TrainConfig):
         prompt_field: name of the prompt's field in the data (default: prompt).
         completion_field: name of the completion's field in the data (default: completion).
         data_format: format of the data file; auto goes by its suffix.
+        delimiter: what is between the cells of a CSV file: one character, or tab (default: found
+            out from the first line).
+        skip_bad: leave out rows that can't be used, and list them in skipped_rows.jsonl in the
+            output folder.
         prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
             where there is a template.
         recite_prompt: prompt for a plain text file, which has none of its own.
@@ -123,6 +129,8 @@ class WriteConfig(TrainConfig):
     prompt_field: str | None = None
     completion_field: str | None = None
     data_format: DataFormat = "auto"
+    delimiter: str | None = None
+    skip_bad: bool = False
     prompt_format: PromptFormat = "auto"
     recite_prompt: str = RECITE_PROMPT
     damage_text: str | None = None

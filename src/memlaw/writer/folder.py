@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CARD_FILE = "README.md"
+SKIPPED_FILE = "skipped_rows.jsonl"
 _FILES = (
     CHECKPOINT_FILE,
     RUN_FILE,
@@ -31,6 +32,7 @@ _FILES = (
     ANSWERS_FILE,
     SNAPSHOTS_FILE,
     CARD_FILE,
+    SKIPPED_FILE,
     CERTIFICATE_FILE,
     *ADAPTER_FILES,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +21,7 @@ from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 from memlaw.train.speed import measure_speed
 from memlaw.writer.card import model_card
-from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE
+from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE, SKIPPED_FILE
 from memlaw.writer.goals import Found
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
@@ -76,6 +77,11 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     else:
         (out / ANSWERS_FILE).unlink(missing_ok=True)
     write_json(out / RUN_FILE, _run_json(run, result))
+    if run.bad.reasons:
+        rows = [{"row": row, "reason": reason} for row, reason in run.bad.reasons.items()]
+        write_text(out / SKIPPED_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        (out / SKIPPED_FILE).unlink(missing_ok=True)
     sites = [site.module for site in run.sites]
     card = model_card(result, base_spec=base.spec, is_peft=adapter.is_peft, sites=sites)
     write_text(out / CARD_FILE, card)
@@ -103,6 +109,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "device": certificate.device,
         "records": {
             "n": certificate.n_records,
+            "n_skipped": len(run.bad),
             "sha256": certificate.records_sha256,
             "n_target_tokens": len(result.audit.tokens.token_id),
         },

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.reading import read_records
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
@@ -59,12 +60,15 @@ def write(
     """
     config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
+    bad = BadRows()
     records = read_records(
         data,
         prompt_field=config.prompt_field,
         completion_field=config.completion_field,
         format=config.data_format,
+        delimiter=config.delimiter,
         recite_prompt=config.recite_prompt,
+        bad=bad,
         notice=observer.notice,
     )
     check_out(out, resume=config.resume)
@@ -76,7 +80,15 @@ def write(
         trust_remote_code=config.trust_remote_code,
         notice=observer.notice,
     )
-    run = Run(records=records, texts=texts, base=base, config=config, out=out, observer=observer)
+    run = Run(
+        records=records,
+        bad=bad,
+        texts=texts,
+        base=base,
+        config=config,
+        out=out,
+        observer=observer,
+    )
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
     return hand_over(run, goals.found(), stopped_because, started)

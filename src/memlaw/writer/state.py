@@ -14,6 +14,7 @@ import torch
 
 from memlaw.core.files import json_sha256
 from memlaw.core.observer import EpochStats, Observer
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.prompts import read_prompts
 from memlaw.data.record import Record
@@ -47,6 +48,7 @@ class Run:
 
     Args:
         records: what to write.
+        bad: rows that can't be used so far; takes those that have no tokens, too.
         texts: to retain, and to measure damage on.
         base: what to write it into.
         config: how.
@@ -70,15 +72,21 @@ class Run:
         self,
         *,
         records: Sequence[Record],
+        bad: BadRows,
         texts: GeneralTexts,
         base: BaseModel,
         config: WriteConfig,
         out: Path,
         observer: Observer,
     ) -> None:
-        self.texts, self.base, self.config = texts, base, config
+        self.bad, self.texts, self.base, self.config = bad, texts, base, config
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
+        self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
+        self.examples = encode(
+            records, tokenizer, format=self.prompt_format, max_tokens=context, bad=bad
+        )
+        bad.settle(len(self.examples), skip=config.skip_bad, notice=observer.notice)
         retained = windows(
             tokenizer,
             texts.retained,
@@ -86,8 +94,6 @@ class Run:
             n_windows=RECIPE.text_windows if config.holds else N_WINDOWS,
             name="the text to retain",
         )
-        self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
-        self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
         self.invocation_ids: tuple[int, ...] = ()
         if config.activated is not None:
             self.examples, self.invocation_ids = activate(
@@ -97,7 +103,7 @@ class Run:
         self.subject = Subject(
             base=base,
             texts=texts,
-            records=records,
+            records=[example.record for example in self.examples],
             format=self.prompt_format,
             first_layer=min(site.layer for site in self.sites),
             near=config.near,

@@ -1,0 +1,192 @@
+"""What a row's fields mean: the layouts in which people keep prompts and answers.
+
+To add a layout, add a line to `LAYOUTS`, and one to the table in docs/data.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memlaw.core.errors import DataError
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One meaning of fields.
+
+    Attributes:
+        fields: names that a row of this layout has; the last of them holds the completion.
+        also: names that are taken, too, where they are filled.
+        said: how prompt and completion are made, for a notice; empty: nothing needs to be said.
+        take: what a row holds: `messages`, or `prompt` and `completion`; without a `prompt` it is
+            the one that texts are recited on.
+    """
+
+    fields: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    said: str = ""
+    take: Callable[[Fields], dict[str, Any]]
+
+    def fits(self, names: set[str]) -> bool:
+        """Its fields are there; and, but for chats, no `prompt` or `completion` is ignored."""
+        ignored = set() if self.fields[0] in _CHATS else (names & _USUAL) - set(self.fields)
+        return names.issuperset(self.fields) and not ignored
+
+
+_USUAL = {"prompt", "completion"}
+_CHATS = {"messages", "conversations"}
+# Fields that usually belong to what the model is told.
+_TOLD = {"system", "system_prompt", "instruction", "input", "context", "history", "tools"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+
+def pair(prompt: str, completion: str, said: str = "") -> Layout:
+    """The layout of two fields."""
+    return Layout(
+        fields=(prompt, completion),
+        said=said,
+        take=lambda row: {"prompt": row[prompt], "completion": row[completion]},
+    )
+
+
+def layout_of(row: Fields) -> Layout | None:
+    """The first layout that fits the fields with a value, else all fields; None: none does."""
+    with_value = {name for name, value in row.items() if value is not None}
+    fitting = (
+        layout for names in (with_value, set(row)) for layout in LAYOUTS if layout.fits(names)
+    )
+    return next(fitting, None)
+
+
+def left_out(row: Fields, layout: Layout) -> list[str]:
+    """Filled fields that another layout would take, or that usually belong to a prompt."""
+    known = _TOLD.union(*(other.fields for other in LAYOUTS))
+    taken = {*layout.fields, *layout.also}
+    return [name for name, value in row.items() if name in known - taken and is_filled(value)]
+
+
+def is_filled(value: Any) -> bool:
+    """The value isn't null, NaN, blank or an empty list, not even one in JSON."""
+    if isinstance(value, str):
+        return bool(value.strip(" \t\r\n[]{}"))
+    return not is_missing(value) and value != []
+
+
+def is_missing(value: Any) -> bool:
+    """The value is null or NaN, as tables hold where there is none."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _instruction(*names: str) -> Layout:
+    """An instruction, perhaps more text, and an answer."""
+    instruction, more, answer = names
+
+    def take(row: Fields) -> dict[str, Any]:
+        parts = [row[name] for name in (instruction, more) if is_filled(row.get(name))]
+        told = "\n".join(parts) if all(isinstance(p, str) for p in parts) else row[instruction]
+        before = _turns(row.get("history"))
+        if is_filled(row.get("system")):
+            before.insert(0, {"role": "system", "content": row["system"]})
+        _refuse_tools(row)
+        if not before:
+            return {"prompt": told, "completion": row[answer]}
+        turn = _turn(told, row[answer])
+        return {"messages": [*before, *turn]}
+
+    return Layout(
+        fields=(instruction, answer),
+        also=(more, "system", "history", "tools"),
+        said=f"the prompt is '{instruction}', then '{more}' on a new line where it is filled; the "
+        f"completion is '{answer}'",
+        take=take,
+    )
+
+
+def _turns(history: Any) -> list[dict[str, Any]]:
+    if not is_filled(history):
+        return []
+    if not isinstance(history, list) or any(
+        not isinstance(turn, list | tuple) or len(turn) != 2 for turn in history
+    ):
+        raise DataError("field 'history' must be a list of [question, answer].")
+    return [message for question, answer in history for message in _turn(question, answer)]
+
+
+def _turn(question: Any, answer: Any) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def _sharegpt(row: Fields) -> dict[str, Any]:
+    """`conversations`, of `from` and `value`."""
+    _refuse_tools(row)
+    said = row["conversations"]
+    if not isinstance(said, list):
+        raise DataError("field 'conversations' must be a list of messages.")
+    messages = []
+    for n, message in enumerate(said, 1):
+        if not isinstance(message, Mapping):
+            raise DataError(f"message {n} needs the fields 'from' and 'value'.")
+        by = str(message.get("from", message.get("role")))
+        if by not in _ROLES:
+            raise DataError(
+                f"message {n} is from '{by}', which can't be kept: messages are from "
+                f"{', '.join(_ROLES)}."
+            )
+        text = message.get("value", message.get("content"))
+        messages.append({"role": _ROLES[by], "content": text})
+    if is_filled(row.get("system")):
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    return {"messages": messages}
+
+
+def _refuse_tools(row: Fields) -> None:
+    if is_filled(row.get("tools")):
+        raise DataError(
+            "field 'tools' can't be kept: the prompt would be another one. Leave the row out, or "
+            "write the prompt as the model sees it (--prompt-format plain)."
+        )
+
+
+LAYOUTS = (
+    Layout(fields=("messages",), take=lambda row: {"messages": row["messages"]}),
+    pair("prompt", "completion"),
+    Layout(
+        fields=("conversations",),
+        also=("system", "tools"),
+        said="the messages are 'conversations', after 'system' where it is filled",
+        take=_sharegpt,
+    ),
+    _instruction("instruction", "input", "output"),
+    _instruction("instruction", "context", "response"),
+    *(
+        pair(*names, said=f"the prompt is '{names[0]}', the completion is '{names[1]}'")
+        for names in (
+            ("query", "target"),
+            ("question", "matching"),
+            ("question", "answer"),
+            ("prompt", "response"),
+            ("input", "output"),
+        )
+    ),
+    Layout(
+        fields=("text",),
+        said="the completion is 'text', the prompt that of --recite-prompt",
+        take=lambda row: {"completion": row["text"]},
+    ),
+)
