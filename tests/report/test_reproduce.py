@@ -29,6 +29,8 @@ CHANGED = {
     "prompt_field": "question",
     "completion_field": "answer",
     "data_format": "jsonl",
+    "delimiter": ";",
+    "skip_bad": True,
     "prompt_format": "plain",
     "recite_prompt": "--- go on $HOME",
     "damage_text": "b.txt",

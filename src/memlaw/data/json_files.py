@@ -91,16 +91,14 @@ def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _value_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Values one after another, of any number of lines each."""
-    decoder, at, line = json.JSONDecoder(), 0, 1
+    decoder, at, n = json.JSONDecoder(), 0, 0
     while found := _VALUE.search(text, at):
-        begin = found.start()
-        line += text.count("\n", at, begin)
+        n += 1
         try:
-            value, at = decoder.raw_decode(text, begin)
+            value, at = decoder.raw_decode(text, found.start())
         except _ERRORS as error:
-            raise _no_json(error, path, line) from error
-        yield f"{path.name}:{line}", value
-        line += text.count("\n", begin, at)
+            raise _no_json(error, path, 1) from error
+        yield f"{path.name}:{n}", value
 
 
 def _is_json(text: str) -> bool:
@@ -112,7 +110,7 @@ def _is_json(text: str) -> bool:
 
 
 def _no_json(error: Exception, path: Path, line: int) -> DataError:
-    """Says where the JSON is broken; `line` is where the value begins that wasn't one line."""
+    """Says where the JSON is broken; `line` is the one that was parsed, or the first."""
     if isinstance(error, json.JSONDecodeError):
         line = line if error.lineno == 1 else error.lineno
         return DataError(

@@ -31,8 +31,8 @@ class AuditConfig:
         data_format: format of the data file; auto goes by its suffix.
         delimiter: what is between the cells of a CSV file: one character, or tab (default: the
             run's, else found out from the first line).
-        skip_bad: leave out rows that can't be used, and list the first of them (default: as the
-            run did).
+        skip_bad: leave out rows that can't be used, and list the first of them; without it, too, if
+            the run did.
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
         recite_prompt: prompt for a plain text file (default: the run's).
         specificity: also measure whether the model answers other prompts as the base model does,
