@@ -50,9 +50,18 @@ def test_ten_bad_rows_are_shown():
 
 def test_nothing_can_be_left_out_where_nothing_is_good():
     with pytest.raises(DataError) as caught:
-        read_records([{"prompt": "a", "completion": ""}] * 2, bad=BadRows())
+        read_records([{"prompt": "a", "completion": ""}, {"prompt": "a"}], bad=BadRows())
     assert "2 bad rows" in str(caught.value)
     assert "--skip-bad" not in str(caught.value)
+
+
+def test_what_holds_for_all_rows_is_said_once():
+    with pytest.raises(DataError) as caught:
+        read_records([{"q": str(n), "a": "1"} for n in range(50)])
+    message = str(caught.value)
+    assert message.startswith("record:1: no field 'prompt'; the fields are q, a.")
+    assert message.endswith("The same holds for all 50 rows.")
+    assert message.count("no field") == 1
 
 
 def test_bad_rows_are_collected_where_they_are_wanted(make_tokenizer):

@@ -91,6 +91,11 @@ def test_sharegpt_chats_of_several_turns_are_read():
     assert record.completion == "d"
 
 
+def test_messages_may_be_written_as_in_sharegpt():
+    talk = _talk(("human", "Ann?"), ("gpt", "017"))["conversations"]
+    assert _pairs(read_records([{"messages": talk}])) == [((CHAT[0],), "017")]
+
+
 BAD_TALKS = {
     "tools": (_talk(("human", "a"), ("gpt", "b"), tools='[{"name": "f"}]'), "field 'tools'"),
     "an observation": (_talk(("human", "a"), ("observation", "b")), "message 2 is from 'obser"),

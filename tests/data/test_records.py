@@ -11,6 +11,7 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 
 import memlaw
@@ -386,6 +387,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_records(tmp_path / "no.jsonl")
     with pytest.raises(DataError, match="is a folder"):
         read_records(tmp_path)
+    with pytest.raises(DataError, match=r"a\.jsonl: can't be read .File name too long"):
+        read_records(tmp_path / f"{'a' * 5000}.jsonl")
 
 
 def test_a_parquet_column_of_numbers_is_refused(tmp_path):
@@ -405,6 +408,7 @@ BAD_OBJECTS = {
         r"the splits train, test. Give one of them: ds\['train'\]",
     ),
     "strings": (["abc"], "record:1: str instead of an object"),
+    "numbers in a tensor": (torch.zeros(2, 2), "record:1: field 'prompt' is a float"),
     "triples": ([("a", "b", "c")], "record:1: tuple instead of an object"),
     "a pair of numbers": ([("a", 1)], r"record:1: field 'completion' is a int \(1\)"),
     "a record without a prompt": ([Record(prompt=" ", completion="1", id="x")], "x: field 'p"),

@@ -252,7 +252,14 @@ def test_chats_in_arrays_are_read(tmp_path):
 
 def test_missing_cells_of_a_data_frame_are_empty():
     frame = _frame([*ROWS, {"prompt": "Bo:", "completion": None}])
-    for source in (frame, frame.to_dict("records"), [{"prompt": "a", "completion": float("nan")}]):
+    texts = frame.astype("string")
+    for source in (
+        frame,
+        frame.to_dict("records"),
+        texts,
+        texts.to_dict("records"),
+        [{"prompt": "a", "completion": float("nan")}],
+    ):
         with pytest.raises(DataError, match=r"record:[13]: field 'completion' is empty"):
             read_records(source)
 

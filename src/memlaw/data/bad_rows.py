@@ -41,10 +41,12 @@ class BadRows:
             notice(f"{len(self)} bad row(s) left out:\n" + "\n".join(self._listed()))
         elif self.reasons:
             mend = "\nCorrect them, or leave them out with --skip-bad (write, audit)."
+            row, reason = next(iter(self.reasons.items()))
             if len(self) == 1:
                 mend = " Or leave the row out with --skip-bad (write, audit)."
-                ((row, reason),) = self.reasons.items()
                 raise DataError(f"{row}: {reason}" + (mend if n_good else ""))
+            if not n_good and len(set(self.reasons.values())) == 1:
+                raise DataError(f"{row}: {reason} The same holds for all {len(self)} rows.")
             lines = "\n".join(self._listed())
             raise DataError(f"{len(self)} bad rows:\n{lines}" + (mend if n_good else ""))
 

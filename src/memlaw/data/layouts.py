@@ -38,7 +38,7 @@ class Layout:
 
 
 _USUAL = {"prompt", "completion"}
-_CHATS = {"messages", "conversations"}
+_CHATS = {"messages", "conversations", "conversation"}
 # Fields that usually belong to what the model is told.
 _TOLD = {"system", "system_prompt", "instruction", "input", "context", "history", "tools"}
 _ROLES = {
@@ -86,8 +86,8 @@ def is_filled(value: Any) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """The value is null or NaN, as tables hold where there is none."""
-    return value is None or (isinstance(value, float) and value != value)
+    """The value is null, NaN or pandas' NA, as tables hold where there is none."""
+    return value is None or (value == value) is not True  # NaN and NA don't equal themselves
 
 
 def _instruction(*names: str) -> Layout:
@@ -132,12 +132,28 @@ def _turn(question: Any, answer: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _sharegpt(row: Fields) -> dict[str, Any]:
-    """`conversations`, of `from` and `value`."""
+def _conversation(name: str) -> Layout:
+    """A list of messages with `from` and `value`, or `role` and `content`."""
+    return Layout(
+        fields=(name,),
+        also=("system", "tools"),
+        said=f"the messages are '{name}', after 'system' where it is filled",
+        take=lambda row: {"messages": _of_conversation(row, name)},
+    )
+
+
+def _of_messages(row: Fields) -> dict[str, Any]:
+    said = row["messages"]
+    if isinstance(said, list) and any(isinstance(m, Mapping) and "from" in m for m in said):
+        return {"messages": _of_conversation(row, "messages")}
+    return {"messages": said}
+
+
+def _of_conversation(row: Fields, name: str) -> list[dict[str, Any]]:
     _refuse_tools(row)
-    said = row["conversations"]
+    said = row[name]
     if not isinstance(said, list):
-        raise DataError("field 'conversations' must be a list of messages.")
+        raise DataError(f"field '{name}' must be a list of messages.")
     messages = []
     for n, message in enumerate(said, 1):
         if not isinstance(message, Mapping):
@@ -152,7 +168,7 @@ def _sharegpt(row: Fields) -> dict[str, Any]:
         messages.append({"role": _ROLES[by], "content": text})
     if is_filled(row.get("system")):
         messages.insert(0, {"role": "system", "content": row["system"]})
-    return {"messages": messages}
+    return messages
 
 
 def _refuse_tools(row: Fields) -> None:
@@ -164,14 +180,10 @@ def _refuse_tools(row: Fields) -> None:
 
 
 LAYOUTS = (
-    Layout(fields=("messages",), take=lambda row: {"messages": row["messages"]}),
+    Layout(fields=("messages",), take=_of_messages),
     pair("prompt", "completion"),
-    Layout(
-        fields=("conversations",),
-        also=("system", "tools"),
-        said="the messages are 'conversations', after 'system' where it is filled",
-        take=_sharegpt,
-    ),
+    _conversation("conversations"),
+    _conversation("conversation"),
     _instruction("instruction", "input", "output"),
     _instruction("instruction", "context", "response"),
     *(

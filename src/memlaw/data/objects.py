@@ -59,7 +59,7 @@ def _rows(source: Any) -> Iterable[Any]:
     if any(hasattr(source, name) for name in _ARROW):
         return _frame_rows(source)
     if hasattr(source, "dtype") and hasattr(source, "tolist"):
-        names, rows = source.dtype.names, source.tolist()
+        names, rows = getattr(source.dtype, "names", None), source.tolist()
         if names and isinstance(rows, list):  # else a pair would go by position
             return [dict(zip(names, row, strict=True)) for row in rows]
         source = rows

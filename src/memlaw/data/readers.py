@@ -70,12 +70,15 @@ def file_rows(path: Path, reading: Reading) -> Iterator[Row]:
             Names file and line.
         ConfigError: the delimiter isn't one character.
     """
-    if path.is_dir():
-        yield from _folder_rows(path)
-        return
-    if not path.exists():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    if not is_there:
         raise DataError(f"{path} does not exist. Check the path of the records.")
-    yield from _reader(path, reading.format).rows(path, reading)
+    yield from (
+        _folder_rows(path) if is_folder else _reader(path, reading.format).rows(path, reading)
+    )
 
 
 def has_fields(path: Path) -> bool:
