@@ -8,6 +8,7 @@ from typing import Any
 
 from memlaw.core.errors import DataError
 from memlaw.data.duplicates import distinct
+from memlaw.data.messages import answer_of, checked_chat, checked_text
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Row, file_rows
 from memlaw.data.record import Record
 
@@ -77,8 +78,8 @@ def _object_rows(source: Any) -> Iterator[Row]:
 def _checked(record: Record) -> Record:
     """A record that was given as such, checked like one that was read."""
     if isinstance(record.prompt, str):
-        _text(record.prompt, "prompt", record.id)
-        _text(record.completion, "completion", record.id)
+        checked_text(record.prompt, "prompt", record.id)
+        checked_text(record.completion, "completion", record.id)
         return record
     answer = {"role": "assistant", "content": record.completion}
     _from_messages([*record.prompt, answer], record.id)
@@ -89,7 +90,7 @@ def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> R
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: {type(row).__name__} instead of an object with fields.")
     if fields == (None, None) and "messages" in row:
-        return _from_messages(row["messages"], where)
+        return _from_messages(row["messages"], where, row)
     published = next((pair for pair in _PUBLISHED if set(pair) <= row.keys()), None)
     if fields == (None, None) and published and "prompt" not in row:
         fields = published
@@ -102,42 +103,20 @@ def _to_record(row: Any, where: str, fields: tuple[str | None, str | None]) -> R
             )
     prompt, completion = row[names[0]], row[names[1]]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _from_messages([*prompt, *completion], where)
+        return _from_messages([*prompt, *completion], where, row)
+    if isinstance(prompt, str) and isinstance(row.get("tools"), list) and row["tools"]:
+        asked = {"role": "user", "content": prompt}
+        said = {"role": "assistant", "content": completion}
+        return _from_messages([asked, said], where, row)
     return Record(
-        prompt=_text(prompt, names[0], where),
-        completion=_text(completion, names[1], where),
+        prompt=checked_text(prompt, names[0], where),
+        completion=checked_text(completion, names[1], where),
         id=where,
     )
 
 
-def _from_messages(messages: Any, where: str) -> Record:
+def _from_messages(messages: Any, where: str, row: Mapping[str, Any] | None = None) -> Record:
     if not isinstance(messages, list) or len(messages) < 2:
         raise DataError(f"{where}: 'messages' must be a list of at least two messages.")
-    for n, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
-        _text(message["content"], f"messages[{n}].content", where)
-    if messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"{where}: the last message is from '{messages[-1]['role']}'. It must be the "
-            "assistant's: it is what gets recalled."
-        )
-    prompt = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
-    return Record(prompt=prompt, completion=messages[-1]["content"], id=where)
-
-
-def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        kind = "empty" if value is None else f"a {type(value).__name__} ({value!r:.40})"
-        mend = "" if value is None else " Put it in quotes, so that no digit of it is lost."
-        raise DataError(f"{where}: field '{field}' is {kind}, not text.{mend}")
-    if not value.strip():
-        raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: field '{field}' holds half a surrogate pair at character {error.start}, "
-            "which no tokenizer can represent. Correct the text."
-        ) from error
-    return value
+    *prompt, answer = checked_chat(messages, where, row)
+    return Record(prompt=tuple(prompt), completion=answer_of(answer, where), id=where)
