@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from memlaw.core.errors import CertificateError
@@ -24,7 +25,9 @@ FORMAT = 1
 _ALLOWED = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prompt_format": ("chat", "plain"),
+    "prompt_rendering": (None, "conversation", "generation"),
 }
+_RENDERING = ("prompt_rendering", "template_args", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Certificate:
         not_specific_because: a sentence for each thing that was found against that.
         activated: the text in a prompt from which on the adapter is active; None: always.
         invocation_ids: its token ids, as in `alora_invocation_tokens`; None likewise.
+        prompt_rendering: `conversation`: prompts are what the chat template renders for the whole
+            conversation up to the answer; `generation`: its generation prompt. None: the same.
+        template_args: arguments of the chat template by name; None: none.
+        clock: the time that the template was told, ISO 8601; None: it doesn't ask.
+        end_token, end_token_id: the token that ends an answer; None: not on record.
     """
 
     statement: str
@@ -93,11 +101,18 @@ class Certificate:
     not_specific_because: tuple[str, ...] = ()
     activated: str | None = None
     invocation_ids: tuple[int, ...] | None = None
+    prompt_rendering: str | None = None
+    template_args: dict[str, Any] | None = None
+    clock: str | None = None
+    end_token: str | None = None
+    end_token_id: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
-        spared = {"harms", "activated", "invocation_ids"}
+        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "end_token"}
         absent = {name for name in spared if not getattr(self, name)}
+        if self.end_token_id is None:
+            absent.add("end_token_id")
         if self.specific is None:
             absent |= {"specific", "not_specific_because"}
         return {k: v for k, v in asdict(self).items() if k not in absent}
@@ -121,8 +136,14 @@ def make_certificate(
     versions: dict[str, str],
     activated: str | None = None,
     invocation_ids: Sequence[int] | None = None,
+    rendering: Mapping[str, Any] = MappingProxyType({}),
+    end: tuple[int, str] | None = None,
 ) -> Certificate:
-    """Put an audit with all records decoded, and the harm of each kind, into a certificate."""
+    """Put an audit with all records decoded, and the harm of each kind, into a certificate.
+
+    `rendering` is what isn't as usual of how prompts are rendered, by the certificate's fields;
+    `end` is id and text of the token that ends an answer.
+    """
     n = len(audit.records)
     found = {name: harm.to_json() for name, harm in harms.items()}
     verdict = specificity(harms)
@@ -137,6 +158,7 @@ def make_certificate(
             f" The adapter is active from the text {activated!r} in a prompt on; without that text "
             "the model is the base model."
         )
+    statement += _of_prompts(rendering)
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -158,6 +180,9 @@ def make_certificate(
         harms=found,
         activated=activated,
         invocation_ids=tuple(invocation_ids) if invocation_ids else None,
+        **rendering,
+        end_token_id=end and end[0],
+        end_token=end and end[1],
         records=tuple(
             CertifiedRecord(
                 id=r.id,
@@ -174,6 +199,19 @@ def make_certificate(
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _of_prompts(rendering: Mapping[str, Any]) -> str:
+    """Which prompts it is for, where that isn't plain."""
+    said = {
+        "conversation": " Prompts are what the chat template renders for the whole conversation, "
+        "up to the answer: its generation prompt alone is another prompt.",
+        "generation": " Prompts are what the chat template renders with its generation prompt: in "
+        "the whole conversation other text stands before the answer.",
+    }.get(rendering.get("prompt_rendering", ""), "")
+    if "clock" in rendering:
+        said += f" The chat template puts the time into prompts, and was told {rendering['clock']}."
+    return said
 
 
 def records_sha256(hashes: Sequence[str]) -> str:
@@ -232,6 +270,11 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+        arguments, clock = content.template_args, content.clock
+        if not isinstance(arguments, dict | None):
+            raise TypeError(f"template_args is {arguments!r:.40}")
+        if clock is not None:
+            datetime.fromisoformat(clock)
         text, ids = content.activated, content.invocation_ids
         if (text is None) != (ids is None) or not (
             ids is None or (isinstance(text, str) and ids and all(type(i) is int for i in ids))

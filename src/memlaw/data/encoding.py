@@ -67,8 +67,9 @@ def encode_prompt(
     """Token ids of a prompt, the same in training and in generation.
 
     `chat`: what the chat template makes of it, up to the answer (a string is one user message); see
-    `memlaw.data.rendering`. `plain`: the text itself, with the tokens that the tokenizer puts before
-    it (such as BOS) unless they stand there already; chat messages are joined by line breaks.
+    `memlaw.data.rendering`. `plain`: the text itself, with the tokens that the tokenizer puts
+    before it (such as BOS) unless they stand there already; chat messages are joined by line
+    breaks.
 
     Raises:
         DataError: the prompt has what its format can't show.
@@ -76,7 +77,7 @@ def encode_prompt(
     if format == "chat":
         text = prompt_text(tokenizer, prompt)
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    text = prompt if isinstance(prompt, str) else _bare_text(prompt)
+    text = _bare_text(prompt)
     ids = tokenizer(text)["input_ids"]
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = len(ids) - len(bare)
@@ -89,8 +90,8 @@ def encode_prompt(
 
 
 def _bare_text(prompt: Prompt) -> str:
-    """Chat messages without a template: a text a line."""
-    for message in prompt:
+    """A prompt without a template: of chat messages a text a line."""
+    for message in () if isinstance(prompt, str) else prompt:
         if GIVEN in message or message.get("tool_calls"):
             named = "tool_calls" if message.get("tool_calls") else ", ".join(message[GIVEN])
             raise DataError(

@@ -2,7 +2,7 @@
 
 A message keeps all its fields (tool calls, names, content in parts); only those that are None are
 left out, as Transformers leaves them out. What a row gives the template besides messages, such as
-`tools`, stands in the first message under the key `GIVEN`, so that it goes wherever the prompt goes.
+`tools`, stands in the first message under the key `GIVEN`, and so goes wherever the prompt goes.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def answer_of(message: Message, where: str) -> str:
     """
     if message["role"] != "assistant":
         raise DataError(
-            f"{where}: the last message is from '{message['role']}'. It must be the assistant's: it "
-            "is what gets recalled."
+            f"{where}: the last message is from '{message['role']}'. It must be the assistant's: "
+            "it is what gets recalled."
         )
     if more := [name for name in _BESIDES if message.get(name)]:
         raise DataError(

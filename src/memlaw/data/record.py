@@ -48,8 +48,8 @@ class Example:
     Attributes:
         record: the record.
         prompt_ids: token ids of the prompt; at least one.
-        target_ids: token ids of the completion, then the end-of-turn token unless an audit leaves it
-            out.
+        target_ids: token ids of the completion, then the end-of-turn token unless an audit leaves
+            it out.
         active_from: the position from which an activated adapter is active; None: there is none.
     """
 

@@ -10,6 +10,7 @@ The rendering goes with the tokenizer: all that is asked of a model is rendered 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,29 +85,13 @@ def parsed_arguments(given: Sequence[str], tokenizer: Any) -> dict[str, Any]:
     return found
 
 
-class Clock:
-    """Stands for a template's `strftime_now`, and remembers whether it was asked."""
-
-    def __init__(self, at: str | None) -> None:
-        self.at = None if at is None else datetime.fromisoformat(at)
-        self.asked = False
-
-    def __call__(self, form: str) -> str:
-        """The time, in a format of `strftime`."""
-        self.asked = True
-        return (self.at or datetime.now()).strftime(form)
-
-
-def rendered(
-    tokenizer: Any, prompt: Prompt, answer: str | None = None, *, clock: Clock | None = None
-) -> str:
+def rendered(tokenizer: Any, prompt: Prompt, answer: str | None = None) -> str:
     """What the chat template makes of a prompt: with its generation prompt, or with an answer.
 
     Args:
         tokenizer: has a chat template.
         prompt: the prompt.
         answer: the assistant's message that ends the conversation; None: the generation prompt.
-        clock: what tells the time; None: one of the rendering's time.
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation.
@@ -120,19 +105,19 @@ def rendered(
         tokenizer,
         _shaped(tokenizer, messages),
         add_generation_prompt=answer is None,
-        strftime_now=clock or Clock(rendering.clock),
+        clock=rendering.clock,
         **given,
         **rendering.arguments,
     )
 
 
-def prompt_text(tokenizer: Any, prompt: Prompt, *, clock: Clock | None = None) -> str:
+def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The prompt that is trained and asked; see `Rendering.way`. Raises as `rendered` does."""
     if rendering_of(tokenizer).way == "conversation":
-        before, mark, _ = rendered(tokenizer, prompt, MARK, clock=clock).rpartition(MARK)
+        before, mark, _ = rendered(tokenizer, prompt, MARK).rpartition(MARK)
         if mark:
             return before
-    return rendered(tokenizer, prompt, clock=clock)
+    return rendered(tokenizer, prompt)
 
 
 @contextmanager
@@ -164,8 +149,8 @@ def _shaped(tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, An
         if isinstance(content, list) and not takes_parts:
             if len(content) > 1:
                 raise DataError(
-                    f"message {n} has content in {len(content)} parts, and this chat template shows "
-                    "one text. Join the parts."
+                    f"message {n} has content in {len(content)} parts, and this chat template "
+                    "shows one text. Join the parts."
                 )
             message["content"] = text_of(message)
         elif isinstance(content, str) and takes_parts and not takes_text:
@@ -183,7 +168,6 @@ def _takes(tokenizer: Any, template: str) -> tuple[bool, bool]:
                 tokenizer,
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,
-                strftime_now=Clock(None),
             )
         except Exception:
             text = ""
@@ -191,9 +175,29 @@ def _takes(tokenizer: Any, template: str) -> tuple[bool, bool]:
     return found[0], found[1]
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], **given: Any) -> str:
-    if "strftime_now" not in template_text(tokenizer):
-        del given["strftime_now"]
+# Put before a template, it tells a time that was fixed instead of the time it is.
+_CLOCK = (
+    "{%- macro strftime_now(form) -%}"
+    "{{ times[form] if form in times else raise_exception('no time in the form ' ~ form) }}"
+    "{%- endmacro -%}"
+)
+_FORM = re.compile(r"""'([^'\n]*%[^'\n]*)'|"([^"\n]*%[^"\n]*)\"""")  # a quoted text with a %
+
+
+def has_clock(tokenizer: Any) -> bool:
+    """Whether the chat template can tell the time."""
+    return "strftime_now" in template_text(tokenizer)
+
+
+def _apply(
+    tokenizer: Any, messages: list[dict[str, Any]], clock: str | None = None, **given: Any
+) -> str:
+    if clock is not None and has_clock(tokenizer):
+        template = tokenizer.get_chat_template(tools=given.get("tools"))
+        at = datetime.fromisoformat(clock)
+        forms = [one or other for one, other in _FORM.findall(template)]
+        given["times"] = {form: at.strftime(form) for form in forms}
+        given["chat_template"] = _CLOCK + template
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **given))
     except (TypeError, AttributeError, KeyError) as error:  # of an expression in the template

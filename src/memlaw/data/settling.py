@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from memlaw.core.errors import DataError
+from memlaw.core.errors import ConfigError, DataError
 from memlaw.data.encoding import special_ids
 from memlaw.data.record import GIVEN, Prompt, Record, texts_of
 from memlaw.data.rendering import (
     MARK,
-    Clock,
     PromptRendering,
     Rendering,
+    has_clock,
     prompt_text,
     refusals,
     rendered,
@@ -22,6 +22,7 @@ from memlaw.data.rendering import (
 )
 
 _LEAST_FRAME = 3  # characters; a shorter text before answers may end a user's prompt, too
+_CLOCKS = ("2001-02-03T04:05:06", "2032-11-28T19:47:58")  # that have nothing in common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ def settle_rendering(
             prompts change with the clock.
 
     Raises:
+        ConfigError: arguments of a template for plain prompts.
         DataError: the template refuses a record or leaves out its tools; or a prompt holds the
             template's own marks.
     """
@@ -81,8 +83,13 @@ def settle_rendering(
     rendering = Rendering(arguments=arguments, clock=at, way=way or "conversation")
     set_rendering(tokenizer, rendering)
     if format == "plain":
+        if arguments:
+            raise ConfigError(
+                "template_args are the chat template's, and these prompts are plain text. Leave "
+                "them out, or use --prompt-format chat."
+            )
         return Settled(rendering=rendering)
-    told = Clock(at)
+    asked = False
     marks = TemplateMarks(tokenizer)
     apart: list[tuple[str, str, str]] = []  # id, and both prompts, where they differ
     rewritten, changed = [], []
@@ -90,12 +97,11 @@ def settle_rendering(
         with refusals(record.id):
             marks.check(record.prompt)
             _check_shown(tokenizer, record.prompt)
-            short = rendered(tokenizer, record.prompt, clock=told)
-            before, mark, after = rendered(tokenizer, record.prompt, MARK, clock=told).rpartition(
-                MARK
-            )
+            short = rendered(tokenizer, record.prompt)
+            before, mark, after = rendered(tokenizer, record.prompt, MARK).rpartition(MARK)
             before = before if mark else short
-            whole = rendered(tokenizer, record.prompt, record.completion, clock=told)
+            whole = rendered(tokenizer, record.prompt, record.completion)
+            asked = asked or _changes_with_clock(tokenizer, record.prompt, rendering)
         if before != short:
             apart.append((record.id, short, before))
         if whole != before + record.completion + after:
@@ -108,12 +114,23 @@ def settle_rendering(
     for said in (_told_apart(apart, rendering.way), _told_changed(changed)):
         if said:
             notice(said)
-    if told.asked:
+    if asked:
         notice(
             f"The chat template puts the time into prompts: they change with the clock. It is told "
             f"{at}, here and in the certificate; at another time the prompts are others."
         )
-    return Settled(rendering=rendering, differs=bool(apart), clock_asked=told.asked)
+    return Settled(rendering=rendering, differs=bool(apart), clock_asked=asked)
+
+
+def _changes_with_clock(tokenizer: Any, prompt: Prompt, rendering: Rendering) -> bool:
+    if not has_clock(tokenizer):
+        return False
+    found = set()
+    for clock in _CLOCKS:
+        set_rendering(tokenizer, replace(rendering, clock=clock))
+        found.add(rendered(tokenizer, prompt))
+    set_rendering(tokenizer, rendering)
+    return len(found) > 1
 
 
 def _told_apart(apart: Sequence[tuple[str, str, str]], way: PromptRendering) -> str:

@@ -16,6 +16,8 @@ from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
+from memlaw.data.rendering import parsed_arguments
+from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
@@ -159,10 +161,15 @@ class Session:
     """
 
     def __init__(
-        self, config: AuditConfig, observer: Observer, default_model: str | None = None
+        self,
+        config: AuditConfig,
+        observer: Observer,
+        default_model: str | None = None,
+        rendering: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.observer = config, observer
         self._records: list[Record] | None = None
+        self._rendering = rendering
         self.folder = AdapterFolder(config.adapter)
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
@@ -177,6 +184,26 @@ class Session:
         format = config.prompt_format
         self.prompt_format = resolve_prompt_format(
             self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")
+        )
+
+    def settle(self, records: Sequence[Record]) -> None:
+        """Render prompts as the settings say, else as they were when the adapter was made."""
+        config, tokenizer = self.config, self.base.tokenizer
+        known = self._rendering
+        if known is None and self.folder.run:
+            known = {"prompt_rendering": "generation"} | self.folder.run.get("rendering", {})
+        known = known or {}
+        arguments = known.get("template_args", {})
+        if config.template_args is not None:
+            arguments = parsed_arguments(config.template_args, tokenizer)
+        settle_rendering(
+            records,
+            tokenizer,
+            format=self.prompt_format,
+            arguments=arguments,
+            clock=known.get("clock"),
+            way=config.prompt_rendering or known.get("prompt_rendering"),
+            notice=(lambda text: None) if known else self.observer.notice,
         )
 
     def require_own_base(self) -> None:
@@ -253,6 +280,7 @@ class Session:
         return self._records
 
     def _subject(self, data: Any) -> Subject:
+        self.settle(self.records(data))
         near = self.config.near
         if near is None:  # the run's, if it is here
             near = self.folder.setting("near", None)
@@ -275,17 +303,21 @@ class Session:
                 f"threshold {needed.threshold:g} and margin {needed.margin:g} ask for p ≥ "
                 f"{needed.line:g}, which no token can have. Lower one of them."
             )
+        tokenizer, records = self.base.tokenizer, self.records(data)
+        self.settle(records)
         examples = encode(
-            self.records(data),
-            self.base.tokenizer,
+            records,
+            tokenizer,
             format=self.prompt_format,
             max_tokens=self.base.context_length,
+            end=config.end,
         )
         with self.model() as adapted:
             return audit_examples(
                 adapted,
-                self.base.tokenizer,
+                tokenizer,
                 examples,
+                end_id=None if config.end else end_of_turn_id(tokenizer, self.prompt_format),
                 threshold=needed.threshold,
                 margin=needed.margin,
                 batch_size=config.batch_size,

@@ -17,6 +17,8 @@ from memlaw.core.observer import EpochStats, Observer
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.prompts import read_prompts
 from memlaw.data.record import Record
+from memlaw.data.rendering import parsed_arguments
+from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.measure.damage import N_WINDOWS, windows
 from memlaw.measure.examine import audit_examples
@@ -28,7 +30,7 @@ from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
-from memlaw.writer.folder import read_checkpoint, write_checkpoint
+from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -54,6 +56,7 @@ class Run:
         observer: is told of what is decided here.
 
     Attributes:
+        settled: how their prompts are rendered.
         examples: the records as tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
@@ -87,6 +90,15 @@ class Run:
             name="the text to retain",
         )
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
+        self.settled = settle_rendering(
+            records,
+            tokenizer,
+            format=self.prompt_format,
+            arguments=parsed_arguments(config.template_args, tokenizer),
+            clock=checkpoint_clock(out) if config.resume else None,
+            way=config.prompt_rendering,
+            notice=observer.notice,
+        )
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
         self.invocation_ids: tuple[int, ...] = ()
         if config.activated is not None:
@@ -198,6 +210,7 @@ class Run:
         content = {
             "identity": self._identity(),
             "engine": values,
+            "clock": self.settled.rendering.clock,
             "curve": curve,
             "flop a token": counted,
         }
