@@ -25,6 +25,7 @@ from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
+from memlaw.model.generation import generation_notice
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
@@ -100,6 +101,8 @@ class Run:
             notice=observer.notice,
         )
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
+            observer.notice(said)
         self.invocation_ids: tuple[int, ...] = ()
         if config.activated is not None:
             self.examples, self.invocation_ids = activate(
