@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memlaw.certify.certificate import Certificate, mismatches, read_certificate
+from memlaw.certify.certificate import Certificate, read_certificate
+from memlaw.certify.mismatches import mismatches
 from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage

@@ -15,7 +15,11 @@ from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, warn
 from memlaw.data.encoding import PromptFormat
 
-GROUPS = {"prompt": ("system",), "model": ("model",), "run": ("max_tokens",)}
+GROUPS = {
+    "prompt": ("system", "prompt_format", "template_args"),
+    "model": ("model",),
+    "run": ("max_tokens",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AskArguments, GROUPS, "ask", args)
     quiet_libraries()
-    from memlaw.measure.session import ask
+    from memlaw.measure.ask import ask
 
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")

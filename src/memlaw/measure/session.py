@@ -1,33 +1,29 @@
-"""Measure what is there: audit any adapter, ask it for an answer."""
+"""Measure what is there: audit any adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.criterion import Criterion
-from memlaw.core.errors import AdapterError, ConfigError, DataError
+from memlaw.core.errors import AdapterError, ConfigError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
 from memlaw.data.encoding import (
-    PromptFormat,
     encode,
-    encode_prompt,
     end_of_turn_id,
     resolve_prompt_format,
 )
-from memlaw.data.messages import checked_chat
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
-from memlaw.data.record import Message, Prompt, Record, text_of
-from memlaw.data.rendering import MARK, parsed_arguments, refusals
+from memlaw.data.record import Record
+from memlaw.data.rendering import parsed_arguments
 from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
-from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
@@ -35,9 +31,7 @@ from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
-from memlaw.settings.given import settled, with_settings
-
-_ASK_MAX_TOKENS = 512
+from memlaw.settings.given import settled
 
 
 def audit(
@@ -86,112 +80,6 @@ def audit_and_harms(
     session = Session(config, observer or Observer())
     session.require_own_base()
     return session.audit(data), session.harms(data, list(KINDS))
-
-
-def ask(
-    adapter: str | Path,
-    prompt: str | Sequence[Message] | None = None,
-    *,
-    system: str | None = None,
-    model: str | None = None,
-    prompt_format: PromptFormat = "auto",
-    template_args: Mapping[str, Any] | Sequence[str] | None = None,
-    max_tokens: int | None = None,
-    observer: Observer | None = None,
-) -> Answer:
-    """Give an adapted model a prompt, and decode greedily until it ends its turn.
-
-    Args:
-        adapter: a folder that `write` or PEFT wrote.
-        prompt: the prompt: a text, or chat messages; None: the one that a plain text is recited on.
-        system: a system message that stands before it; None: none.
-        model: the base model; None: the adapter's own.
-        prompt_format, template_args: as of `AuditConfig`.
-        max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
-            folder's certificate has, or 512 without a certificate.
-        observer: is told of progress.
-
-    Raises:
-        MemlawError: as for `audit`; or the folder's certificate can't be read.
-    """
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
-    config = with_settings(
-        AuditConfig(adapter=Path(adapter), model=model, prompt_format=prompt_format),
-        {} if template_args is None else {"template_args": template_args},
-    )
-    session = Session(config, observer or Observer())
-    session.require_own_base()
-    asked = _question(session, prompt, system)
-    if max_tokens is None:
-        max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
-    tokenizer, format = session.base.tokenizer, session.prompt_format
-    session.settle([Record(prompt=asked, completion=MARK, id="the prompt")])
-    end = end_of_turn_id(tokenizer, format)
-    with refusals("the prompt"):
-        prompt_ids = encode_prompt(tokenizer, asked, format)
-    with session.model() as adapted:
-        (ids,) = greedy_decode(
-            adapted,
-            [prompt_ids],
-            end_id=end,
-            max_tokens=[max_tokens],
-        )
-    finished = bool(ids) and ids[-1] == end
-    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
-    certified = session.folder.record_hashes()
-    return Answer(
-        text=text,
-        finished=finished,
-        missing=session.missing(prompt_ids),
-        on_record=None if certified is None else bool(certified & _hashes(asked, text)),
-    )
-
-
-def _question(
-    session: Session, prompt: str | Sequence[Message] | None, system: str | None
-) -> Prompt:
-    if prompt is None:
-        prompt = str(session.folder.setting("recite_prompt", RECITE_PROMPT))
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError("the prompt is empty. Ask something.")
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
-        if system is None:
-            return prompt
-        prompt = [{"role": "user", "content": prompt}]
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return tuple(checked_chat([*first, *prompt], "the prompt"))
-
-
-def _hashes(prompt: Prompt, answer: str) -> set[str]:
-    """Of the record that a question and its answer are; one message may be given as a text, too."""
-    forms: list[Prompt] = [prompt]
-    if isinstance(prompt, str):
-        forms.append(({"role": "user", "content": prompt},))
-    elif len(prompt) == 1 and dict(prompt[0]).keys() == {"role", "content"}:
-        forms.append(text_of(prompt[0]))
-    return {Record(prompt=form, completion=answer, id="asked").sha256 for form in forms}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model answered.
-
-    Attributes:
-        text: exactly what was decoded, without the end-of-turn token.
-        finished: the model ended its turn within the limit.
-        missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
-            is the bare model's. None: the adapter was active.
-        on_record: prompt and answer are those of a record in the folder's certificate; None: there
-            is no certificate.
-    """
-
-    text: str
-    finished: bool
-    missing: str | None = None
-    on_record: bool | None = None
 
 
 class Session:
