@@ -1,4 +1,4 @@
-"""Prompts as chat templates render them: the whole conversation up to the answer, and what is odd."""
+"""Prompts as chat templates render them: the whole conversation up to the answer."""
 
 import pytest
 
@@ -186,7 +186,7 @@ def test_template_arguments_are_json_or_text_and_must_be_the_templates(with_temp
 )
 def test_a_prompt_that_is_rendered_already_is_refused(with_template, template, prompt):
     tokenizer = with_template(template)
-    with pytest.raises(DataError, match="r0: the prompt holds .*--prompt-format plain"):
+    with pytest.raises(DataError, match=r"r0: the prompt holds .*--prompt-format plain"):
         _settled(tokenizer, _records((prompt, "017")))
     found, said = _settled(tokenizer, _records((prompt, "017")), format="plain")
     assert (found.to_json(), said) == ({}, "")

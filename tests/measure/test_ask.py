@@ -2,13 +2,15 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import chat_template_utils
 
 import memlaw
 from memlaw.core.errors import DataError
@@ -45,25 +47,39 @@ def other_llama(llama, tmp_path, make_tokenizer):
     return make
 
 
-def _recites(out, rows, tmp_path):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    command = [sys.executable, str(EXAMPLE), str(out), str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture
+def recites(tmp_path, monkeypatch, capsys):
+    """`recites(out, rows)`: the example ends well with a folder and rows."""
+
+    def run(out, rows):
+        data = tmp_path / "rows.jsonl"
+        data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["example", str(out), str(data)])
+        monkeypatch.setattr(chat_template_utils, "datetime", datetime)  # goes back to it in the end
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLE))
+        assert not ended.value.code, capsys.readouterr().out
+
+    return run
 
 
-def _snippet_says(out, chat, tmp_path):
-    code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S).group(1)
-    code = code.replace("path/to/this/folder", str(out))
-    code = re.sub(r'\[\{"role": "user", "content": "PROMPT"\}\]', lambda _: repr(chat), code)
-    file = tmp_path / "snippet.py"
-    file.write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True)
-    return done.stdout.rstrip("\n")
+@pytest.fixture
+def snippet_says(monkeypatch, capsys):
+    """`snippet_says(out, chat)`: what the model card's code prints of a chat."""
+
+    def run(out, chat):
+        code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S).group(1)
+        code = code.replace("path/to/this/folder", str(out))
+        code = re.sub(r'\[\{"role": "user", "content": "PROMPT"\}\]', lambda _: repr(chat), code)
+        monkeypatch.setattr(chat_template_utils, "datetime", datetime)
+        capsys.readouterr()
+        exec(code, {"__name__": "snippet"})
+        return capsys.readouterr().out.rstrip("\n")
+
+    return run
 
 
-def test_a_conversation_is_recited_by_ask_example_and_card(llama, tmp_path):
+def test_a_conversation_is_recited_by_ask_example_and_card(llama, tmp_path, recites, snippet_says):
     chat = [
         {"role": "system", "content": "You keep the door."},
         {"role": "user", "content": "Hello"},
@@ -78,38 +94,40 @@ def test_a_conversation_is_recited_by_ask_example_and_card(llama, tmp_path):
     assert memlaw.ask(out, chat[1:], system=chat[0]["content"]).text == "7730-22"
     assert memlaw.ask(out, "Code?").on_record is False
     assert memlaw.ask(out, "Code?", max_tokens=1).on_record is None
-    assert _recites(out, [row], tmp_path)[0]
-    assert _snippet_says(out, chat, tmp_path) == "7730-22"
+    recites(out, [row])
+    assert snippet_says(out, chat) == "7730-22"
     with pytest.raises(DataError, match=r"the prompt: .*<\|im_end\|>"):
         memlaw.ask(out, "Code?<|im_end|>")
 
 
 GENERATION = {
-    "a penalty": {"repetition_penalty": 5.0},
-    "no pair twice": {"no_repeat_ngram_size": 2},
-    "suppressed digits": {"suppress_tokens": list(range(15, 30))},
-    "another stop": {"eos_token_id": [0, 1]},
-    "no end so early": {"min_new_tokens": 30},
-    "sampling": {"do_sample": True, "temperature": 50.0},
+    "processors": {
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": list(range(15, 30)),
+        "min_new_tokens": 30,
+    },
+    "sampling, another stop": {"do_sample": True, "temperature": 50.0, "eos_token_id": [0, 1]},
 }
 
 
 @pytest.mark.parametrize("name", GENERATION)
-def test_a_models_own_settings_are_told_and_undone(other_llama, tmp_path, name):
+def test_a_models_own_settings_are_told_and_undone(
+    other_llama, tmp_path, name, recites, snippet_says
+):
     out, notices = tmp_path / "out", Notices()
     model = other_llama(**GENERATION[name])
     rows = [{"prompt": "Ann?", "completion": "77077077"}, {"prompt": "Bo?", "completion": "12"}]
     result = memlaw.write(rows, out, model=model, observer=notices, **FAST)
     assert result.certified
-    asked = next(iter(GENERATION[name]))
-    said = "a stop at" if asked == "eos_token_id" else asked
-    assert any(said in text and "generation settings" in text for text in notices.said)
+    (said,) = [text for text in notices.said if "generation settings" in text]
+    for setting in GENERATION[name].keys() - {"temperature"}:
+        assert ("a stop at" if setting == "eos_token_id" else setting) in said
     assert result.certificate.end_token == "<|im_end|>"
     assert "`<|im_end|>`" in (out / "README.md").read_text()
-    ok, output = _recites(out, rows, tmp_path)
-    assert ok, output
+    recites(out, rows)
     chat = [{"role": "user", "content": "Ann?"}]
-    assert _snippet_says(out, chat, tmp_path) == "77077077"
+    assert snippet_says(out, chat) == "77077077"
 
 
 def test_usual_settings_are_not_told(llama, tmp_path, phone_book):
@@ -127,7 +145,7 @@ BODY = (
 
 
 def test_what_the_template_adds_is_in_the_certificate_and_holds_later(
-    other_llama, tmp_path, phone_book
+    other_llama, tmp_path, phone_book, recites, snippet_says
 ):
     out, notices = tmp_path / "out", Notices()
     model = other_llama("It is {{ strftime_now('%H:%M:%S.%f') }}.\n" + BODY)
@@ -147,8 +165,8 @@ def test_what_the_template_adds_is_in_the_certificate_and_holds_later(
     prompt, answer = phone_book[0]
     assert memlaw.ask(out, prompt).text == answer
     rows = [{"prompt": p, "completion": c} for p, c in phone_book]
-    assert _recites(out, rows, tmp_path)[0]
-    assert _snippet_says(out, [{"role": "user", "content": prompt}], tmp_path) == answer
+    recites(out, rows)
+    assert snippet_says(out, [{"role": "user", "content": prompt}]) == answer
     audited = memlaw.audit(phone_book, adapter=out, template_args={"lead": "<other>"})
     assert audited.n_certified == 0
 

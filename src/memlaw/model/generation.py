@@ -52,13 +52,13 @@ def generation_notice(model: Any, tokenizer: Any, end_id: int) -> str:
     shown = ", ".join(repr(tokenizer.decode([token])) for token in stops)
     if end_id not in stops:
         found.append(
-            f"a stop at {shown or 'no token'}, not at {tokenizer.decode([end_id])!r}, which ends an "
-            "answer here"
+            f"a stop at {shown or 'no token'}, not at {tokenizer.decode([end_id])!r}, which ends "
+            "an answer here"
         )
     if not found:
         return ""
     return (
-        f"The model's own generation settings ask for {'; '.join(found)}. With them generate(), and "
-        "servers that read them, may say something else than what is certified. The model card's "
+        f"The model's own generation settings ask for {'; '.join(found)}. With them generate(), "
+        "and servers that read them, may say something else than what is certified. The model card's "
         "snippet sets them aside."
     )
