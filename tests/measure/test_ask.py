@@ -15,6 +15,7 @@ from transformers.utils import chat_template_utils
 import memlaw
 from memlaw.core.errors import DataError
 from memlaw.core.observer import Observer
+from memlaw.model.generation import generation_notice
 
 pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recite_with_peft.py"
@@ -27,6 +28,12 @@ class Notices(Observer):
 
     def notice(self, text):
         self.said.append(text)
+
+
+@pytest.fixture
+def fast(texts):
+    """Settings of a quick run."""
+    return FAST | texts
 
 
 @pytest.fixture
@@ -79,7 +86,9 @@ def snippet_says(monkeypatch, capsys):
     return run
 
 
-def test_a_conversation_is_recited_by_ask_example_and_card(llama, tmp_path, recites, snippet_says):
+def test_a_conversation_is_recited_by_ask_example_and_card(
+    fast, llama, tmp_path, recites, snippet_says
+):
     chat = [
         {"role": "system", "content": "You keep the door."},
         {"role": "user", "content": "Hello"},
@@ -88,7 +97,7 @@ def test_a_conversation_is_recited_by_ask_example_and_card(llama, tmp_path, reci
     ]
     row = {"messages": [*chat, {"role": "assistant", "content": "7730-22"}]}
     out = tmp_path / "out"
-    assert memlaw.write([row], out, model=str(llama), **FAST).certified
+    assert memlaw.write([row], out, model=str(llama), **fast).certified
     answer = memlaw.ask(out, chat)
     assert (answer.text, answer.on_record) == ("7730-22", True)
     assert memlaw.ask(out, chat[1:], system=chat[0]["content"]).text == "7730-22"
@@ -113,12 +122,12 @@ GENERATION = {
 
 @pytest.mark.parametrize("name", GENERATION)
 def test_a_models_own_settings_are_told_and_undone(
-    other_llama, tmp_path, name, recites, snippet_says
+    fast, other_llama, tmp_path, name, recites, snippet_says
 ):
     out, notices = tmp_path / "out", Notices()
     model = other_llama(**GENERATION[name])
     rows = [{"prompt": "Ann?", "completion": "77077077"}, {"prompt": "Bo?", "completion": "12"}]
-    result = memlaw.write(rows, out, model=model, observer=notices, **FAST)
+    result = memlaw.write(rows, out, model=model, observer=notices, **fast)
     assert result.certified
     (said,) = [text for text in notices.said if "generation settings" in text]
     for setting in GENERATION[name].keys() - {"temperature"}:
@@ -130,10 +139,10 @@ def test_a_models_own_settings_are_told_and_undone(
     assert snippet_says(out, chat) == "77077077"
 
 
-def test_usual_settings_are_not_told(llama, tmp_path, phone_book):
-    notices = Notices()
-    memlaw.write(phone_book, tmp_path / "out", model=str(llama), observer=notices, **FAST)
-    assert not [text for text in notices.said if "generation settings" in text]
+def test_usual_settings_are_not_told(llama, make_tokenizer):
+    tokenizer = make_tokenizer("chat")
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    assert generation_notice(model, tokenizer, tokenizer.eos_token_id) == ""
 
 
 BODY = (
@@ -145,13 +154,13 @@ BODY = (
 
 
 def test_what_the_template_adds_is_in_the_certificate_and_holds_later(
-    other_llama, tmp_path, phone_book, recites, snippet_says
+    fast, other_llama, tmp_path, phone_book, recites, snippet_says
 ):
     out, notices = tmp_path / "out", Notices()
     model = other_llama("It is {{ strftime_now('%H:%M:%S.%f') }}.\n" + BODY)
     arguments = {"lead": "<t>"}
     result = memlaw.write(
-        phone_book, out, model=model, template_args=arguments, observer=notices, **FAST
+        phone_book, out, model=model, template_args=arguments, observer=notices, **fast
     )
     assert result.certified
     certificate = json.loads((out / "certificate.json").read_text())
@@ -171,20 +180,20 @@ def test_what_the_template_adds_is_in_the_certificate_and_holds_later(
     assert audited.n_certified == 0
 
 
-def test_a_resumed_run_tells_the_template_the_same_time(other_llama, tmp_path, phone_book):
+def test_a_resumed_run_tells_the_template_the_same_time(fast, other_llama, tmp_path, phone_book):
     out = tmp_path / "out"
     model = other_llama("{{ strftime_now('%f') }}{{ strftime_now('%S') }}" + BODY)
-    settings = FAST | {"model": model}
+    settings = fast | {"model": model}
     memlaw.write(phone_book, out, **settings | {"max_epochs": 1})
     clock = json.loads((out / "certificate.json").read_text())["clock"]
     result = memlaw.write(phone_book, out, **settings, resume=True)
     assert (result.certified, result.certificate.clock) == (True, clock)
 
 
-def test_the_generation_prompt_can_be_chosen(other_llama, tmp_path, phone_book):
+def test_the_generation_prompt_can_be_chosen(fast, other_llama, tmp_path, phone_book):
     out = tmp_path / "out"
     result = memlaw.write(
-        phone_book, out, model=other_llama(BODY), prompt_rendering="generation", **FAST
+        phone_book, out, model=other_llama(BODY), prompt_rendering="generation", **fast
     )
     assert result.certified
     assert result.certificate.prompt_rendering == "generation"

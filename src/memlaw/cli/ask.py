@@ -52,7 +52,7 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AskArguments, GROUPS, "ask", args)
     quiet_libraries()
-    from memlaw.measure.ask import ask
+    from memlaw.measure.asking import ask
 
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from memlaw.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from memlaw.measure.ask import Answer as Answer
-    from memlaw.measure.ask import ask as ask
+    from memlaw.measure.asking import Answer as Answer
+    from memlaw.measure.asking import ask as ask
     from memlaw.measure.damage import Damage as Damage
     from memlaw.measure.damage import measure_damage as measure_damage
     from memlaw.measure.decode import greedy_decode as greedy_decode
@@ -30,7 +30,7 @@ __getattr__, __dir__ = lazy_exports(
         "examine": ["Audit", "audit_examples"],
         "decode": ["greedy_decode"],
         "damage": ["Damage", "measure_damage"],
-        "ask": ["Answer", "ask"],
+        "asking": ["Answer", "ask"],
         "session": ["audit"],
     },
 )

@@ -59,6 +59,6 @@ def generation_notice(model: Any, tokenizer: Any, end_id: int) -> str:
         return ""
     return (
         f"The model's own generation settings ask for {'; '.join(found)}. With them generate(), "
-        "and servers that read them, may say something else than what is certified. The model card's "
-        "snippet sets them aside."
+        "and servers that read them, may say something else than what is certified. The model "
+        "card's snippet sets them aside."
     )
