@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from memlaw.core.observer import Observer
     from memlaw.data.reading import read_records
     from memlaw.data.record import Record
-    from memlaw.measure.session import ask, audit
+    from memlaw.measure.asking import ask
+    from memlaw.measure.session import audit
     from memlaw.settings.write import WriteConfig
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
@@ -46,7 +47,8 @@ __getattr__, __dir__ = lazy_exports(
         "certify.check": ["check_certificate"],
         "data.reading": ["read_records"],
         "data.record": ["Record"],
-        "measure.session": ["ask", "audit"],
+        "measure.asking": ["ask"],
+        "measure.session": ["audit"],
         "settings.write": ["WriteConfig"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],

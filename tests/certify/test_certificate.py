@@ -12,10 +12,10 @@ import memlaw
 from memlaw.certify.certificate import (
     CertifiedRecord,
     make_certificate,
-    mismatches,
     read_certificate,
     records_sha256,
 )
+from memlaw.certify.mismatches import mismatches
 from memlaw.core.errors import CertificateError
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit

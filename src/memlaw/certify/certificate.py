@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from memlaw.core.errors import CertificateError
@@ -24,7 +25,9 @@ FORMAT = 1
 _ALLOWED = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prompt_format": ("chat", "plain"),
+    "prompt_rendering": (None, "conversation", "generation"),
 }
+_RENDERING = ("prompt_rendering", "template_args", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Certificate:
         not_specific_because: a sentence for each thing that was found against that.
         activated: the text in a prompt from which on the adapter is active; None: always.
         invocation_ids: its token ids, as in `alora_invocation_tokens`; None likewise.
+        prompt_rendering: `conversation`: prompts are what the chat template renders for the whole
+            conversation up to the answer; `generation`: its generation prompt. None: the same.
+        template_args: arguments of the chat template by name; None: none.
+        clock: the time that the template was told, ISO 8601; None: it doesn't ask.
+        end_token, end_token_id: the token that ends an answer; None: not on record.
     """
 
     statement: str
@@ -93,11 +101,18 @@ class Certificate:
     not_specific_because: tuple[str, ...] = ()
     activated: str | None = None
     invocation_ids: tuple[int, ...] | None = None
+    prompt_rendering: str | None = None
+    template_args: dict[str, Any] | None = None
+    clock: str | None = None
+    end_token: str | None = None
+    end_token_id: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
-        spared = {"harms", "activated", "invocation_ids"}
+        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "end_token"}
         absent = {name for name in spared if not getattr(self, name)}
+        if self.end_token_id is None:
+            absent.add("end_token_id")
         if self.specific is None:
             absent |= {"specific", "not_specific_because"}
         return {k: v for k, v in asdict(self).items() if k not in absent}
@@ -121,8 +136,14 @@ def make_certificate(
     versions: dict[str, str],
     activated: str | None = None,
     invocation_ids: Sequence[int] | None = None,
+    rendering: Mapping[str, Any] = MappingProxyType({}),
+    end: tuple[int, str] | None = None,
 ) -> Certificate:
-    """Put an audit with all records decoded, and the harm of each kind, into a certificate."""
+    """Put an audit with all records decoded, and the harm of each kind, into a certificate.
+
+    `rendering` is what isn't as usual of how prompts are rendered, by the certificate's fields;
+    `end` is id and text of the token that ends an answer.
+    """
     n = len(audit.records)
     found = {name: harm.to_json() for name, harm in harms.items()}
     verdict = specificity(harms)
@@ -137,6 +158,7 @@ def make_certificate(
             f" The adapter is active from the text {activated!r} in a prompt on; without that text "
             "the model is the base model."
         )
+    statement += _of_prompts(rendering)
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -158,6 +180,9 @@ def make_certificate(
         harms=found,
         activated=activated,
         invocation_ids=tuple(invocation_ids) if invocation_ids else None,
+        **rendering,
+        end_token_id=end and end[0],
+        end_token=end and end[1],
         records=tuple(
             CertifiedRecord(
                 id=r.id,
@@ -174,6 +199,19 @@ def make_certificate(
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _of_prompts(rendering: Mapping[str, Any]) -> str:
+    """Which prompts it is for, where that isn't plain."""
+    said = {
+        "conversation": " Prompts are what the chat template renders for the whole conversation, "
+        "up to the answer: its generation prompt alone is another prompt.",
+        "generation": " Prompts are what the chat template renders with its generation prompt: in "
+        "the whole conversation other text stands before the answer.",
+    }.get(rendering.get("prompt_rendering", ""), "")
+    if "clock" in rendering:
+        said += f" The chat template puts the time into prompts, and was told {rendering['clock']}."
+    return said
 
 
 def records_sha256(hashes: Sequence[str]) -> str:
@@ -232,83 +270,13 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+        arguments, clock = content.template_args, content.clock
+        if not isinstance(arguments, dict | None):
+            raise TypeError(f"template_args is {arguments!r:.40}")
+        if clock is not None:
+            datetime.fromisoformat(clock)
         text, ids = content.activated, content.invocation_ids
         if (text is None) != (ids is None) or not (
             ids is None or (isinstance(text, str) and ids and all(type(i) is int for i in ids))
         ):
             raise ValueError(f"activated is {text!r:.40} and invocation_ids are {ids!r:.40}")
-
-
-def mismatches(
-    certificate: Certificate,
-    audit: Audit,
-    harms: Mapping[str, Harm],
-    *,
-    base_sha256: str,
-    tokenizer_sha256: str,
-    adapter_sha256: str,
-    invocation_ids: Sequence[int] = (),
-    invocation_text: str = "",
-) -> list[str]:
-    """What a certificate says that a new measurement doesn't bear out.
-
-    Args:
-        certificate: the claim.
-        audit: a new audit, at the certificate's threshold and margin, everything decoded.
-        harms: by kind, those that could be measured again.
-        base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
-        invocation_ids, invocation_text: of the adapter that was audited; empty: always active.
-
-    Returns:
-        A sentence for each thing that doesn't match; empty if the certificate holds.
-    """
-    found = [
-        f"{what} is not the certified one: its hash is {now[:12]}…, not {then[:12]}…"
-        for what, now, then in (
-            ("the base model", base_sha256, certificate.base_sha256),
-            ("the tokenizer", tokenizer_sha256, certificate.tokenizer_sha256),
-            ("the adapter", adapter_sha256, certificate.adapter_sha256),
-        )
-        if now != then
-    ]
-    certified_ids = certificate.invocation_ids or ()
-    if certified_ids != tuple(invocation_ids):
-        found.append(
-            "the adapter is not active where the certified one is: its invocation tokens are "
-            f"{list(invocation_ids)}, not {list(certified_ids)}"
-        )
-    elif invocation_text not in (certificate.activated or ""):
-        found.append(
-            f"the adapter is active from {invocation_text!r} on, not from {certificate.activated!r}"
-        )
-    if audit.dtype != certificate.dtype:
-        found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
-    claims = certificate.claims()
-    for name, harm in harms.items():
-        if name in claims and (said := harm.mismatch(KINDS[name].read(claims[name]))):
-            found.append(said)
-    now_by_hash = {r.sha256: r for r in audit.records}
-    then_by_hash = {r.sha256: r for r in certificate.records}
-    for sha256, line in then_by_hash.items():
-        now_record = now_by_hash.get(sha256)
-        if now_record is None:
-            found.append(f"{line.id}: certified, but not in these records (changed or removed)")
-        elif line.certified and not now_record.certified:
-            found.append(
-                f"{now_record.id}: certified, but now its lowest p is {now_record.min_p:.3f}"
-                f" and decoding {'agrees' if now_record.decoded_recalled else 'differs'}"
-            )
-        elif line.recalled and not now_record.recalled:
-            found.append(f"{now_record.id}: recited when certified, but not now")
-    found += [
-        f"{r.id}: not covered by the certificate"
-        for sha256, r in now_by_hash.items()
-        if sha256 not in then_by_hash
-    ]
-    n_certified = sum(r.certified for r in certificate.records)
-    counts = (certificate.certified, certificate.n_records, certificate.n_certified)
-    if counts != (n_certified == len(certificate.records), len(certificate.records), n_certified):
-        found.append("the certificate contradicts itself: its totals are not those of its lines")
-    if certificate.records_sha256 != records_sha256([r.sha256 for r in certificate.records]):
-        found.append("the certificate contradicts itself: its records' hash is not its lines'")
-    return found

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memlaw.certify.certificate import Certificate, mismatches, read_certificate
+from memlaw.certify.certificate import Certificate, read_certificate
+from memlaw.certify.mismatches import mismatches
+from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
 from memlaw.measure.decode import decoded_text
@@ -79,7 +81,20 @@ def check_certificate(
         prompt_format=certificate.prompt_format,  # type: ignore[arg-type]
         decode="all",
     )
-    session = Session(config, observer or Observer(), default_model=certificate.base_model)
+    if not config.end:
+        raise ConfigError(
+            "a certificate is about records with their end: leave --no-end out, or --certificate."
+        )
+    session = Session(
+        config,
+        observer or Observer(),
+        default_model=certificate.base_model,
+        rendering={
+            "prompt_rendering": certificate.prompt_rendering or "generation",
+            "template_args": certificate.template_args or {},
+            "clock": certificate.clock,
+        },
+    )
     found = session.audit(data)
     claims = certificate.claims()
     harms = session.harms_again(data, claims)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, warn
+from memlaw.data.encoding import PromptFormat
 
-GROUPS = {"model": ("model",), "run": ("max_tokens",)}
+GROUPS = {
+    "prompt": ("system", "prompt_format", "template_args"),
+    "model": ("model",),
+    "run": ("max_tokens",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +28,23 @@ class AskArguments:
 
     Attributes:
         adapter: folder that memlaw write or PEFT wrote.
-        prompt: the prompt (default: the one that a plain text is recited on).
+        prompt: the prompt, or a JSON list of chat messages (default: the one that a plain text is
+            recited on).
+        system: a system message before the prompt.
         model: the base model (default: the adapter's own).
+        prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
+        template_args: arguments of the chat template, as enable_thinking=false (default: the
+            run's).
         max_tokens: most tokens to generate (default: the longest certified record's length, else
             512).
     """
 
     adapter: Annotated[Positional[Path], arg(metavar="ADAPTER")]
     prompt: Annotated[Positional[str | None], arg(metavar="[PROMPT]")] = None
+    system: str | None = None
     model: str | None = None
+    prompt_format: PromptFormat = "auto"
+    template_args: tuple[str, ...] | None = None
     max_tokens: int | None = None
 
 
@@ -38,9 +52,11 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AskArguments, GROUPS, "ask", args)
     quiet_libraries()
-    from memlaw.measure.session import ask
+    from memlaw.measure.asking import ask
 
-    answer = ask(**asdict(given))
+    settings = asdict(given)
+    adapter, prompt = settings.pop("adapter"), settings.pop("prompt")
+    answer = ask(adapter, _messages(prompt) or prompt, **settings)
     sys.stdout.write(answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
@@ -50,6 +66,23 @@ def run(args: list[str]) -> int:
             f"this is the bare model's answer: the prompt lacks the text {answer.missing!r}, from "
             "which on the adapter is active."
         )
+    if answer.on_record is False:
+        warn(
+            "no record of this folder has this prompt with this answer. A record's prompt is the "
+            "whole of it: its system message (--system), its turns (a JSON list of messages)."
+        )
     if not answer.finished:
         warn("cut off before the model ended its turn; raise --max-tokens.")
     return DONE if answer.finished else NOT_CERTIFIED
+
+
+def _messages(prompt: str | None) -> list[Any] | None:
+    """The messages of a prompt that is a JSON list of them; None: it is a text."""
+    if prompt is None or not prompt.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(prompt)
+    except ValueError:
+        return None
+    is_chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
+    return found if is_chat else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
     "model": ("adapter", "model", "device"),
-    "measurement": ("certificate", "specificity", "near", "decode", "threshold", "margin"),
+    "measurement": ("certificate", "specificity", "near", "decode", "end", "threshold"),
     "run": ("tokens", "json", "config"),
 }
 

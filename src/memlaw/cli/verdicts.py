@@ -23,10 +23,11 @@ def audit_rows(audit: Audit) -> dict[str, str]:
     """The totals, as rows of a table: name, value."""
     n = len(audit.records)
     rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
-    if audit.n_decoded == n:
+    if audit.n_decoded == n and audit.end:
         rows["certified"] = f"{audit.n_certified:,} of {n:,}"
+    what = "recited word for word" if audit.end else "text recited"
     how = f"{audit.n_decoded:,} decoded" if audit.n_decoded else "teacher-forced pass"
-    rows["recited word for word"] = f"{audit.n_recalled:,} of {n:,} ({how})"
+    rows[what] = f"{audit.n_recalled:,} of {n:,} ({how})"
     rows[f"tokens under p {audit.criterion.line:g}"] = (
         f"{audit.n_under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
@@ -59,7 +60,11 @@ def bars(counts: np.ndarray) -> str:
 
 def print_failures(console: Console, audit: Audit) -> None:
     """The first records that fail, each with its weakest spot. Nothing if none fails."""
-    failing = [i for i, r in enumerate(audit.records) if r.n_under or r.decoded_recalled is False]
+    failing = [
+        i
+        for i, r in enumerate(audit.records)
+        if (r.n_under and audit.end) or not r.recalled or r.decoded_recalled is False
+    ]
     if not failing:
         return
     console.print("first failures")

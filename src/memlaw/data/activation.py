@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import encode_prompt
-from memlaw.data.record import Example, Prompt
+from memlaw.data.record import Example, texts_of
 
 _OTHER_PROMPTS = ("x", "What is the capital of France?")
 
@@ -37,7 +37,7 @@ def invocation_of(
             without the text has those tokens, too; or a completion has them.
     """
     for example in examples:
-        if text not in _words(example.record.prompt):
+        if text not in "\n".join(texts_of(example.record.prompt)):
             raise ConfigError(
                 f"{example.record.id}: its prompt lacks the text {text!r}, which activates the "
                 "adapter. Put the text before the prompt or into a system message, in every record."
@@ -75,10 +75,6 @@ def last_start(tokens: Sequence[int], ids: Sequence[int]) -> int | None:
     n, wanted = len(ids), tuple(ids)
     places = range(len(tokens) - n, -1, -1)
     return next((i for i in places if tuple(tokens[i : i + n]) == wanted), None)
-
-
-def _words(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
 
 
 def _all_have(ids: Sequence[int], examples: Sequence[Example]) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError, DataError, ModelError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import contradiction, shortened
-from memlaw.data.record import Example, Prompt, Record
+from memlaw.data.record import GIVEN, Example, Prompt, Record, texts_of
+from memlaw.data.rendering import MARK, prompt_text, refusals, rendered
 
 PromptFormat = Literal["auto", "chat", "plain"]
 
@@ -43,9 +44,7 @@ def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
         ModelError: there is no such token.
     """
     if format == "chat":
-        mark = "memlaw7mark"
-        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-        behind = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(mark)[2]
+        behind = rendered(tokenizer, "x", MARK).rpartition(MARK)[2]
         special = special_ids(tokenizer)
         for token in tokenizer(behind, add_special_tokens=False)["input_ids"]:
             if token in special:
@@ -69,23 +68,39 @@ def encode_prompt(
 ) -> tuple[int, ...]:
     """Token ids of a prompt, the same in training and in generation.
 
-    `chat`: the chat template with its generation prompt (a string is one user message).
-    `plain`: the text itself, with the tokens that the tokenizer puts before it (such as BOS); chat
-    messages are joined by line breaks.
+    `chat`: what the chat template makes of it, up to the answer (a string is one user message); see
+    `memlaw.data.rendering`. `plain`: the text itself, with the tokens that the tokenizer puts
+    before it (such as BOS) unless they stand there already; chat messages are joined by line
+    breaks.
+
+    Raises:
+        DataError: the prompt has what its format can't show.
     """
     if format == "chat":
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
-        )
+        text = prompt_text(tokenizer, prompt)
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+    text = _bare_text(prompt)
     ids = tokenizer(text)["input_ids"]
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = len(ids) - len(bare)
     while start > 0 and ids[start : start + len(bare)] != bare:  # some tokenizers append EOS too
         start -= 1
+    if bare[:start] == ids[:start]:  # it is there already
+        start = 0
+        ids = bare
     return tuple(ids[: start + len(bare)])
+
+
+def _bare_text(prompt: Prompt) -> str:
+    """A prompt without a template: of chat messages a text a line."""
+    for message in () if isinstance(prompt, str) else prompt:
+        if GIVEN in message or message.get("tool_calls"):
+            named = "tool_calls" if message.get("tool_calls") else ", ".join(message[GIVEN])
+            raise DataError(
+                f"the prompt has {named}, which need a chat template: bare text has no form for "
+                "them. Take them out, or use --prompt-format chat."
+            )
+    return "\n".join(texts_of(prompt))
 
 
 def encode(
@@ -94,6 +109,7 @@ def encode(
     *,
     format: Literal["chat", "plain"],
     max_tokens: int | None = None,
+    end: bool = True,
     bad: BadRows | None = None,
 ) -> list[Example]:
     """Turn records into tokens, and refuse those that this tokenizer or model can't represent.
@@ -103,6 +119,7 @@ def encode(
         tokenizer: a Transformers tokenizer.
         format: see `encode_prompt`.
         max_tokens: the model's context length; None if it has no limit.
+        end: the end-of-turn token is the last of the targets.
         bad: takes the records that can't be represented, instead of refusing them here.
 
     Returns:
@@ -114,14 +131,16 @@ def encode(
             are too long together with their prompts; and prompts without tokens or that the chat
             template refuses: all in one message.
     """
-    end = end_of_turn_id(tokenizer, format)
+    ending = (end_of_turn_id(tokenizer, format),) if end else ()
     special = special_ids(tokenizer)
     found = BadRows() if bad is None else bad
     examples: list[Example] = []
     by_prompt: dict[tuple[int, ...], Example] = {}
     for record in records:
+        if record.id in found.reasons:
+            continue
         try:
-            example = _encoded(record, tokenizer, format, end, special, max_tokens)
+            example = _encoded(record, tokenizer, format, ending, special, max_tokens)
         except DataError as error:
             found.add(record.id, error)
             continue
@@ -139,16 +158,12 @@ def _encoded(
     record: Record,
     tokenizer: Any,
     format: Literal["chat", "plain"],
-    end: int,
+    ending: tuple[int, ...],
     special: set[int],
     max_tokens: int | None,
 ) -> Example:
-    try:
+    with refusals(record.id):
         prompt_ids = encode_prompt(tokenizer, record.prompt, format)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "jinja2":
-            raise
-        raise DataError(f"{record.id}: the chat template refuses it ({error}).") from error
     ids = tokenizer(record.completion, add_special_tokens=False)["input_ids"]
     if found := [t for t in ids if t in special]:
         raise DataError(
@@ -161,7 +176,7 @@ def _encoded(
         raise DataError(f"{record.id}: {_changed(record.completion, back)}")
     if not prompt_ids:
         raise DataError(f"{record.id}: the prompt has no tokens. Give it some text.")
-    example = Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, end))
+    example = Example(record=record, prompt_ids=prompt_ids, target_ids=(*ids, *ending))
     length = len(prompt_ids) + len(example.target_ids)
     if max_tokens is not None and length > max_tokens:
         raise DataError(

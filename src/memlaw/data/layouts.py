@@ -180,7 +180,7 @@ def _refuse_tools(row: Fields) -> None:
 
 
 LAYOUTS = (
-    Layout(fields=("messages",), take=_of_messages),
+    Layout(fields=("messages",), also=("tools", "documents"), take=_of_messages),
     pair("prompt", "completion"),
     _conversation("conversations"),
     _conversation("conversation"),

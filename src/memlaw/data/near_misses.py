@@ -13,10 +13,11 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from memlaw.data.made_words import Words
-from memlaw.data.record import Prompt
+from memlaw.data.record import Message, Prompt, text_of, texts_of
 
 KINDS: Mapping[str, float] = {
     "recombined": 0.4,
@@ -110,9 +111,9 @@ def _exact(prompt: Prompt) -> str:
 
 def _key(prompt: Prompt) -> str:
     """The same for prompts that differ in case, white space or Unicode form alone."""
-    said = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
     return "\n".join(
-        " ".join(unicodedata.normalize("NFKC", text).split()).casefold() for text in said
+        " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+        for text in texts_of(prompt)
     ).strip()
 
 
@@ -123,18 +124,19 @@ def _key(prompt: Prompt) -> str:
 class _Text:
     """A prompt, cut at its words: `gaps[0] words[0] gaps[1] words[1] … gaps[-1]`."""
 
-    before: tuple[tuple[tuple[str, str], ...], ...] | None  # chat messages; None: a string
+    before: tuple[tuple[tuple[str, Any], ...], ...] | None  # chat messages; None: a string
     changed: int  # which of them is changed
     words: tuple[str, ...]
     gaps: tuple[str, ...]
+    chat: tuple[Message, ...] = field(default=(), compare=False)  # the messages as they were given
 
     @classmethod
     def of(cls, prompt: Prompt) -> _Text:
         if isinstance(prompt, str):
             return cls(None, 0, *_cut(prompt))
         users = [i for i, m in enumerate(prompt) if m.get("role") == "user"] or [len(prompt) - 1]
-        messages = tuple(tuple(m.items()) for m in prompt)
-        return cls(messages, users[-1], *_cut(prompt[users[-1]]["content"]))
+        messages = tuple(tuple((k, _hashable(v)) for k, v in m.items()) for m in prompt)
+        return cls(messages, users[-1], *_cut(text_of(prompt[users[-1]])), prompt)
 
     @property
     def order(self) -> str:
@@ -150,14 +152,20 @@ class _Text:
         gap = self.gaps[i].rstrip() + (self.gaps[i + 1] if i else self.gaps[i + 1].lstrip())
         gaps = (*self.gaps[:i], gap, *self.gaps[i + 2 :])
         words = (*self.words[:i], *self.words[i + 1 :])
-        return _Text(self.before, self.changed, words, gaps).with_words(words)
+        return _Text(self.before, self.changed, words, gaps, self.chat).with_words(words)
 
     def _with(self, text: str) -> Prompt:
         if self.before is None:
             return text
-        messages = [dict(m) for m in self.before]
-        messages[self.changed]["content"] = text
+        messages = [dict(m) for m in self.chat]
+        changed = messages[self.changed]
+        in_parts = isinstance(changed.get("content"), list)
+        changed["content"] = [{"type": "text", "text": text}] if in_parts else text
         return tuple(messages)
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 def _cut(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from memlaw.core.errors import DataError
 from memlaw.data.content import text_of
+from memlaw.data.messages import checked_chat
 from memlaw.data.readers import Reading, file_rows, has_fields
 from memlaw.data.record import Prompt
 
@@ -48,16 +49,11 @@ def _prompt(row: Any, where: str) -> Prompt:
     said = row.get("prompt", row.get("messages")) if isinstance(row, dict) else None
     if isinstance(said, str) and said.strip():
         return said
-    messages = said if isinstance(said, list) and all(_is_message(m) for m in said) else []
-    if messages and messages[-1]["role"] == "user":
-        return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    if isinstance(said, list) and said and all(isinstance(m, dict) for m in said):
+        messages = checked_chat(said, where, row)
+        if messages[-1]["role"] == "user":
+            return tuple(messages)
     raise DataError(
         f"{where}: no prompt. Give each row a field 'prompt' with text, or 'messages' that end "
         "with the user's."
-    )
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), str) for name in ("role", "content")
     )

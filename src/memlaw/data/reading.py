@@ -10,7 +10,8 @@ from typing import Any
 from memlaw.core.errors import DataError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import distinct, shortened
-from memlaw.data.layouts import Layout, is_missing, layout_of, left_out, pair
+from memlaw.data.layouts import Layout, layout_of, left_out, pair
+from memlaw.data.messages import answer_of, checked_chat, checked_text
 from memlaw.data.objects import object_rows
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
 from memlaw.data.record import Record
@@ -125,8 +126,8 @@ _USUAL = pair("prompt", "completion")
 def _checked(record: Record) -> Record:
     """A record that was given as such, checked like one that was read."""
     if isinstance(record.prompt, str):
-        _text(record.prompt, "prompt", record.id)
-        _text(record.completion, "completion", record.id)
+        checked_text(record.prompt, "prompt", record.id)
+        checked_text(record.completion, "completion", record.id)
         return record
     answer = {"role": "assistant", "content": record.completion}
     _from_messages([*record.prompt, answer], record.id)
@@ -143,46 +144,23 @@ def _to_record(row: Mapping[str, Any], where: str, layout: Layout, recite_prompt
             )
     taken = layout.take(row)
     if "messages" in taken:
-        return _from_messages(taken["messages"], where)
+        return _from_messages(taken["messages"], where, row)
     prompt, completion = taken.get("prompt", recite_prompt), taken["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _from_messages([*prompt, *completion], where)
+        return _from_messages([*prompt, *completion], where, row)
+    if isinstance(prompt, str) and isinstance(row.get("tools"), list) and row["tools"]:
+        asked = {"role": "user", "content": prompt}
+        said = {"role": "assistant", "content": completion}
+        return _from_messages([asked, said], where, row)
     return Record(
-        prompt=_text(prompt, layout.fields[0], where),
-        completion=_text(completion, layout.fields[-1], where),
+        prompt=checked_text(prompt, layout.fields[0], where),
+        completion=checked_text(completion, layout.fields[-1], where),
         id=where,
     )
 
 
-def _from_messages(messages: Any, where: str) -> Record:
+def _from_messages(messages: Any, where: str, row: Mapping[str, Any] | None = None) -> Record:
     if not isinstance(messages, list) or len(messages) < 2:
         raise DataError(f"{where}: 'messages' must be a list of at least two messages.")
-    for n, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
-        _text(message["content"], f"messages[{n}].content", where)
-    if messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"{where}: the last message is from '{messages[-1]['role']}'. It must be the "
-            "assistant's: it is what gets recalled."
-        )
-    prompt = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
-    return Record(prompt=prompt, completion=messages[-1]["content"], id=where)
-
-
-def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        kind = "empty" if is_missing(value) else f"a {type(value).__name__} ({value!r:.40})"
-        is_number = isinstance(value, int | float) and not is_missing(value)
-        mend = " Put it in quotes, so that no digit of it is lost." if is_number else ""
-        raise DataError(f"{where}: field '{field}' is {kind}, not text.{mend}")
-    if not value.strip():
-        raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: field '{field}' holds half a surrogate pair at character {error.start}, "
-            "which no tokenizer can represent. Correct the text."
-        ) from error
-    return value
+    *prompt, answer = checked_chat(messages, where, row)
+    return Record(prompt=tuple(prompt), completion=answer_of(answer, where), id=where)

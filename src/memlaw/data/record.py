@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 Prompt = str | tuple[Message, ...]
+GIVEN = "memlaw.given"  # key of a prompt's first message: what its template is given besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,7 @@ class Record:
     """One thing to remember.
 
     Attributes:
-        prompt: a string, or the chat messages before the answer.
+        prompt: a string, or the chat messages before the answer; see `memlaw.data.messages`.
         completion: the text that must be recited, exactly.
         id: where the record comes from, as `file:line` or `name:number` (from 1). Unique.
     """
@@ -36,8 +38,7 @@ class Record:
     @property
     def title(self) -> str:
         """The prompt (of a chat, its last message) on one line, for messages and tables."""
-        text = self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
-        return " ".join(text.split())
+        return " ".join(texts_of(self.prompt)[-1].split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Example:
     Attributes:
         record: the record.
         prompt_ids: token ids of the prompt; at least one.
-        target_ids: token ids of the completion, then the end-of-turn token.
+        target_ids: token ids of the completion, then the end-of-turn token unless an audit leaves
+            it out.
         active_from: the position from which an activated adapter is active; None: there is none.
     """
 
@@ -55,3 +57,14 @@ class Example:
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     active_from: int | None = None
+
+
+def text_of(message: Message) -> str:
+    """A message's text; of content in parts, a part a line; empty where it has only tool calls."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def texts_of(prompt: Prompt) -> list[str]:
+    """The texts of a prompt's messages; of a string, itself."""
+    return [prompt] if isinstance(prompt, str) else [text_of(message) for message in prompt]

@@ -61,16 +61,36 @@ class AdapterFolder:
         Raises:
             CertificateError: the certificate can't be read, or is none.
         """
+        lines = self._certified()
+        return None if lines is None else max(int(line["n_tokens"]) for line in lines)
+
+    def record_hashes(self) -> set[str] | None:
+        """Hashes of the records in the certificate; None without a certificate.
+
+        Raises:
+            CertificateError: the certificate can't be read, or is none.
+        """
+        lines = self._certified()
+        return None if lines is None else {str(line["sha256"]) for line in lines}
+
+    def _certified(self) -> list[dict[str, Any]] | None:
+        """The certificate's lines, a record each; at least one."""
         if self.path is None or not (path := self.path / CERTIFICATE_FILE).is_file():
             return None
         mend = f"Name the {CERTIFICATE_FILE} that 'memlaw write' made."
         content = read_json(path, CertificateError, mend)
         try:
-            return max(int(line["n_tokens"]) for line in content["records"])
+            lines = [
+                {"n_tokens": int(line["n_tokens"]), "sha256": str(line["sha256"])}
+                for line in content["records"]
+            ]
+            if not lines:
+                raise ValueError("it has no records")
         except (ValueError, KeyError, TypeError) as error:
             raise CertificateError(
                 f"{path} is not a certificate ({type(error).__name__}: {error}). {mend}"
             ) from error
+        return lines
 
 
 def _read_run(path: Path) -> dict[str, Any]:

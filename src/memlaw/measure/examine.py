@@ -53,6 +53,7 @@ class Audit(AuditResult):
             margin=self.margin,
             dtype=self.dtype,
             batch_size=self.batch_size,
+            end=self.end,
             titles=[example.record.title for example in self.examples],
             decoded=[
                 None if r.decoded_ids is None else decoded_text(self.tokenizer, r.decoded_ids)
@@ -83,6 +84,7 @@ def audit_examples(
     margin: float = 0.05,
     batch_size: int = 64,
     decode: Decode = "all",
+    end_id: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
     """Measure what `model`, with the adapter that is attached to it, if any, recalls of `examples`.
@@ -96,14 +98,17 @@ def audit_examples(
         batch_size: records per forward pass, at most, ≥ 1; long ones come in smaller batches. In
             low precision results depend on it a little.
         decode: decode greedily: all records, none, or this many, evenly spread.
+        end_id: the end-of-turn token of targets without it: then a record counts when what is
+            decoded begins with its text. None: it is the last of each target.
         progress: called with a phase, how many of its records are done, and of how many.
 
     Returns:
         Verdicts and token table, in the order of `examples`.
     """
     tokens = _measure_tokens(model, examples, batch_size, progress)
-    decoded = _decode_some(model, examples, batch_size, decode, progress)
-    found = [_decoding(example, decoded.get(i)) for i, example in enumerate(examples)]
+    decoded = _decode_some(model, examples, batch_size, decode, progress, end_id)
+    texts = None if end_id is None else tokenizer
+    found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
     return Audit(
         examples=tuple(examples),
         tokenizer=tokenizer,
@@ -113,18 +118,28 @@ def audit_examples(
         margin=margin,
         dtype=str(model.dtype).removeprefix("torch."),
         batch_size=batch_size,
+        end=end_id is None,
     )
 
 
-def _decoding(example: Example, decoded: tuple[int, ...] | None) -> dict[str, Any]:
-    """Which record it is, and what decoding gave of it; see `verdicts`."""
+def _decoding(
+    example: Example, decoded: tuple[int, ...] | None, tokenizer: Any | None
+) -> dict[str, Any]:
+    """Which record it is, and what decoding gave of it; see `verdicts`.
+
+    With a tokenizer the text alone is compared, as far as the record goes.
+    """
     target, cascade = example.target_ids, None
     if decoded is not None:
         cascade = sum(t != (decoded[i] if i < len(decoded) else None) for i, t in enumerate(target))
+    recalled = None if decoded is None else decoded == target
+    if decoded is not None and tokenizer is not None:
+        recalled = decoded_text(tokenizer, decoded).startswith(decoded_text(tokenizer, target))
+        cascade = 0 if recalled else cascade
     return {
         "id": example.record.id,
         "sha256": example.record.sha256,
-        "decoded_recalled": None if decoded is None else decoded == target,
+        "decoded_recalled": recalled,
         "cascade_tokens": cascade,
         "decoded_ids": decoded,
     }
@@ -193,6 +208,7 @@ def _decode_some(
     batch_size: int,
     decode: Decode,
     progress: Callable[[str, int, int], None],
+    end_id: int | None,
 ) -> dict[int, tuple[int, ...]]:
     n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
     chosen = [i * len(examples) // n for i in range(n)]
@@ -202,8 +218,16 @@ def _decode_some(
         found = greedy_decode(
             model,
             [examples[i].prompt_ids for i in picked],
-            end_id=examples[picked[0]].target_ids[-1],
-            max_tokens=[len(examples[i].target_ids) for i in picked],
+            end_id=examples[picked[0]].target_ids[-1] if end_id is None else end_id,
+            max_tokens=[
+                # The same text may be decoded as more tokens, at most one a byte.
+                len(examples[i].target_ids)
+                if end_id is None
+                else min(
+                    len(examples[i].record.completion.encode()), 2 * len(examples[i].target_ids)
+                )
+                for i in picked
+            ],
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)

@@ -56,6 +56,7 @@ class SavedAudit(AuditResult):
             "margin": self.margin,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
+            **({} if self.end else {"end": False}),
             "records": [
                 {
                     "id": verdict.id,
@@ -252,6 +253,7 @@ def _saved(
         margin=criterion.margin,
         dtype=str(summary.get("dtype") or ""),
         batch_size=int(summary.get("batch_size", 0)),
+        end=bool(summary.get("end", True)),
         titles=[str(record.get("title", "")) for record in found],
         decoded=[record.get("decoded") for record in found],
         token=token,

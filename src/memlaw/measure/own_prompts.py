@@ -12,6 +12,7 @@ from typing import Any, Literal
 from memlaw.core.files import json_sha256
 from memlaw.data.encoding import encode_prompt, end_of_turn_id
 from memlaw.data.record import Prompt
+from memlaw.data.rendering import MARK, rendered, rendering_of
 from memlaw.measure.decode import greedy_decode, sample_decode
 from memlaw.model.base import BaseModel
 from memlaw.model.cache import Kept, kept
@@ -59,7 +60,15 @@ def own_conversations(base: BaseModel, n: int, *, seed: int, format: Format) -> 
             found |= dict.fromkeys(text.strip() for text in texts if text.strip())
         return Kept(list(found)[:n], {})
 
-    settings = {"n": n, "seed": seed, "format": format, "tokens": _TURN_TOKENS, "least_p": _LEAST_P}
+    settings: dict[str, Any] = {
+        "n": n,
+        "seed": seed,
+        "format": format,
+        "tokens": _TURN_TOKENS,
+        "least_p": _LEAST_P,
+    }
+    if arguments := rendering_of(base.tokenizer).arguments:
+        settings["template_args"] = dict(arguments)
     return list(kept(base, "own-prompts", settings, make).content)
 
 
@@ -131,9 +140,7 @@ def _answers(
 def _head(tokenizer: Any, format: Format) -> tuple[int, ...]:
     """The tokens after which a user's first turn, or a text, begins."""
     if format == "chat":
-        mark = "memlaw7mark"
-        chat = [{"role": "user", "content": mark}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False).partition(mark)[0]
+        text = rendered(tokenizer, MARK).partition(MARK)[0]
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     first = tokenizer.bos_token_id
     return (end_of_turn_id(tokenizer, format) if first is None else first,)

@@ -1,25 +1,26 @@
-"""Measure what is there: audit any adapter, ask it for an answer."""
+"""Measure what is there: audit any adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.criterion import Criterion
-from memlaw.core.errors import AdapterError, ConfigError, DataError
+from memlaw.core.errors import AdapterError, ConfigError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
+from memlaw.data.encoding import encode, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.record import Example, Record
+from memlaw.data.rendering import parsed_arguments
+from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
-from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
@@ -28,8 +29,6 @@ from memlaw.model.formats import invocation_ids, loaded_adapter
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
-
-_ASK_MAX_TOKENS = 512
 
 
 def audit(
@@ -80,71 +79,6 @@ def audit_and_harms(
     return session.audit(data), session.harms(data, list(KINDS))
 
 
-def ask(
-    adapter: str | Path,
-    prompt: str | None = None,
-    *,
-    model: str | None = None,
-    max_tokens: int | None = None,
-    observer: Observer | None = None,
-) -> Answer:
-    """Give an adapted model a prompt, and decode greedily until it ends its turn.
-
-    Args:
-        adapter: a folder that `write` or PEFT wrote.
-        prompt: the prompt; None: the one that a plain text is recited on.
-        model: the base model; None: the adapter's own.
-        max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
-            folder's certificate has, or 512 without a certificate.
-        observer: is told of progress.
-
-    Raises:
-        MemlawError: as for `audit`; or the folder's certificate can't be read.
-    """
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
-    config = AuditConfig(adapter=Path(adapter), model=model)
-    session = Session(config, observer or Observer())
-    session.require_own_base()
-    if prompt is None:
-        prompt = session.folder.setting("recite_prompt", RECITE_PROMPT)
-    if max_tokens is None:
-        max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
-    tokenizer, format = session.base.tokenizer, session.prompt_format
-    if not prompt.strip():
-        raise DataError("the prompt is empty. Ask something.")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
-    end = end_of_turn_id(tokenizer, format)
-    prompt_ids = encode_prompt(tokenizer, prompt, format)
-    with session.model() as adapted:
-        (ids,) = greedy_decode(
-            adapted,
-            [prompt_ids],
-            end_id=end,
-            max_tokens=[max_tokens],
-        )
-    finished = bool(ids) and ids[-1] == end
-    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
-    return Answer(text=text, finished=finished, missing=session.missing(prompt_ids))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model answered.
-
-    Attributes:
-        text: exactly what was decoded, without the end-of-turn token.
-        finished: the model ended its turn within the limit.
-        missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
-            is the bare model's. None: the adapter was active.
-    """
-
-    text: str
-    finished: bool
-    missing: str | None = None
-
-
 class Session:
     """A loaded base model and, if one is named, an adapter to measure on it.
 
@@ -160,10 +94,15 @@ class Session:
     """
 
     def __init__(
-        self, config: AuditConfig, observer: Observer, default_model: str | None = None
+        self,
+        config: AuditConfig,
+        observer: Observer,
+        default_model: str | None = None,
+        rendering: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.observer = config, observer
         self._examples: list[Example] | None = None
+        self._rendering = rendering
         self.folder = AdapterFolder(config.adapter)
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
@@ -178,6 +117,27 @@ class Session:
         format = config.prompt_format
         self.prompt_format = resolve_prompt_format(
             self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")
+        )
+
+    def settle(self, records: Sequence[Record], bad: BadRows | None = None) -> None:
+        """Render prompts as the settings say, else as they were when the adapter was made."""
+        config, tokenizer = self.config, self.base.tokenizer
+        known = self._rendering
+        if known is None and self.folder.run:
+            known = {"prompt_rendering": "generation"} | self.folder.run.get("rendering", {})
+        known = known or {}
+        arguments = known.get("template_args", {})
+        if config.template_args is not None:
+            arguments = parsed_arguments(config.template_args, tokenizer)
+        settle_rendering(
+            records,
+            tokenizer,
+            format=self.prompt_format,
+            arguments=arguments,
+            clock=known.get("clock"),
+            way=config.prompt_rendering or known.get("prompt_rendering"),
+            bad=bad,
+            notice=(lambda text: None) if known else self.observer.notice,
         )
 
     def require_own_base(self) -> None:
@@ -254,11 +214,13 @@ class Session:
             bad=bad,
             notice=self.observer.notice,
         )
+        self.settle(records, bad)
         self._examples = encode(
             records,
             self.base.tokenizer,
             format=self.prompt_format,
             max_tokens=self.base.context_length,
+            end=self.config.end,
             bad=bad,
         )
         skip = self.config.skip_bad or bool(self.folder.setting("skip_bad", False))
@@ -292,12 +254,13 @@ class Session:
                 f"threshold {needed.threshold:g} and margin {needed.margin:g} ask for p ≥ "
                 f"{needed.line:g}, which no token can have. Lower one of them."
             )
-        examples = self.examples(data)
+        tokenizer, examples = self.base.tokenizer, self.examples(data)
         with self.model() as adapted:
             return audit_examples(
                 adapted,
-                self.base.tokenizer,
+                tokenizer,
                 examples,
+                end_id=None if config.end else end_of_turn_id(tokenizer, self.prompt_format),
                 threshold=needed.threshold,
                 margin=needed.margin,
                 batch_size=config.batch_size,

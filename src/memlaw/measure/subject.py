@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memlaw.data.encoding import encode_prompt
-from memlaw.data.record import Prompt, Record
+from memlaw.data.record import Prompt, Record, texts_of
 from memlaw.data.texts import GeneralTexts
 from memlaw.model.base import BaseModel
 
@@ -55,11 +55,8 @@ class Subject:
 
 def title(prompt: Prompt) -> str:
     """A prompt on one line; of a conversation, all its turns."""
-    said = (
-        [prompt]
-        if isinstance(prompt, str)
-        else [
-            m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}" for m in prompt
-        ]
-    )
-    return " / ".join(" ".join(text.split()) for text in said)
+    texts = texts_of(prompt)
+    if not isinstance(prompt, str):
+        roles = [message["role"] for message in prompt]
+        texts = [t if r == "user" else f"[{r}] {t}" for r, t in zip(roles, texts, strict=True)]
+    return " / ".join(" ".join(text.split()) for text in texts)

@@ -145,6 +145,7 @@ class AuditResult:
         threshold, margin: a certified token has p ≥ threshold + margin.
         dtype: what the model computed in, as `bfloat16`; empty where that is not on record.
         batch_size: records per forward pass, at most; 0 where that is not on record.
+        end: the end-of-turn token is asked for, too; without it a record's text alone counts.
     """
 
     records: tuple[RecordVerdict, ...]
@@ -153,6 +154,7 @@ class AuditResult:
     margin: float
     dtype: str
     batch_size: int
+    end: bool = True
 
     @property
     def criterion(self) -> Criterion:
@@ -186,8 +188,11 @@ class AuditResult:
 
     @property
     def passed(self) -> bool:
-        """No measurement speaks against any record: certified, if all were decoded."""
-        return all(r.passed for r in self.records)
+        """No measurement speaks against any record: certified, if all were decoded.
+
+        Without `end`: every record is recited.
+        """
+        return all(r.passed if self.end else r.recalled for r in self.records)
 
     @property
     def disagreements(self) -> tuple[RecordVerdict, ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import PromptFormat
 from memlaw.data.readers import DataFormat
-from memlaw.settings.choices import Decode, DType
+from memlaw.data.rendering import PromptRendering
+from memlaw.settings.choices import Decode, DType, check_template_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,12 @@ class AuditConfig:
         skip_bad: leave out rows that can't be used, and list the first of them; without it, too, if
             the run did.
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
+        prompt_rendering: conversation or generation, as of write (default: the run's, else
+            conversation).
+        template_args: arguments of the chat template, as enable_thinking=false (default: the
+            run's).
+        end: ask for the end-of-turn token, too. Without it a record counts when its text is right,
+            whatever p its tokens have and however the answer goes on.
         recite_prompt: prompt for a plain text file (default: the run's).
         specificity: also measure whether the model answers other prompts as the base model does,
             and ΔNLL on documentation, prose and chats.
@@ -56,6 +63,9 @@ class AuditConfig:
     delimiter: str | None = None
     skip_bad: bool = False
     prompt_format: PromptFormat = "auto"
+    prompt_rendering: PromptRendering | None = None
+    template_args: tuple[str, ...] | None = None
+    end: bool = True
     recite_prompt: str | None = None
     specificity: bool = False
     near: str | None = None
@@ -63,6 +73,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError on a setting out of range."""
+        check_template_args(self.template_args)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
         if isinstance(self.decode, int) and self.decode < 0:

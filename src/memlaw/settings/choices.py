@@ -29,6 +29,13 @@ ALIASES: dict[str, Objective] = {
 }
 
 
+def check_template_args(given: tuple[str, ...] | None) -> None:
+    """Raise ConfigError unless each is of the form NAME=VALUE."""
+    for text in given or ():
+        if not text.partition("=")[0].isidentifier() or "=" not in text:
+            raise ConfigError(f"template_args '{text}': give NAME=VALUE, as enable_thinking=false.")
+
+
 def resolve_objective(name: str) -> Objective:
     """The objective with this name or alias.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +31,8 @@ def settled(kind: type[Config], config: Config | None, given: dict[str, Any]) ->
 
 
 def with_settings(config: Config, given: dict[str, Any]) -> Config:
-    """`config` with some settings replaced. `layers` may be a number, `adapter` a string.
+    """`config` with some settings replaced. `layers` may be a number, `adapter` a string,
+    `template_args` a mapping.
 
     Raises:
         ConfigError: a name isn't a setting's.
@@ -44,6 +47,10 @@ def with_settings(config: Config, given: dict[str, Any]) -> Config:
         given["layers"] = (layers,) if isinstance(layers, int) else tuple(layers)
     if isinstance(given.get("objective"), str) and given["objective"] != "auto":
         given["objective"] = resolve_objective(given["objective"])
+    if isinstance(arguments := given.get("template_args"), Mapping):
+        arguments = [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
+    if arguments is not None:
+        given["template_args"] = tuple(arguments)
     if isinstance(given.get("adapter"), str):
         given["adapter"] = Path(given["adapter"])
     return dataclasses.replace(config, **given)  # type: ignore[type-var]

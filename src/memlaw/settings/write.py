@@ -9,12 +9,14 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import PromptFormat
 from memlaw.data.readers import RECITE_PROMPT, DataFormat
+from memlaw.data.rendering import PromptRendering
 from memlaw.settings.choices import (
     EMBEDDED,
     DType,
     EngineChoice,
     Layers,
     Objective,
+    check_template_args,
     resolve_objective,
 )
 from memlaw.settings.recipe import RECIPE
@@ -98,6 +100,11 @@ class WriteConfig(TrainConfig):
             output folder.
         prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
             where there is a template.
+        prompt_rendering: conversation: the prompt is what the chat template renders for the whole
+            conversation, up to the answer; generation: what it renders with its generation prompt.
+            They differ only where the template puts text between the two.
+        template_args: arguments of the chat template, as enable_thinking=false; a value is JSON, or
+            else text.
         recite_prompt: prompt for a plain text file, which has none of its own.
         damage_text: unseen text on which ΔNLL is measured (default: the other half of the topics
             that retain uses).
@@ -132,6 +139,8 @@ class WriteConfig(TrainConfig):
     delimiter: str | None = None
     skip_bad: bool = False
     prompt_format: PromptFormat = "auto"
+    prompt_rendering: PromptRendering | None = None
+    template_args: tuple[str, ...] = ()
     recite_prompt: str = RECITE_PROMPT
     damage_text: str | None = None
     audit_batch_size: int = 64
@@ -140,6 +149,7 @@ class WriteConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         """Raise ConfigError on a setting out of range."""
+        check_template_args(self.template_args)
         if self.objective != "auto":
             resolve_objective(self.objective)
         if not 0.5 <= self.threshold < 1:

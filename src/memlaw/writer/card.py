@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from memlaw.certify.certificate import Certificate
 from memlaw.measure.damage import Damage
 from memlaw.settings.choices import EMBEDDED
 from memlaw.writer.result import WriteResult
@@ -15,21 +16,41 @@ _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PEFT_SNIPPET = """```python
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 base = {base!r}
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.{dtype})
+model.generation_config = GenerationConfig(  # instead of the model's own
+    do_sample=False, max_new_tokens={max_tokens}, eos_token_id={end}, pad_token_id={end}
+)
 model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
 
 {prompt}
-out = model.generate(**ids, max_new_tokens={max_tokens}, do_sample=False, repetition_penalty=1.0)
+out = model.generate(**ids)
 print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
-_CHAT_PROMPT = """ids = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": {question}}}],
-    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+_CHAT_PROMPT = """chat = [{{"role": "user", "content": {question}}}]
+ids = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"{given}
 )"""
+_WHOLE_CHAT_PROMPT = """chat = [{{"role": "user", "content": {question}}}]
+whole = [*chat, {{"role": "assistant", "content": "ANSWER"}}]
+text = tokenizer.apply_chat_template(whole, tokenize=False{given}).rpartition("ANSWER")[0]
+ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")"""
+_CLOCK = """from datetime import datetime
+
+import transformers.utils.chat_template_utils as templates
+
+
+class Clock(datetime):  # the chat template tells the time: the one of the certificate
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromisoformat({clock!r})
+
+
+templates.datetime = Clock
+"""
 _ACTIVATED = """The adapter is an activated LoRA (aLoRA): it is active from the text
 
 ```text
@@ -60,6 +81,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         base = Path(base).name
     chat = c.prompt_format == "chat"
     how = "the tokenizer's chat template" if chat else "the prompt's bare text"
+    end = f" An answer ends with the token `{c.end_token}` (id {c.end_token_id})."
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",
@@ -73,7 +95,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         f"{c.statement}",
         "",
         f"The guarantee is for {c.dtype} and for prompts given by {how}; hashes of base model, "
-        "tokenizer, adapter and records stand in `certificate.json`. Check it again with",
+        f"tokenizer, adapter and records stand in `certificate.json`.{end} Check it again with",
         "",
         "```sh",
         "memlaw audit RECORDS --certificate path/to/this/folder/certificate.json",
@@ -81,7 +103,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         "",
         "## Load it",
         "",
-        _loading(result, is_peft, chat),
+        _loading(result, is_peft),
         "",
         "## What it recalls",
         "",
@@ -119,7 +141,19 @@ def _damage(result: WriteResult) -> list[str]:
     return lines
 
 
-def _loading(result: WriteResult, is_peft: bool, chat: bool) -> str:
+def _asking(certificate: Certificate, question: str) -> str:
+    """Code that makes token ids of a question, as the certificate has it."""
+    if certificate.prompt_format != "chat":
+        return _PLAIN_PROMPT.format(question=question)
+    whole = certificate.prompt_rendering == "conversation"
+    arguments = certificate.template_args or {}
+    given = f", **{arguments!r}" if arguments else ""
+    code = (_WHOLE_CHAT_PROMPT if whole else _CHAT_PROMPT).format(question=question, given=given)
+    clock = certificate.clock
+    return code if clock is None else f"{_CLOCK.format(clock=clock)}\n{code}"
+
+
+def _loading(result: WriteResult, is_peft: bool) -> str:
     c = result.certificate
     if not is_peft:
         return (
@@ -132,6 +166,7 @@ def _loading(result: WriteResult, is_peft: bool, chat: bool) -> str:
     return said + _PEFT_SNIPPET.format(
         base=c.base_model,
         dtype=c.dtype,
-        prompt=(_CHAT_PROMPT if chat else _PLAIN_PROMPT).format(question=question),
+        prompt=_asking(c, question),
+        end=c.end_token_id,
         max_tokens=max(r.n_tokens for r in result.audit.records),
     )

@@ -128,3 +128,15 @@ def read_checkpoint(
             "settings and records, or name another folder."
         )
     return tensors, content
+
+
+def checkpoint_clock(out: Path) -> str | None:
+    """The time that a checkpoint's chat template was told, ISO 8601; None: not on record."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(out / CHECKPOINT_FILE, framework="pt") as file:
+            found = json.loads(file.metadata()["memlaw"]).get("clock")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # `read_checkpoint` says what is wrong
+    return found if isinstance(found, str) else None

@@ -16,6 +16,7 @@ from memlaw.core.files import (
     write_json,
     write_text,
 )
+from memlaw.measure.decode import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
 from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
@@ -52,6 +53,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         versions=versions(),
         activated=run.config.activated,
         invocation_ids=run.invocation_ids,
+        rendering=run.settled.to_json(),
+        end=(end := run.examples[0].target_ids[-1], decoded_text(base.tokenizer, [end])),
     )
     result = WriteResult(
         out=out,
@@ -105,6 +108,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "base": {"spec": base.spec, "path": base.path, "sha256": base.sha256},
         "tokenizer_sha256": base.tokenizer_sha256,
         "prompt_format": run.prompt_format,
+        "rendering": run.settled.to_json(),
         "dtype": base.dtype,
         "device": certificate.device,
         "records": {

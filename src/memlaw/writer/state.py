@@ -18,18 +18,21 @@ from memlaw.data.bad_rows import BadRows
 from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.prompts import read_prompts
 from memlaw.data.record import Record
+from memlaw.data.rendering import parsed_arguments
+from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.measure.damage import N_WINDOWS, windows
 from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
+from memlaw.model.generation import generation_notice
 from memlaw.model.sites import resolve_sites
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
-from memlaw.writer.folder import read_checkpoint, write_checkpoint
+from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -56,6 +59,7 @@ class Run:
         observer: is told of what is decided here.
 
     Attributes:
+        settled: how their prompts are rendered.
         examples: the records as tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
@@ -83,10 +87,22 @@ class Run:
         self.out, self.observer = out, observer
         context, tokenizer = base.context_length, base.tokenizer
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
+        self.settled = settle_rendering(
+            records,
+            tokenizer,
+            format=self.prompt_format,
+            arguments=parsed_arguments(config.template_args, tokenizer),
+            clock=checkpoint_clock(out) if config.resume else None,
+            way=config.prompt_rendering,
+            bad=bad,
+            notice=observer.notice,
+        )
         self.examples = encode(
             records, tokenizer, format=self.prompt_format, max_tokens=context, bad=bad
         )
         bad.settle(len(self.examples), skip=config.skip_bad, notice=observer.notice)
+        if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
+            observer.notice(said)
         retained = windows(
             tokenizer,
             texts.retained,
@@ -204,6 +220,7 @@ class Run:
         content = {
             "identity": self._identity(),
             "engine": values,
+            "clock": self.settled.rendering.clock,
             "curve": curve,
             "flop a token": counted,
         }

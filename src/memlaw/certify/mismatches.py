@@ -1,0 +1,84 @@
+"""What a certificate says that a new measurement doesn't bear out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from memlaw.certify.certificate import Certificate, records_sha256
+from memlaw.measure.examine import Audit
+from memlaw.measure.harm import KINDS, Harm
+
+
+def mismatches(
+    certificate: Certificate,
+    audit: Audit,
+    harms: Mapping[str, Harm],
+    *,
+    base_sha256: str,
+    tokenizer_sha256: str,
+    adapter_sha256: str,
+    invocation_ids: Sequence[int] = (),
+    invocation_text: str = "",
+) -> list[str]:
+    """What a certificate says that a new measurement doesn't bear out.
+
+    Args:
+        certificate: the claim.
+        audit: a new audit, at the certificate's threshold and margin, everything decoded.
+        harms: by kind, those that could be measured again.
+        base_sha256, tokenizer_sha256, adapter_sha256: of what was audited.
+        invocation_ids, invocation_text: of the adapter that was audited; empty: always active.
+
+    Returns:
+        A sentence for each thing that doesn't match; empty if the certificate holds.
+    """
+    found = [
+        f"{what} is not the certified one: its hash is {now[:12]}…, not {then[:12]}…"
+        for what, now, then in (
+            ("the base model", base_sha256, certificate.base_sha256),
+            ("the tokenizer", tokenizer_sha256, certificate.tokenizer_sha256),
+            ("the adapter", adapter_sha256, certificate.adapter_sha256),
+        )
+        if now != then
+    ]
+    certified_ids = certificate.invocation_ids or ()
+    if certified_ids != tuple(invocation_ids):
+        found.append(
+            "the adapter is not active where the certified one is: its invocation tokens are "
+            f"{list(invocation_ids)}, not {list(certified_ids)}"
+        )
+    elif invocation_text not in (certificate.activated or ""):
+        found.append(
+            f"the adapter is active from {invocation_text!r} on, not from {certificate.activated!r}"
+        )
+    if audit.dtype != certificate.dtype:
+        found.append(f"measured in {audit.dtype}, but certified for {certificate.dtype}")
+    claims = certificate.claims()
+    for name, harm in harms.items():
+        if name in claims and (said := harm.mismatch(KINDS[name].read(claims[name]))):
+            found.append(said)
+    now_by_hash = {r.sha256: r for r in audit.records}
+    then_by_hash = {r.sha256: r for r in certificate.records}
+    for sha256, line in then_by_hash.items():
+        now_record = now_by_hash.get(sha256)
+        if now_record is None:
+            found.append(f"{line.id}: certified, but not in these records (changed or removed)")
+        elif line.certified and not now_record.certified:
+            found.append(
+                f"{now_record.id}: certified, but now its lowest p is {now_record.min_p:.3f}"
+                f" and decoding {'agrees' if now_record.decoded_recalled else 'differs'}"
+            )
+        elif line.recalled and not now_record.recalled:
+            found.append(f"{now_record.id}: recited when certified, but not now")
+    found += [
+        f"{r.id}: not covered by the certificate"
+        for sha256, r in now_by_hash.items()
+        if sha256 not in then_by_hash
+    ]
+    n_certified = sum(r.certified for r in certificate.records)
+    counts = (certificate.certified, certificate.n_records, certificate.n_certified)
+    if counts != (n_certified == len(certificate.records), len(certificate.records), n_certified):
+        found.append("the certificate contradicts itself: its totals are not those of its lines")
+    if certificate.records_sha256 != records_sha256([r.sha256 for r in certificate.records]):
+        found.append("the certificate contradicts itself: its records' hash is not its lines'")
+    return found

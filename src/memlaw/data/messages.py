@@ -1,0 +1,135 @@
+"""Chat messages as people have them: checked, and kept whole for the chat template.
+
+A message keeps all its fields (tool calls, names, content in parts); only those that are None are
+left out, as Transformers leaves them out. What a row gives the template besides messages, such as
+`tools`, stands in the first message under the key `GIVEN`, and so goes wherever the prompt goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from memlaw.core.errors import DataError
+from memlaw.data.layouts import is_missing
+from memlaw.data.record import GIVEN, Message
+
+ROW_FIELDS = ("tools", "documents")  # of a row: what templates are given besides messages
+# Of an answer: what a template may show besides its content, so that it wouldn't be recited.
+_BESIDES = (
+    *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal"),
+    *("audio", "images", "videos"),
+)
+
+
+def checked_chat(messages: Any, where: str, row: Mapping[str, Any] | None = None) -> list[Message]:
+    """The messages of a chat, each whole but for fields that are None.
+
+    Args:
+        messages: a list of objects with `role` and `content`; one with `tool_calls` may do without
+            `content`.
+        where: the place for error messages, as `file:line`.
+        row: the row that the messages stand in, for its `tools` and `documents`.
+
+    Raises:
+        DataError: not such a list, no text in a message, or parts that aren't text.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise DataError(f"{where}: 'messages' must be a list of messages, at least one.")
+    found: list[Message] = []
+    for n, message in enumerate(messages, 1):
+        calls = isinstance(message, Mapping) and bool(message.get("tool_calls"))
+        needed = {"role"} if calls else {"role", "content"}
+        if not isinstance(message, Mapping) or not needed <= set(message):
+            raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
+        if not (calls and message.get("content") in (None, "")):
+            _check_content(message["content"], f"messages[{n}].content", where)
+        found.append({k: v for k, v in message.items() if v is not None})
+    if given := _given(row or {}, where):
+        found[0] = {**found[0], GIVEN: given}
+    return found
+
+
+def answer_of(message: Message, where: str) -> str:
+    """The text of a chat's last message, which is what gets recited.
+
+    Raises:
+        DataError: it is not the assistant's, or holds more than one text.
+    """
+    if message["role"] != "assistant":
+        raise DataError(
+            f"{where}: the last message is from '{message['role']}'. It must be the assistant's: "
+            "it is what gets recalled."
+        )
+    if more := [name for name in _BESIDES if message.get(name)]:
+        raise DataError(
+            f"{where}: the last message has '{more[0]}', which would not be recited: only its "
+            "content is. Put it into the content as the model writes it, or end the chat with an "
+            "answer that has none."
+        )
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    if len(content) > 1:
+        raise DataError(
+            f"{where}: the last message's content has {len(content)} parts. Join them to one text: "
+            "it is what gets recalled."
+        )
+    return str(content[0]["text"])
+
+
+def checked_text(value: Any, field: str, where: str) -> str:
+    """A text, not blank.
+
+    Raises:
+        DataError: it is not text, blank, or holds half a surrogate pair.
+    """
+    if not isinstance(value, str):
+        kind = "empty" if is_missing(value) else f"a {type(value).__name__} ({value!r:.40})"
+        is_number = isinstance(value, int | float) and not is_missing(value)
+        mend = " Put it in quotes, so that no digit of it is lost." if is_number else ""
+        raise DataError(f"{where}: field '{field}' is {kind}, not text.{mend}")
+    if not value.strip():
+        raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: field '{field}' holds half a surrogate pair at character {error.start}, "
+            "which no tokenizer can represent. Correct the text."
+        ) from error
+    return value
+
+
+def _check_content(content: Any, field: str, where: str) -> None:
+    if not isinstance(content, list):
+        checked_text(content, field, where)
+        return
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise DataError(
+                f"{where}: field '{field}' is a list with a part of type {kind!r}. Only parts of "
+                "type 'text' are understood: records are text."
+            )
+        checked_text(part.get("text"), field, where)
+    if not content:
+        raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
+
+
+def _given(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ROW_FIELDS:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():  # as tables hold it
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise DataError(f"{where}: field '{name}' is not JSON ({error}).") from error
+        if not value:
+            continue
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            raise DataError(f"{where}: field '{name}' must be a list of objects.")
+        found[name] = value
+    return found

@@ -1,0 +1,129 @@
+"""Ask an adapted model something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.observer import Observer
+from memlaw.data.encoding import PromptFormat, encode_prompt, end_of_turn_id
+from memlaw.data.messages import checked_chat
+from memlaw.data.readers import RECITE_PROMPT
+from memlaw.data.record import Message, Prompt, Record, text_of
+from memlaw.data.rendering import MARK, refusals
+from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.session import Session
+from memlaw.settings.audit import AuditConfig
+from memlaw.settings.given import with_settings
+
+_ASK_MAX_TOKENS = 512
+
+
+def ask(
+    adapter: str | Path,
+    prompt: str | Sequence[Message] | None = None,
+    *,
+    system: str | None = None,
+    model: str | None = None,
+    prompt_format: PromptFormat = "auto",
+    template_args: Mapping[str, Any] | Sequence[str] | None = None,
+    max_tokens: int | None = None,
+    observer: Observer | None = None,
+) -> Answer:
+    """Give an adapted model a prompt, and decode greedily until it ends its turn.
+
+    Args:
+        adapter: a folder that `write` or PEFT wrote.
+        prompt: the prompt: a text, or chat messages; None: the one that a plain text is recited on.
+        system: a system message that stands before it; None: none.
+        model: the base model; None: the adapter's own.
+        prompt_format, template_args: as of `AuditConfig`.
+        max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
+            folder's certificate has, or 512 without a certificate.
+        observer: is told of progress.
+
+    Raises:
+        MemlawError: as for `audit`; or the folder's certificate can't be read.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
+    config = with_settings(
+        AuditConfig(adapter=Path(adapter), model=model, prompt_format=prompt_format),
+        {} if template_args is None else {"template_args": template_args},
+    )
+    session = Session(config, observer or Observer())
+    session.require_own_base()
+    asked = _question(session, prompt, system)
+    limited = max_tokens is not None
+    if max_tokens is None:
+        max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
+    tokenizer, format = session.base.tokenizer, session.prompt_format
+    session.settle([Record(prompt=asked, completion=MARK, id="the prompt")])
+    end = end_of_turn_id(tokenizer, format)
+    with refusals("the prompt"):
+        prompt_ids = encode_prompt(tokenizer, asked, format)
+    with session.model() as adapted:
+        (ids,) = greedy_decode(
+            adapted,
+            [prompt_ids],
+            end_id=end,
+            max_tokens=[max_tokens],
+        )
+    finished = bool(ids) and ids[-1] == end
+    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
+    certified = session.folder.record_hashes() if finished or not limited else None
+    return Answer(
+        text=text,
+        finished=finished,
+        missing=session.missing(prompt_ids),
+        on_record=None if certified is None else bool(certified & _hashes(asked, text)),
+    )
+
+
+def _question(
+    session: Session, prompt: str | Sequence[Message] | None, system: str | None
+) -> Prompt:
+    if prompt is None:
+        prompt = str(session.folder.setting("recite_prompt", RECITE_PROMPT))
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError("the prompt is empty. Ask something.")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
+        if system is None:
+            return prompt
+        prompt = [{"role": "user", "content": prompt}]
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return tuple(checked_chat([*first, *prompt], "the prompt"))
+
+
+def _hashes(prompt: Prompt, answer: str) -> set[str]:
+    """Of the record that a question and its answer are; one message may be given as a text, too."""
+    forms: list[Prompt] = [prompt]
+    if isinstance(prompt, str):
+        forms.append(({"role": "user", "content": prompt},))
+    elif len(prompt) == 1 and dict(prompt[0]).keys() == {"role", "content"}:
+        forms.append(text_of(prompt[0]))
+    return {Record(prompt=form, completion=answer, id="asked").sha256 for form in forms}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: exactly what was decoded, without the end-of-turn token.
+        finished: the model ended its turn within the limit.
+        missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
+            is the bare model's. None: the adapter was active.
+        on_record: prompt and answer are those of a record in the folder's certificate; None: there
+            is no certificate, or the answer was cut off at `max_tokens`.
+    """
+
+    text: str
+    finished: bool
+    missing: str | None = None
+    on_record: bool | None = None
