@@ -18,7 +18,9 @@ KINDS = [PlainEngine, CachedEngine]
 
 
 @pytest.fixture(params=["llama", "gpt2"])
-def ready(request, make_model, phone_book):
+def ready(request, make_model, phone_book, monkeypatch):
+    # A log-odd costs a random model of two layers more nats than a trained one.
+    monkeypatch.setattr(gate, "_HARM_WEIGHT", 3.0)
     return Ready(load_model(make_model(request.param), dtype="float32"), phone_book)
 
 
@@ -55,7 +57,7 @@ def test_a_look_gives_the_slope_of_the_log_odds(ready):
     look = gate._look(engine, without, [1], rows, first)
     a = 0.01 * torch.randn(ready.sites[1].d_in, generator=torch.Generator().manual_seed(2))
     (b,) = gate._outputs([look])
-    gate._install(with_gate, [1], a, [b])
+    gate._install(with_gate, [1], 1, a, [b])
     moved = gate._look(engine, with_gate, [1], rows, first).z - look.z
     expected = (look.reads @ a) * (look.gradients[0] @ b)
     assert moved.abs().max() > 1e-4
@@ -93,6 +95,40 @@ def test_near_misses_are_parted_from_records(ready, kind):
     assert left < 0.25 * over
     assert records.min() > 1.5  # asked for: 1.6
     assert records.min() > after.mean()
+
+
+def test_a_renewed_gate_brings_back_what_steps_have_worn_off(ready):
+    """Seed 0: half of the gate is taken away; solved anew, near misses are where they were."""
+    engine = ready.engine(CachedEngine)
+    learner = ready.learner(engine)
+    bank = AdapterBank(engine, [learner])
+    learner.holding.recipe = dataclasses.replace(learner.holding.recipe, start_nats=0.0)
+    for _ in range(40):
+        bank.run_epoch()
+    gate.put_gate(engine, learner)
+    first = sorted({record.target_ids[0] for record in ready.records})
+    near = learner.holding.rows[: learner.holding.n_near]
+    records = list(range(len(ready.records)))
+    limits = (gate._log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-gate._MARGIN)
+
+    def over():
+        z = gate._odds_now(engine, learner.adapter, near, first)
+        return float((z - limits).clamp(min=0).mean())
+
+    parted, column = over(), learner.holding.gate
+    others = [b.detach().clone()[:column] for b in learner.adapter.b]
+    with torch.no_grad():
+        for a in learner.adapter.a:
+            a[:, column] *= 0.3
+    worn = over()
+    gate.renew_gate(engine, learner)
+    assert worn > parted + 0.2
+    assert over() < parted + 0.2 * (worn - parted)
+    z = gate._look(engine, learner.adapter, [1], records, first).z
+    assert z.min() > 1.5
+    # Nothing but the gate's own rank is touched.
+    for b, before in zip(learner.adapter.b, others, strict=True):
+        assert torch.equal(b[:column], before)
 
 
 def test_the_log_odds_are_those_of_the_first_tokens():

@@ -31,7 +31,7 @@ _MOST_SITES = 3  # the highest: what they write changes least of what the others
 _MARGIN = 2.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
-_HARM_WEIGHT = 3.0  # of a nat of harm, against a squared log-odd
+_HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
 _FAR = 3.0  # log-odds below its limit, at which a near miss needn't be looked at
 _ROUNDS = 2  # z is linear but nearly
 _ITERATIONS = 200
@@ -53,15 +53,11 @@ class _Problem:
     """What is asked of a gate.
 
     Attributes:
-        sites: indices of the adapter's sites that it sits on.
-        column: its rank there.
         b: its output directions, of length 1.
         want: log-odds that each record must have.
         factor, pull: what it costs; see `_harm`.
     """
 
-    sites: Sequence[int]
-    column: int
     b: Sequence[Float32[Tensor, "_"]]
     want: Float32[Tensor, "N"]
     factor: Float32[Tensor, "D_in D_in"]
@@ -132,15 +128,13 @@ def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None) -> No
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
-                sites=sites,
-                column=holding.gate,
                 b=b,
                 want=at_records.z.clamp(*_SURE),
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
         now = _column(adapter, sites, holding.gate)
         a = _solve(at_records, at_near, now, problem, limits=limits[close], n_near=len(near))
-        _install(adapter, problem, a)
+        _install(adapter, sites, holding.gate, a, problem.b)
 
 
 @torch.no_grad()
@@ -332,10 +326,16 @@ def _column(adapter: Adapter, sites: Sequence[int], column: int) -> Float32[Tens
 
 
 @torch.no_grad()
-def _install(adapter: Adapter, problem: _Problem, a: Float32[Tensor, "D_in"]) -> None:
+def _install(
+    adapter: Adapter,
+    sites: Sequence[int],
+    column: int,
+    a: Float32[Tensor, "D_in"],
+    b: Sequence[Tensor],
+) -> None:
     """Put a gate into its rank, its two sides of equal length."""
-    parts = a.split([adapter.a[site].shape[0] for site in problem.sites])
-    for site, read, write in zip(problem.sites, parts, problem.b, strict=True):
+    parts = a.split([adapter.a[site].shape[0] for site in sites])
+    for site, read, write in zip(sites, parts, b, strict=True):
         scale = read.norm().clamp(min=_TINY).sqrt()
-        adapter.a[site][:, problem.column] = read / scale
-        adapter.b[site][problem.column] = write * scale
+        adapter.a[site][:, column] = read / scale
+        adapter.b[site][column] = write * scale
