@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
+from memlaw.cli.dispatch import DONE
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, warn
 
@@ -52,4 +52,4 @@ def run(args: list[str]) -> int:
         )
     if not answer.finished:
         warn("cut off before the model ended its turn; raise --max-tokens.")
-    return DONE if answer.finished else NOT_CERTIFIED
+    return DONE
