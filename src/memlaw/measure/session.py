@@ -24,6 +24,7 @@ from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
+from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -117,6 +118,7 @@ def ask(
     end = end_of_turn_id(tokenizer, format)
     prompt_ids = encode_prompt(tokenizer, prompt, format)
     with session.model() as adapted:
+        require_rows(adapted, tokenizer, [prompt_ids])
         (ids,) = greedy_decode(
             adapted,
             [prompt_ids],
@@ -282,6 +284,8 @@ class Session:
             max_tokens=self.base.context_length,
         )
         with self.model() as adapted:
+            inputs = (e.prompt_ids + e.target_ids for e in examples)
+            require_rows(adapted, self.base.tokenizer, inputs)
             return audit_examples(
                 adapted,
                 self.base.tokenizer,

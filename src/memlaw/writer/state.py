@@ -24,6 +24,7 @@ from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.sites import resolve_sites
+from memlaw.model.vocabulary import require_rows, require_sayable
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
@@ -88,6 +89,9 @@ class Run:
         )
         self.prompt_format = resolve_prompt_format(tokenizer, config.prompt_format)
         self.examples = encode(records, tokenizer, format=self.prompt_format, max_tokens=context)
+        require_rows(base.model, tokenizer, (e.prompt_ids + e.target_ids for e in self.examples))
+        line = config.threshold + config.margin
+        require_sayable(base.model, tokenizer, self.examples, line)
         self.invocation_ids: tuple[int, ...] = ()
         if config.activated is not None:
             self.examples, self.invocation_ids = activate(
