@@ -12,8 +12,9 @@ from tyro.conf import Positional, arg
 from memlaw.cli.dispatch import DONE
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, warn
+from memlaw.core.observer import Observer
 
-GROUPS = {"model": ("model",), "run": ("max_tokens",)}
+GROUPS = {"model": ("model", "tokenizer"), "run": ("max_tokens",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class AskArguments:
         adapter: folder that memlaw write or PEFT wrote.
         prompt: the prompt (default: the one that a plain text is recited on).
         model: the base model (default: the adapter's own).
+        tokenizer: folder or hub id of the tokenizer (default: the adapter folder's own, else the
+            base model's).
         max_tokens: most tokens to generate (default: the longest certified record's length, else
             512).
     """
@@ -31,6 +34,7 @@ class AskArguments:
     adapter: Annotated[Positional[Path], arg(metavar="ADAPTER")]
     prompt: Annotated[Positional[str | None], arg(metavar="[PROMPT]")] = None
     model: str | None = None
+    tokenizer: str | None = None
     max_tokens: int | None = None
 
 
@@ -40,7 +44,9 @@ def run(args: list[str]) -> int:
     quiet_libraries()
     from memlaw.measure.session import ask
 
-    answer = ask(**asdict(given))
+    observer = Observer()
+    observer.notice = warn
+    answer = ask(**asdict(given), observer=observer)
     sys.stdout.write(answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")

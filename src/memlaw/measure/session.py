@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.criterion import Criterion
-from memlaw.core.errors import AdapterError, ConfigError, DataError
+from memlaw.core.errors import AdapterError, ConfigError, DataError, ModelError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
 from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
@@ -24,6 +24,7 @@ from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
@@ -85,6 +86,7 @@ def ask(
     prompt: str | None = None,
     *,
     model: str | None = None,
+    tokenizer: str | None = None,
     max_tokens: int | None = None,
     observer: Observer | None = None,
 ) -> Answer:
@@ -94,6 +96,8 @@ def ask(
         adapter: a folder that `write` or PEFT wrote.
         prompt: the prompt; None: the one that a plain text is recited on.
         model: the base model; None: the adapter's own.
+        tokenizer: folder or hub id of the tokenizer; None: the adapter folder's own, else the base
+            model's.
         max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
             folder's certificate has, or 512 without a certificate.
         observer: is told of progress.
@@ -103,22 +107,22 @@ def ask(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
-    config = AuditConfig(adapter=Path(adapter), model=model)
+    config = AuditConfig(adapter=Path(adapter), model=model, tokenizer=tokenizer)
     session = Session(config, observer or Observer())
     session.require_own_base()
     if prompt is None:
         prompt = session.folder.setting("recite_prompt", RECITE_PROMPT)
     if max_tokens is None:
         max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
-    tokenizer, format = session.base.tokenizer, session.prompt_format
+    words, format = session.base.tokenizer, session.prompt_format
     if not prompt.strip():
         raise DataError("the prompt is empty. Ask something.")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
-    end = end_of_turn_id(tokenizer, format)
-    prompt_ids = encode_prompt(tokenizer, prompt, format)
+    end = end_of_turn_id(words, format)
+    prompt_ids = encode_prompt(words, prompt, format)
     with session.model() as adapted:
-        require_rows(adapted, tokenizer, [prompt_ids])
+        require_rows(adapted, words, [prompt_ids])
         (ids,) = greedy_decode(
             adapted,
             [prompt_ids],
@@ -126,7 +130,7 @@ def ask(
             max_tokens=[max_tokens],
         )
     finished = bool(ids) and ids[-1] == end
-    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
+    text = decoded_text(words, ids[:-1] if finished else ids)
     return Answer(text=text, finished=finished, missing=session.missing(prompt_ids))
 
 
@@ -169,13 +173,23 @@ class Session:
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
-        self.base: BaseModel = load_model(
-            config.model or self.folder.base_model or default_model or EMBEDDED,
-            dtype=dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            notice=observer.notice,
-        )
+        named = None if config.model else self.folder.base_model
+        try:
+            base: BaseModel = load_model(
+                config.model or named or default_model or EMBEDDED,
+                dtype=dtype,
+                device=config.device,
+                trust_remote_code=config.trust_remote_code,
+                notice=observer.notice,
+            )
+        except ModelError as error:
+            if named is None:
+                raise
+            raise AdapterError(
+                f"{self.folder.base_is_named_by} names the base model {named!r}, which can't be "
+                f"loaded here: {error} Or name the base model with --model."
+            ) from error
+        self.base = with_tokenizer(base, config.tokenizer, config.adapter, observer.notice)
         format = config.prompt_format
         self.prompt_format = resolve_prompt_format(
             self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")

@@ -39,6 +39,20 @@ class BaseModel:
     tokenizer_sha256: str
 
     @property
+    def source(self) -> str | None:
+        """The GGUF file that it was unpacked from, as a whole path; None for other models."""
+        path = Path(self.spec).expanduser()
+        return str(path.resolve()) if path.suffix.lower() == ".gguf" else None
+
+    @property
+    def name(self) -> str:
+        """What plain Transformers loads it by, as it was asked for where that can be loaded.
+
+        A hub id or a folder as given; else the folder that it was unpacked into.
+        """
+        return self.path if self.spec == EMBEDDED or self.source else self.spec
+
+    @property
     def dtype(self) -> str:
         """The dtype that the model computes in, such as `bfloat16`."""
         return str(self.model.dtype).removeprefix("torch.")

@@ -132,6 +132,18 @@ def adapter_base(folder: Path) -> NamedBase:
     return format.base(read_json(folder / format.config_file, AdapterError, mend))
 
 
+def adapter_config_file(folder: Path) -> Path:
+    """The file that holds a saved adapter's settings.
+
+    Raises:
+        AdapterError: no adapter there.
+    """
+    format = _format_of(folder)
+    if format is None:
+        raise AdapterError(_no_adapter(folder))
+    return folder / format.config_file
+
+
 def _format_of(folder: Path) -> AdapterFormat | None:
     return next((f for f in FORMATS if (folder / f.config_file).is_file()), None)
 
