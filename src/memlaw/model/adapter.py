@@ -257,7 +257,6 @@ def add_deltas(
     if active is None or not adapter.invocation_ids:
         delta = adapter.delta(module, x)
         return output if delta is None else (output.float() + delta).to(output.dtype)
-    active = active.reshape(x.shape[:-1])  # some blocks (shared experts) flatten a batch
     delta = adapter.delta(module, x[active])  # [active positions, D_out]
     if delta is None:
         return output

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memlaw.core.errors import ModelError
+from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
 from memlaw.model.locate import locate
 from memlaw.settings.choices import EMBEDDED, DType
@@ -114,6 +115,7 @@ def load_model(
         )
     model.requires_grad_(False)
     model.eval()
+    read_unflattened(model)
     return BaseModel(
         model=model.to(_device(device)),
         tokenizer=tokenizer,

@@ -129,14 +129,12 @@ class CachedEngine:
             self.returns_tuple = seen["returns_tuple"]
             self.hidden_in.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
             if self.site_input is not None:
-                self.site_input.write(pack.places, seen["site_in"].flatten(0, -2))
+                self.site_input.write(pack.places, seen["site_in"][0])
             at = pack.keep.nonzero()[:, 0]
             while len(at) and sites:
                 row = next(rows)
                 here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
-                self.base.add(
-                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in sites]
-                )
+                self.base.add(row, final[here], [reads[site.module][0, here] for site in sites])
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""
@@ -150,9 +148,7 @@ class CachedEngine:
             return False
         generator = torch.Generator().manual_seed(0)
         push = torch.randn(before.shape, generator=generator).to(before) * before.float().std()
-        hook = module.register_forward_hook(
-            lambda _, __, output: output + push.view_as(output).to(output.dtype)
-        )
+        hook = module.register_forward_hook(lambda _, __, output: output + push.to(output.dtype))
         try:
             with torch.no_grad(), _recording(layer, site.module, self.model) as seen:
                 self.packed.run(pack)
