@@ -38,15 +38,20 @@ class AskArguments:
     max_tokens: int | None = None
 
 
+class _Notices(Observer):
+    """Sentences on standard error, and no progress: standard output is the answer's alone."""
+
+    def notice(self, text: str) -> None:
+        warn(text)
+
+
 def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AskArguments, GROUPS, "ask", args)
     quiet_libraries()
     from memlaw.measure.session import ask
 
-    observer = Observer()
-    observer.notice = warn
-    answer = ask(**asdict(given), observer=observer)
+    answer = ask(**asdict(given), observer=_Notices())
     sys.stdout.write(answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")

@@ -24,10 +24,11 @@ def read_unflattened(model: nn.Module) -> None:
     for block in model.modules():
         if is_mixture(block):
             shapes: list[tuple[int, ...]] = [()]
+            flat: set[nn.Module] = set()  # that were given [B·S, D]
             block.register_forward_pre_hook(_remembering(shapes), with_kwargs=True)
             for shared in _shared(block):
-                shared.register_forward_pre_hook(_unflattening(shapes))
-                shared.register_forward_hook(_flattening)
+                shared.register_forward_pre_hook(_unflattening(shapes, flat))
+                shared.register_forward_hook(_flattening(flat))
 
 
 def _shared(block: nn.Module) -> Iterator[nn.Module]:
@@ -44,13 +45,21 @@ def _remembering(shapes: list[tuple[int, ...]]) -> Any:
     return hook
 
 
-def _unflattening(shapes: list[tuple[int, ...]]) -> Any:
+def _unflattening(shapes: list[tuple[int, ...]], flat: set[nn.Module]) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
-        module.was_flat = bool(args) and args[0].dim() == 2 and len(shapes[0]) == 3
-        return (args[0].view(shapes[0]), *args[1:]) if module.was_flat else None
+        if args[0].dim() == len(shapes[0]):
+            return None
+        flat.add(module)
+        return (args[0].view(shapes[0]), *args[1:])
 
     return hook
 
 
-def _flattening(module: nn.Module, args: Any, output: Tensor) -> Any:
-    return output.flatten(0, -2) if module.was_flat else None
+def _flattening(flat: set[nn.Module]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Any:
+        if module not in flat:
+            return None
+        flat.remove(module)
+        return output.flatten(0, -2)
+
+    return hook
