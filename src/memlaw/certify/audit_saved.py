@@ -34,7 +34,7 @@ def audit_as_saved(
     """
     with tempfile.TemporaryDirectory(prefix="memlaw-") as name:
         folder = Path(name)
-        save_adapter(adapter, folder, base_path=base.path, base_sha256=base.sha256)
+        save_adapter(adapter, folder, base_path=base.name, base_sha256=base.sha256)
         with loaded_adapter(folder, base.model) as model:
             return audit_examples(
                 model,

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
+from memlaw.cli.dispatch import DONE
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, warn
+from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat
 
 GROUPS = {
     "prompt": ("system", "prompt_format", "template_args"),
-    "model": ("model",),
+    "model": ("model", "tokenizer"),
     "run": ("max_tokens",),
 }
 
@@ -32,6 +33,8 @@ class AskArguments:
             recited on).
         system: a system message before the prompt.
         model: the base model (default: the adapter's own).
+        tokenizer: folder or hub id of the tokenizer (default: the adapter folder's own, else the
+            base model's).
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
         template_args: arguments of the chat template, as enable_thinking=false (default: the
             run's).
@@ -43,9 +46,17 @@ class AskArguments:
     prompt: Annotated[Positional[str | None], arg(metavar="[PROMPT]")] = None
     system: str | None = None
     model: str | None = None
+    tokenizer: str | None = None
     prompt_format: PromptFormat = "auto"
     template_args: tuple[str, ...] | None = None
     max_tokens: int | None = None
+
+
+class _Notices(Observer):
+    """Sentences on standard error, and no progress: standard output is the answer's alone."""
+
+    def notice(self, text: str) -> None:
+        warn(text)
 
 
 def run(args: list[str]) -> int:
@@ -56,7 +67,7 @@ def run(args: list[str]) -> int:
 
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")
-    answer = ask(adapter, _messages(prompt) or prompt, **settings)
+    answer = ask(adapter, _messages(prompt) or prompt, **settings, observer=_Notices())
     sys.stdout.write(answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
@@ -73,7 +84,7 @@ def run(args: list[str]) -> int:
         )
     if not answer.finished:
         warn("cut off before the model ended its turn; raise --max-tokens.")
-    return DONE if answer.finished else NOT_CERTIFIED
+    return DONE
 
 
 def _messages(prompt: str | None) -> list[Any] | None:

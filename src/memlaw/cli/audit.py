@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
-    "model": ("adapter", "model", "device"),
+    "model": ("adapter", "model", "tokenizer", "device"),
     "measurement": ("certificate", "specificity", "near", "decode", "end", "threshold"),
     "run": ("tokens", "json", "config"),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from tyro.conf import Suppress
 
-from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
+from memlaw.cli.dispatch import DONE, INTERRUPTED, UNFORESEEN
 from memlaw.cli.parse import parse, split_lists
 from memlaw.cli.probe import GROUPS as PROBE_GROUPS
 from memlaw.cli.probe import ProbeArguments, probed
@@ -63,7 +63,7 @@ def run(args: list[str]) -> int:
         print_json(found.to_json())
     else:
         show_comparison(found, given.out)
-    return NOT_CERTIFIED if found.n_failed else DONE
+    return UNFORESEEN if found.n_failed else DONE
 
 
 def show_comparison(found: ObjectivesResult, out: Path) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import shlex
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 from memlaw.core.errors import MemlawError
 
-DONE, NOT_CERTIFIED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+DONE, NOT_CERTIFIED, BAD_REQUEST, UNFORESEEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 # The commands: a module each, and how each is used: what stands behind its name, and what it does.
 COMMANDS = {
@@ -41,8 +45,8 @@ DATA is JSONL, JSON, CSV, TSV, Parquet or Arrow with the fields prompt and compl
 messages, or others that are understood (docs/data.md); a folder that datasets wrote; or
 a plain text file, which is one long record.
 
-exit status: 0 certified, or done; 1 not certified, more damage than allowed, or a cell
-failed; 2 bad request; 130 interrupted
+exit status: 0 certified, or done; 1 not certified, or more damage than allowed; 2 bad
+request; 3 an unforeseen fault, or a probe's cell failed; 130 interrupted
 'memlaw COMMAND --help' explains a command; 'memlaw --version' prints the version.
 """
 _USAGE_WIDTH = 22
@@ -71,6 +75,30 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except Exception as error:
+        print(f"memlaw: {_unforeseen(args, error)}", file=sys.stderr)
+        return UNFORESEEN
+
+
+def _unforeseen(args: list[str], error: Exception) -> str:
+    """One line on an error that nobody foresaw; all that is known of it goes into a file."""
+    from memlaw import __version__
+
+    first = (str(error).strip() or "no message").splitlines()[0]
+    said = f"{type(error).__name__}: {first[:200].rstrip('.')}."
+    try:
+        handle, name = tempfile.mkstemp(prefix="memlaw-error-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"memlaw {__version__}, Python {sys.version}, {platform.platform()}\n")
+            file.write(f"{shlex.join(['memlaw', *args])}\n\n")
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        traceback.print_exception(error)
+        name = "the traceback above"
+    return (
+        f"{said} This is a fault of memlaw's own. Please report it to its maintainers, with {name} "
+        "(look into it first: it may hold words of yours) and what 'memlaw --version' prints."
+    )
 
 
 def _dispatch(args: list[str]) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
+from memlaw.cli.dispatch import BAD_REQUEST, DONE
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import BARS, plain_table, print_json, stdout_console, warn
 
@@ -58,7 +58,7 @@ def run(args: list[str]) -> int:
         print_json([fit.to_json() for fit in fits])
     else:
         show_fit(fits)
-    return DONE if any(fit.law is not None for fit in fits) else NOT_CERTIFIED
+    return DONE if any(fit.law is not None for fit in fits) else BAD_REQUEST
 
 
 def show_fit(fits: Sequence[StoreFit]) -> None:

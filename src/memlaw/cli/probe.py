@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
+from memlaw.cli.dispatch import DONE, INTERRUPTED, UNFORESEEN
 from memlaw.cli.grid import delta_nll, grid_table, share_over
 from memlaw.cli.parse import parse, part_of, split_lists
 from memlaw.cli.terminal import duration, print_json, quiet_libraries, stdout_console
@@ -66,7 +66,7 @@ def run(args: list[str]) -> int:
         print_json(result.cells)
     else:
         show_probe(result, given.out)
-    return NOT_CERTIFIED if result.n_failed else DONE
+    return UNFORESEEN if result.n_failed else DONE
 
 
 def probed(given: ProbeArguments, run: Callable[[ProbeConfig, dict[str, Any]], Any]) -> Any:

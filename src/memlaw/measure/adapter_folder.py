@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import AdapterError, CertificateError
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, read_json
-from memlaw.model.formats import adapter_base
+from memlaw.model.formats import adapter_base, adapter_config_file
 from memlaw.settings.choices import EMBEDDED
 
 
@@ -42,11 +43,37 @@ class AdapterFolder:
 
     @property
     def base_model(self) -> str | None:
-        """What names the base model that the adapter was trained on; None: not on record."""
+        """What names the base model that the adapter was trained on; None without a folder.
+
+        Of a run the first place that is here: where it was, the GGUF file that it was unpacked
+        from, or what was asked for. Its hash tells whether it still is that model.
+
+        Raises:
+            AdapterError: the adapter's settings name none.
+        """
+        if self.path is None:
+            return None
         if self.run:
             base = self.run["base"]
-            return EMBEDDED if base["spec"] == EMBEDDED else str(base["path"])
-        return None if self.path is None else adapter_base(self.path).path
+            places = [base["path"], base.get("source"), base["spec"]]
+            if base["spec"] == EMBEDDED:
+                return EMBEDDED
+            here = [p for p in places if p is not None and Path(p).expanduser().exists()]
+            return str((here or places)[0])
+        named = adapter_base(self.path).path
+        if not (isinstance(named, str) and named):
+            raise AdapterError(
+                f"{self.base_is_named_by} names no base model ({json.dumps(named)}). Name the one "
+                "that the adapter was trained on with --model."
+            )
+        return named
+
+    @property
+    def base_is_named_by(self) -> Path | None:
+        """The file that names the base model; None without a folder."""
+        if self.path is None:
+            return None
+        return self.path / RUN_FILE if self.run else adapter_config_file(self.path)
 
     @property
     def base_sha256(self) -> str | None:

@@ -16,6 +16,7 @@ from memlaw.data.record import Message, Prompt, Record, text_of
 from memlaw.data.rendering import MARK, refusals
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.session import Session
+from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import with_settings
 
@@ -28,6 +29,7 @@ def ask(
     *,
     system: str | None = None,
     model: str | None = None,
+    tokenizer: str | None = None,
     prompt_format: PromptFormat = "auto",
     template_args: Mapping[str, Any] | Sequence[str] | None = None,
     max_tokens: int | None = None,
@@ -40,6 +42,8 @@ def ask(
         prompt: the prompt: a text, or chat messages; None: the one that a plain text is recited on.
         system: a system message that stands before it; None: none.
         model: the base model; None: the adapter's own.
+        tokenizer: folder or hub id of the tokenizer; None: the adapter folder's own, else the base
+            model's.
         prompt_format, template_args: as of `AuditConfig`.
         max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
             folder's certificate has, or 512 without a certificate.
@@ -51,7 +55,9 @@ def ask(
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
     config = with_settings(
-        AuditConfig(adapter=Path(adapter), model=model, prompt_format=prompt_format),
+        AuditConfig(
+            adapter=Path(adapter), model=model, tokenizer=tokenizer, prompt_format=prompt_format
+        ),
         {} if template_args is None else {"template_args": template_args},
     )
     session = Session(config, observer or Observer())
@@ -60,12 +66,13 @@ def ask(
     limited = max_tokens is not None
     if max_tokens is None:
         max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
-    tokenizer, format = session.base.tokenizer, session.prompt_format
+    words, format = session.base.tokenizer, session.prompt_format
     session.settle([Record(prompt=asked, completion=MARK, id="the prompt")])
-    end = end_of_turn_id(tokenizer, format)
+    end = end_of_turn_id(words, format)
     with refusals("the prompt"):
-        prompt_ids = encode_prompt(tokenizer, asked, format)
+        prompt_ids = encode_prompt(words, asked, format)
     with session.model() as adapted:
+        require_rows(adapted, words, [prompt_ids])
         (ids,) = greedy_decode(
             adapted,
             [prompt_ids],
@@ -73,7 +80,7 @@ def ask(
             max_tokens=[max_tokens],
         )
     finished = bool(ids) and ids[-1] == end
-    text = decoded_text(tokenizer, ids[:-1] if finished else ids)
+    text = decoded_text(words, ids[:-1] if finished else ids)
     certified = session.folder.record_hashes() if finished or not limited else None
     return Answer(
         text=text,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.criterion import Criterion
-from memlaw.core.errors import AdapterError, ConfigError
+from memlaw.core.errors import AdapterError, ConfigError, ModelError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
 from memlaw.data.bad_rows import BadRows
@@ -26,6 +26,8 @@ from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
+from memlaw.model.tokenizer import with_tokenizer
+from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.choices import EMBEDDED, DType
 from memlaw.settings.given import settled
@@ -107,13 +109,23 @@ class Session:
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
-        self.base: BaseModel = load_model(
-            config.model or self.folder.base_model or default_model or EMBEDDED,
-            dtype=dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            notice=observer.notice,
-        )
+        named = None if config.model else self.folder.base_model
+        try:
+            base: BaseModel = load_model(
+                config.model or named or default_model or EMBEDDED,
+                dtype=dtype,
+                device=config.device,
+                trust_remote_code=config.trust_remote_code,
+                notice=observer.notice,
+            )
+        except ModelError as error:
+            if named is None:
+                raise
+            raise AdapterError(
+                f"{self.folder.base_is_named_by} names the base model {named!r}, which can't be "
+                f"loaded here: {error} Or name the base model with --model."
+            ) from error
+        self.base = with_tokenizer(base, config.tokenizer, config.adapter, observer.notice)
         format = config.prompt_format
         self.prompt_format = resolve_prompt_format(
             self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")
@@ -256,6 +268,8 @@ class Session:
             )
         tokenizer, examples = self.base.tokenizer, self.examples(data)
         with self.model() as adapted:
+            inputs = (e.prompt_ids + e.target_ids for e in examples)
+            require_rows(adapted, tokenizer, inputs)
             return audit_examples(
                 adapted,
                 tokenizer,

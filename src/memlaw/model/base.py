@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memlaw.core.errors import ModelError
+from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
 from memlaw.model.locate import locate
 from memlaw.settings.choices import EMBEDDED, DType
@@ -37,6 +38,20 @@ class BaseModel:
     path: str
     sha256: str
     tokenizer_sha256: str
+
+    @property
+    def source(self) -> str | None:
+        """The GGUF file that it was unpacked from, as a whole path; None for other models."""
+        path = Path(self.spec).expanduser()
+        return str(path.resolve()) if path.suffix.lower() == ".gguf" else None
+
+    @property
+    def name(self) -> str:
+        """What plain Transformers loads it by, as it was asked for where that can be loaded.
+
+        A hub id or a folder as given; else the folder that it was unpacked into.
+        """
+        return self.path if self.spec == EMBEDDED or self.source else self.spec
 
     @property
     def dtype(self) -> str:
@@ -100,6 +115,7 @@ def load_model(
         )
     model.requires_grad_(False)
     model.eval()
+    read_unflattened(model)
     return BaseModel(
         model=model.to(_device(device)),
         tokenizer=tokenizer,

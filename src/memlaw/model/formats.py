@@ -21,10 +21,9 @@ from memlaw.core.errors import AdapterError
 from memlaw.core.files import file_sha256, read_json, write_json, write_tensors
 from memlaw.model.adapter import Adapter
 from memlaw.model.invocation import Invocation
+from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS, peft_loaded
 from memlaw.model.sites import Site
 
-_PEFT_CONFIG = "adapter_config.json"
-_PEFT_WEIGHTS = "adapter_model.safetensors"
 _MEMLAW_CONFIG = "memlaw_adapter.json"
 _MEMLAW_WEIGHTS = "memlaw_adapter.safetensors"
 
@@ -92,13 +91,20 @@ def loaded_adapter(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
     """
     format = _format_of(folder)
     if format is None:
-        known = " nor ".join(f.config_file for f in FORMATS)
-        raise AdapterError(
-            f"{folder} holds no adapter: neither {known}. Name the folder that 'memlaw write -o' "
-            "or PEFT's save_pretrained wrote."
-        )
+        raise AdapterError(_no_adapter(folder))
     with format.loaded(folder, model) as adapted:
         yield adapted
+
+
+def _no_adapter(folder: Path) -> str:
+    known = " nor ".join(f.config_file for f in FORMATS)
+    said = f"{folder} holds no adapter: neither {known}. "
+    within = sorted({p.parent for f in FORMATS for p in folder.glob(f"*/{f.config_file}")})
+    if within:
+        return f"{said}Name one of the adapters in it: {', '.join(map(str, within[:5]))}."
+    if (folder / "config.json").is_file():
+        return f"{said}It is a whole model; name it with --model."
+    return f"{said}Name the folder that 'memlaw write -o' or PEFT's save_pretrained wrote."
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -124,6 +130,18 @@ def adapter_base(folder: Path) -> NamedBase:
         return NamedBase(path=None, sha256=None)
     mend = "Fetch or make it again."
     return format.base(read_json(folder / format.config_file, AdapterError, mend))
+
+
+def adapter_config_file(folder: Path) -> Path:
+    """The file that holds a saved adapter's settings.
+
+    Raises:
+        AdapterError: no adapter there.
+    """
+    format = _format_of(folder)
+    if format is None:
+        raise AdapterError(_no_adapter(folder))
+    return folder / format.config_file
 
 
 def _format_of(folder: Path) -> AdapterFormat | None:
@@ -152,32 +170,18 @@ def _save_peft(adapter: Adapter, folder: Path, base: NamedBase) -> None:
     for site, a, b in zip(adapter.sites, adapter.a, adapter.b, strict=True):
         weights[f"base_model.model.{site.module}.lora_A.weight"] = a.detach().T.contiguous()
         weights[f"base_model.model.{site.module}.lora_B.weight"] = b.detach().T.contiguous()
-    write_tensors(folder / _PEFT_WEIGHTS, weights)
-    write_json(folder / _PEFT_CONFIG, content)
+    write_tensors(folder / PEFT_WEIGHTS, weights)
+    write_json(folder / PEFT_CONFIG, content)
 
 
 @contextmanager
 def _loaded_peft(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
-    if not (folder / _PEFT_WEIGHTS).is_file():
-        raise AdapterError(
-            f"{folder} has no {_PEFT_WEIGHTS}. Pickled weights (adapter_model.bin) are never "
-            "loaded; save the adapter again with PEFT's save_pretrained."
-        )
-    from peft import PeftModel
-
     ids = invocation_ids(folder)
-    try:
-        wrapped = PeftModel.from_pretrained(model, str(folder))
-    except Exception as error:  # PEFT lets through whatever a malformed folder leads to
-        raise AdapterError(
-            f"{folder} can't be loaded onto this base model: {str(error)[:300]}"
-        ) from error
-    wrapped.eval()
-    try:
-        with _activated(folder, wrapped.get_base_model(), ids) as adapted:
-            yield adapted
-    finally:
-        wrapped.unload()
+    with (
+        peft_loaded(folder, model) as wrapped,
+        _activated(folder, wrapped.get_base_model(), ids) as adapted,
+    ):
+        yield adapted
 
 
 def invocation_ids(folder: Path) -> tuple[int, ...]:
@@ -186,15 +190,15 @@ def invocation_ids(folder: Path) -> tuple[int, ...]:
     Raises:
         AdapterError: the adapter's settings can't be read, or name no token ids.
     """
-    if not (folder / _PEFT_CONFIG).is_file():
+    if not (folder / PEFT_CONFIG).is_file():
         return ()
-    config = read_json(folder / _PEFT_CONFIG, AdapterError, "Fetch or make it again.")
+    config = read_json(folder / PEFT_CONFIG, AdapterError, "Fetch or make it again.")
     ids = config.get("alora_invocation_tokens")
     if ids is None:
         return ()
     if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
         raise AdapterError(
-            f"{folder / _PEFT_CONFIG}: alora_invocation_tokens is {ids!r:.60}. It must be a list "
+            f"{folder / PEFT_CONFIG}: alora_invocation_tokens is {ids!r:.60}. It must be a list "
             "of token ids, at least one, or null. Fetch the adapter again."
         )
     return tuple(ids)
@@ -261,11 +265,17 @@ def _loaded_memlaw(folder: Path, model: nn.Module) -> AbstractContextManager[nn.
         sites = tuple(Site(**site) for site in config["sites"])
         weights = load_file(folder / _MEMLAW_WEIGHTS)
         adapter = Adapter(sites, rank=config["rank"], seed=0)
+        parts = {
+            f"{site.module}.{letter}": part
+            for letter, factors in (("A", adapter.a), ("B", adapter.b))
+            for site, part in zip(sites, factors, strict=True)
+        }
+        if {n: p.shape for n, p in parts.items()} != {n: w.shape for n, w in weights.items()}:
+            raise ValueError("its weights are not those that its settings name")
         with torch.no_grad():
-            for site, a, b in zip(sites, adapter.a, adapter.b, strict=True):
-                model.get_submodule(site.module)
-                a.copy_(weights[f"{site.module}.A"])
-                b.copy_(weights[f"{site.module}.B"])
+            for name, part in parts.items():
+                model.get_submodule(name.rpartition(".")[0])
+                part.copy_(weights[name])
     except Exception as error:
         raise AdapterError(
             f"{folder}: unreadable adapter, or not for this model: {error}"
@@ -281,8 +291,8 @@ def _memlaw_base(config: dict[str, Any]) -> NamedBase:
 # The first that fits is the one an adapter is saved in.
 FORMATS = (
     AdapterFormat(
-        config_file=_PEFT_CONFIG,
-        weights_file=_PEFT_WEIGHTS,
+        config_file=PEFT_CONFIG,
+        weights_file=PEFT_WEIGHTS,
         fits=lambda adapter: adapter.is_peft,
         save=_save_peft,
         loaded=_loaded_peft,

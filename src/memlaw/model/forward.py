@@ -6,6 +6,7 @@ the batch (flattened, record after record), V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,24 @@ class _KnownBody(torch.nn.Module):
         self.hidden = hidden
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+        return _known_states()(last_hidden_state=self.hidden)
 
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+    @property
+    def decoder(self) -> _KnownBody:
+        """Some models call their body's decoder; its output is the body's."""
+        return self
+
+
+@functools.cache
+def _known_states() -> type:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class KnownStates(BaseModelOutput):
+        """Final hidden states; whatever else a body may return (router logits, …) is None."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return None
+
+    return KnownStates

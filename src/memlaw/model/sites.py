@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from memlaw.core.errors import AdapterError, ConfigError
+from memlaw.model.experts import is_mixture
 from memlaw.settings.choices import Layers
 
 # What different architectures call one module. A name that a model itself uses needs no entry.
@@ -103,7 +104,19 @@ def resolve_sites(model: nn.Module, placement: str, layers: Layers) -> tuple[Sit
 
 
 def _find(block: dict[str, nn.Module], placement: str) -> list[str]:
-    linears = [name for name, module in block.items() if _linear_shape(module) is not None]
+    # What only chooses among experts isn't adapted.
+    routers = [
+        f"{name}.{child}"
+        for name, module in block.items()
+        if is_mixture(module)
+        for child, part in module.named_children()
+        if isinstance(part, nn.Linear)
+    ]
+    linears = [
+        name
+        for name, module in block.items()
+        if _linear_shape(module) is not None and name not in routers
+    ]
     if placement == "mlp":
         found = [name for name in _MLP_BLOCKS if name in block]
     elif placement == "attn":

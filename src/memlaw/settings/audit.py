@@ -19,6 +19,8 @@ class AuditConfig:
     Attributes:
         adapter: folder that memlaw write or PEFT wrote (default: none, audit the base model).
         model: base model (default: the adapter's own, else the embedded one).
+        tokenizer: folder or hub id of the tokenizer (default: the adapter folder's own, else the
+            base model's).
         dtype: dtype to compute in; auto is the one that the adapter was certified in, else what
             plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
@@ -51,6 +53,7 @@ class AuditConfig:
 
     adapter: Path | None = None
     model: str | None = None
+    tokenizer: str | None = None
     dtype: DType = "auto"
     device: str = "auto"
     batch_size: int = 64

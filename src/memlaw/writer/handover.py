@@ -39,13 +39,13 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     """
     out, base, adapter = run.out, run.base, run.learner.adapter
     out.mkdir(parents=True, exist_ok=True)
-    save_adapter(adapter, out, base_path=base.path, base_sha256=base.sha256)
+    save_adapter(adapter, out, base_path=base.name, base_sha256=base.sha256)
     certificate = make_certificate(
         found.audit,
         found.harms,
         device=base.model.device.type,
         prompt_format=run.prompt_format,
-        base_model=base.path,
+        base_model=base.name,
         base_sha256=base.sha256,
         tokenizer_sha256=base.tokenizer_sha256,
         adapter_sha256=adapter_sha256(out),
@@ -105,7 +105,12 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "not_specific_because": list(certificate.not_specific_because),
         "stopped_because": result.stopped_because,
         "config": asdict(run.config),
-        "base": {"spec": base.spec, "path": base.path, "sha256": base.sha256},
+        "base": {
+            "spec": base.spec,
+            "path": base.path,
+            "source": base.source,
+            "sha256": base.sha256,
+        },
         "tokenizer_sha256": base.tokenizer_sha256,
         "prompt_format": run.prompt_format,
         "rendering": run.settled.to_json(),

@@ -28,6 +28,7 @@ from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.generation import generation_notice
 from memlaw.model.sites import resolve_sites
+from memlaw.model.vocabulary import require_rows, require_sayable
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
@@ -101,6 +102,8 @@ class Run:
             records, tokenizer, format=self.prompt_format, max_tokens=context, bad=bad
         )
         bad.settle(len(self.examples), skip=config.skip_bad, notice=observer.notice)
+        require_rows(base.model, tokenizer, (e.prompt_ids + e.target_ids for e in self.examples))
+        require_sayable(base.model, tokenizer, self.examples, config.threshold + config.margin)
         if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
             observer.notice(said)
         retained = windows(

@@ -1,0 +1,71 @@
+"""The tokenizer that an adapter was trained with, where its folder has one of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import ModelError
+from memlaw.model.base import BaseModel
+from memlaw.model.hashes import tokenizer_sha256
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_TEMPLATE_FILE = "chat_template.jinja"
+
+
+def with_tokenizer(
+    base: BaseModel, asked: str | None, folder: Path | None, notice: Callable[[str], None]
+) -> BaseModel:
+    """The base model with the tokenizer that was asked for, else the adapter folder's own.
+
+    Args:
+        base: a loaded base model, with its own tokenizer.
+        asked: folder or hub id of a tokenizer; None: none was asked for.
+        folder: an adapter's; None: there is none.
+        notice: is told of a tokenizer in the folder that differs from the base model's.
+
+    Raises:
+        ModelError: the tokenizer can't be read.
+    """
+    if asked is not None:
+        return _exchanged(base, _read(asked))
+    if folder is None:
+        return base
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        own = _exchanged(base, _read(str(folder)))
+    elif (folder / _TEMPLATE_FILE).is_file():
+        words = _read(base.path) if Path(base.path).is_dir() else base.tokenizer
+        words.chat_template = (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
+        own = _exchanged(base, words)
+    else:
+        return base
+    if own.tokenizer_sha256 == base.tokenizer_sha256:
+        return base
+    templates = [getattr(b.tokenizer, "chat_template", None) for b in (own, base)]
+    others = " and its chat template" if templates[0] != templates[1] and templates[0] else ""
+    notice(
+        f"The tokenizer in {folder}{others}, not the base model's, is used: they differ. "
+        "--tokenizer names another."
+    )
+    return own
+
+
+def _read(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raise whatever a malformed file leads to
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer of {name} can't be loaded ({first[:200]}). Name a folder that holds "
+            "a tokenizer, or a hub id, with --tokenizer."
+        ) from error
+
+
+def _exchanged(base: BaseModel, tokenizer: Any) -> BaseModel:
+    return dataclasses.replace(
+        base, tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256(tokenizer)
+    )
