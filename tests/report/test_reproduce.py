@@ -32,6 +32,8 @@ CHANGED = {
     "delimiter": ";",
     "skip_bad": True,
     "prompt_format": "plain",
+    "prompt_rendering": "generation",
+    "template_args": ("enable_thinking=false", "now='a b'"),
     "recite_prompt": "--- go on $HOME",
     "damage_text": "b.txt",
     "audit_batch_size": 3,

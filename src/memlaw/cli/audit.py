@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
     "model": ("adapter", "model", "tokenizer", "device"),
-    "measurement": ("certificate", "specificity", "near", "decode", "end", "threshold"),
+    "measurement": ("certificate", "specificity", "near", "decode", "end"),
     "run": ("tokens", "json", "config"),
 }
 

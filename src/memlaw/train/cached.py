@@ -134,7 +134,9 @@ class CachedEngine:
             while len(at) and sites:
                 row = next(rows)
                 here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
-                self.base.add(row, final[here], [reads[site.module][0, here] for site in sites])
+                self.base.add(
+                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in sites]
+                )
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""

@@ -130,9 +130,10 @@ class PlainEngine:
             batch = collate([self.examples[row] for row in rows], self.device)
             with torch.no_grad(), site_reads(self.model, sites) as seen:
                 hidden = self._run(batch)
+            reads = [seen[site.module].reshape(*hidden.shape[:2], -1) for site in sites]
             for n, row in enumerate(rows):
                 at = batch.keep[n]
-                base.add(row, hidden[n, at], [seen[site.module][n, at] for site in sites])
+                base.add(row, hidden[n, at], [read[n, at] for read in reads])
         return base
 
     def _run(self, batch: Batch) -> Tensor:

@@ -95,11 +95,12 @@ def probing(
     probes: list[Tensor] = []
 
     def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        reads.append(inputs[0][at].detach())
-        probe = torch.zeros_like(output[at], dtype=torch.float32, requires_grad=True)
+        here = at.reshape(output.shape[:-1])  # some layers read [B * S, D]
+        reads.append(inputs[0][here].detach())
+        probe = torch.zeros_like(output[here], dtype=torch.float32, requires_grad=True)
         probes.append(probe)
         probed = output.clone()
-        probed[at] = (output[at].float() + probe).to(output.dtype)
+        probed[here] = (output[here].float() + probe).to(output.dtype)
         return probed
 
     hooks = [model.get_submodule(name).register_forward_hook(hook) for name in modules]

@@ -112,7 +112,8 @@ def record_inputs(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                 )
                 for kept, out in zip(found, read, strict=True):
-                    out.append(kept.pop()[batch.attention_mask.bool()])
+                    x = kept.pop()  # some layers read [B * S, D]
+                    out.append(x.flatten(0, -2)[batch.attention_mask.bool().flatten()])
     finally:
         for hook in hooks:
             hook.remove()
@@ -192,7 +193,7 @@ def _general(
 
     def probe(index: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen[index] = inputs[0].detach().float().flatten(0, 1)
+            seen[index] = inputs[0].detach().float().flatten(0, -2)
             probes[index] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
             return (output.float() + probes[index]).to(output.dtype)
 
@@ -215,7 +216,7 @@ def _general(
             logits.backward(score)
             for i in range(len(sites)):
                 inputs[i].append(seen[i])
-                gradients[i].append(probes[i].grad.flatten(0, 1))  # type: ignore[union-attr]
+                gradients[i].append(probes[i].grad.flatten(0, -2))  # type: ignore[union-attr]
     finally:
         for hook in hooks:
             hook.remove()
