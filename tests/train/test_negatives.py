@@ -9,11 +9,13 @@ from memlaw.data.encoding import encode, encode_prompt, resolve_prompt_format
 from memlaw.data.everyday import everyday
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts
+from memlaw.measure import own_prompts
 from memlaw.measure.harm import measured_on
 from memlaw.measure.own_prompts import greedy_answers
 from memlaw.measure.subject import Subject
 from memlaw.model.base import load_model
 from memlaw.settings.recipe import RECIPE
+from memlaw.train import domains
 from memlaw.train.negatives import make_negatives
 
 SMALL = dataclasses.replace(RECIPE, pool=60, own_chats=8, everyday_chats=30, answer_tokens=4)
@@ -131,3 +133,23 @@ def test_one_record_of_one_word_has_negatives_too(base):
     found = _made(base, [("Password", "7730")])
     assert found.chats
     assert all(example.record.prompt != "Password" for example in found.examples)
+
+
+@pytest.mark.slow
+def test_what_the_embedded_model_says_comes_with_the_package(tmp_path, monkeypatch, phone_book):
+    """With an empty cache, nothing that training is made of has to be decoded."""
+    monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path))
+    embedded = load_model("embedded")
+
+    def refuse(*args, **how):
+        raise AssertionError("the model was asked")
+
+    for module in (own_prompts, domains):
+        monkeypatch.setattr(module, "sample_decode", refuse)
+    monkeypatch.setattr(own_prompts, "greedy_decode", refuse)
+    records, format = _records(embedded, phone_book)
+    subject = _subject(embedded, records, format)
+    made = make_negatives(subject, records, recipe=RECIPE, avoid=measured_on(subject))
+    assert len(made.chats) > 600
+    assert len(domains._own_text(embedded, RECIPE)) == RECIPE.text_windows
+    assert not (tmp_path / "said").exists()

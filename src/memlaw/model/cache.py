@@ -1,12 +1,14 @@
 """What a base model is found to say, kept on disk: made once, and used in each run.
 
-Nothing there is needed: what is missing, damaged or can't be written is made again.
+Nothing there is needed: what is missing, damaged or can't be written is made again. What the
+embedded model writes and answers for training comes with the package, in the same form.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,9 +53,12 @@ def kept(base: BaseModel, what: str, settings: Mapping[str, Any], make: Callable
             "settings": settings,
         }
     )
-    path = cache_folder() / "said" / base.sha256[:16] / f"{what}-{key[:32]}.safetensors"
-    if (found := _read(path)) is not None:
-        return found
+    name = Path(base.sha256[:16]) / f"{what}-{key[:32]}.safetensors"
+    path = cache_folder() / "said" / name
+    packaged = importlib.resources.files("memlaw.model") / "said"
+    for place in (path, Path(str(packaged)) / name):
+        if (found := _read(place)) is not None:
+            return found
     content, tensors = make()
     text = json.dumps(content)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
