@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from memlaw.data.record import Example
@@ -166,13 +166,15 @@ def joint_samples(
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
         batches.append((ids, mask))
-    found = _general(model, sites, batches, seed)
     seen = [mask.bool() & (torch.arange(mask.shape[1]) >= first) for _, mask in batches]
-    chosen = torch.cat([part.flatten() for part in seen]).nonzero()[:, 0]
+    is_seen = torch.cat([part.flatten() for part in seen])
+    chosen = is_seen.nonzero()[:, 0]
     if len(chosen) > most:
         generator = torch.Generator().manual_seed(seed)
-        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most].sort().values]
-    reads, writes = zip(*[(x[chosen], g[chosen]) for x, g in found], strict=True)
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most]]
+        is_seen = torch.zeros_like(is_seen).index_fill_(0, chosen, True)
+    kept = list(is_seen.split([mask.numel() for _, mask in batches]))
+    reads, writes = zip(*_general(model, sites, batches, seed, kept), strict=True)
     return list(reads), list(writes)
 
 
@@ -181,10 +183,12 @@ def _general(
     sites: Sequence[Site],
     batches: Sequence[tuple[Tensor, Tensor | None]],
     seed: int,
+    kept: Sequence[Bool[Tensor, "_"]] = (),
 ) -> list[tuple[Tensor, Tensor]]:
     """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text.
 
-    A batch is token ids [B, S], and a mask [B, S] of the real ones, or None if all are.
+    A batch is token ids [B, S], and a mask [B, S] of the real ones, or None if all are. Of each
+    one's positions [B * S] only those are kept that `kept` says, if it says anything.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -206,7 +210,7 @@ def _general(
     inputs: list[list[Tensor]] = [[] for _ in sites]
     gradients: list[list[Tensor]] = [[] for _ in sites]
     try:
-        for ids, mask in batches:
+        for n, (ids, mask) in enumerate(batches):
             how = {} if mask is None else {"attention_mask": mask.to(device)}
             logits = model(input_ids=ids.to(device), use_cache=False, **how).logits.flatten(0, 1)
             u = torch.rand(len(logits), generator=generator).to(device)
@@ -215,8 +219,10 @@ def _general(
                 score[~mask.bool().flatten().to(device)] = 0
             logits.backward(score)
             for i in range(len(sites)):
-                inputs[i].append(seen[i])
-                gradients[i].append(probes[i].grad.flatten(0, -2))  # type: ignore[union-attr]
+                gradient = probes[i].grad.flatten(0, -2)  # type: ignore[union-attr]
+                rows = kept[n].to(device) if kept else slice(None)
+                inputs[i].append(seen[i][rows])
+                gradients[i].append(gradient[rows])
     finally:
         for hook in hooks:
             hook.remove()
