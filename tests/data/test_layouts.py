@@ -1,9 +1,12 @@
 """What a row's fields are taken for, and what is said of it."""
 
+import json
+
 import pytest
 
 from memlaw.core.errors import DataError
 from memlaw.data.reading import read_records
+from memlaw.data.record import GIVEN
 
 ROWS = [{"prompt": "Ann:", "completion": "017"}, {"prompt": "Zoë:", "completion": "2 3"}]
 CHAT = [{"role": "user", "content": "Ann?"}, {"role": "assistant", "content": "017"}]
@@ -120,3 +123,28 @@ def test_texts_can_not_share_one_prompt():
     assert _pairs(records) == [("Go on.", "One.")]
     with pytest.raises(DataError, match=r"2 rows hold 'text' and no prompt: record:1, record:2"):
         read_records([{"text": "One."}, {"text": "Two."}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Ann?", "completion": "017"},
+        {"query": "Ann?", "target": "017"},
+        {
+            "messages": [
+                {"role": "user", "content": "Ann?"},
+                {"role": "assistant", "content": "017"},
+            ]
+        },
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_are_kept_and_no_notice_says_otherwise(row, as_text):
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    said = []
+    (record,) = read_records(
+        [{**row, "tools": json.dumps(tools) if as_text else tools}], notice=said.append
+    )
+    assert record.prompt[0][GIVEN] == {"tools": tools}
+    assert record.prompt[0]["content"] == "Ann?"
+    assert not any("tools" in text for text in said)

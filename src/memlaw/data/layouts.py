@@ -40,7 +40,7 @@ class Layout:
 _USUAL = {"prompt", "completion"}
 _CHATS = {"messages", "conversations", "conversation"}
 # Fields that usually belong to what the model is told.
-_TOLD = {"system", "system_prompt", "instruction", "input", "context", "history", "tools"}
+_TOLD = {"system", "system_prompt", "instruction", "input", "context", "history"}
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -180,7 +180,7 @@ def _refuse_tools(row: Fields) -> None:
 
 
 LAYOUTS = (
-    Layout(fields=("messages",), also=("tools", "documents"), take=_of_messages),
+    Layout(fields=("messages",), take=_of_messages),
     pair("prompt", "completion"),
     _conversation("conversations"),
     _conversation("conversation"),

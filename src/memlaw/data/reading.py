@@ -10,7 +10,7 @@ from typing import Any
 from memlaw.core.errors import DataError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import distinct, shortened
-from memlaw.data.layouts import Layout, layout_of, left_out, pair
+from memlaw.data.layouts import Layout, is_filled, layout_of, left_out, pair
 from memlaw.data.messages import answer_of, checked_chat, checked_text
 from memlaw.data.objects import object_rows
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
@@ -148,7 +148,7 @@ def _to_record(row: Mapping[str, Any], where: str, layout: Layout, recite_prompt
     prompt, completion = taken.get("prompt", recite_prompt), taken["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return _from_messages([*prompt, *completion], where, row)
-    if isinstance(prompt, str) and isinstance(row.get("tools"), list) and row["tools"]:
+    if isinstance(prompt, str) and is_filled(row.get("tools")):
         asked = {"role": "user", "content": prompt}
         said = {"role": "assistant", "content": completion}
         return _from_messages([asked, said], where, row)
