@@ -25,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from against_trl import ROOT, git_state, machine
 
 import memlaw
@@ -145,7 +146,7 @@ def run_folder(name: str, folder: Path, data: Path, n: int, model: str) -> None:
 def save(name: str, row: dict[str, Any]) -> None:
     """Write a result, with the machine and the code's state."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    content = row | {"machine": machine(), "git": git_state()}
+    content = row | {"machine": machine(torch.get_num_threads()), "git": git_state()}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(line(row))
 
