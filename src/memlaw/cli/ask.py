@@ -79,8 +79,9 @@ def run(args: list[str]) -> int:
         )
     if answer.on_record is False:
         warn(
-            "no record of this folder has this prompt with this answer. A record's prompt is the "
-            "whole of it: its system message (--system), its turns (a JSON list of messages)."
+            "no record of this folder has this prompt with this answer. If one was asked for: a "
+            "record's prompt is the whole of it, with its system message (--system) and its turns "
+            "(a JSON list of messages)."
         )
     if not answer.finished:
         warn("cut off before the model ended its turn; raise --max-tokens.")

@@ -24,14 +24,14 @@ def bytes_of(path: Path) -> bytes:
     Raises:
         DataError: it can't be read or unpacked.
     """
-    import pyarrow as pa
-
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
     for start, packing, _ in _PACKED:
         if raw.startswith(start):
+            import pyarrow as pa
+
             try:
                 return pa.CompressedInputStream(pa.BufferReader(raw), packing).read()
             except (pa.ArrowException, OSError) as error:

@@ -19,9 +19,9 @@ class Recipe:
       drawn likewise; and a quadratic form that stands for all near misses at once.
 
     What is audited and saved is the running mean of the weights. When nearly all records pass, a
-    gate parts near misses from them. The first time that all records
-    pass, `push` begins to rise, and training goes on for a while: what passes under a higher
-    `push` changes less elsewhere.
+    gate parts near misses from them. The first time that all records pass, `push` begins to rise,
+    and training goes on for a while: what passes under a higher `push` changes less elsewhere. When
+    it is over, the gate is solved anew.
 
     Attributes:
         depths: where the adapters sit, as shares of the number of decoder layers.

@@ -219,8 +219,8 @@ def _harm(
         `factor`: L, lower triangular, [D_in, D_in]; `pull`: p [D_in].
     """
     adapter = learner.adapter
-    at_later = torch.zeros(later.shape[1], later.shape[1], device=later.device)
-    harm, before = at_later, _column(adapter, sites, column)
+    harm = torch.zeros(later.shape[1], later.shape[1], device=later.device)
+    cross: Tensor | None = None  # of the last term
     for term in learner.retention.terms:
         of_site = {site: n for n, site in enumerate(term.sites)}
         if not all(site in of_site for site in sites):
@@ -229,12 +229,14 @@ def _harm(
         g = torch.stack([term.writes[of_site[s]] @ v for s, v in zip(sites, b, strict=True)], dim=1)
         widths = [term.reads[of_site[site]].shape[1] for site in sites]
         cross = _spread(g.T @ g, widths)
-        harm = harm + term.weight * (x.T @ x) * cross
-        at_later = later.T @ later / max(1, len(later)) * cross
-    pull = _pull(learner, sites, column, b) - at_later @ before
-    harm = harm + at_later
-    if not harm.any():  # no retention: all directions cost the same
+        harm += term.weight * (x.T @ x) * cross
+    pull = _pull(learner, sites, column, b)
+    if cross is None:  # no retention: all directions cost the same
         harm = torch.eye(len(harm), device=later.device)
+    elif len(later):
+        at_later = later.T @ later / len(later) * cross
+        harm += at_later
+        pull = pull - at_later @ _column(adapter, sites, column)
     harm.diagonal().add_(1e-3 * harm.diagonal().mean())
     return {"factor": torch.linalg.cholesky(harm.cpu()).to(harm.device), "pull": pull}
 
