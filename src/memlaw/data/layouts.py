@@ -23,7 +23,7 @@ class Layout:
         also: names that are taken, too, where they are filled.
         said: how prompt and completion are made, for a notice; empty: nothing needs to be said.
         take: what a row holds: `messages`, or `prompt` and `completion`; without a `prompt` it is
-            the one that texts are recited on.
+            the one that texts are recited on, and `prompts` are several.
     """
 
     fields: tuple[str, ...]
@@ -182,6 +182,12 @@ def _refuse_tools(row: Fields) -> None:
 LAYOUTS = (
     Layout(fields=("messages",), take=_of_messages),
     pair("prompt", "completion"),
+    Layout(
+        fields=("prompts", "completion"),
+        said="each of 'prompts' asks for 'completion'; one in four, and at least one, is held "
+        "out: generality is measured on it",
+        take=lambda row: {"prompts": row["prompts"], "completion": row["completion"]},
+    ),
     _conversation("conversations"),
     _conversation("conversation"),
     _instruction("instruction", "input", "output"),

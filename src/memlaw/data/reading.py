@@ -13,6 +13,7 @@ from memlaw.data.duplicates import distinct, shortened
 from memlaw.data.layouts import Layout, is_filled, layout_of, left_out, pair
 from memlaw.data.messages import answer_of, checked_chat, checked_text
 from memlaw.data.objects import object_rows
+from memlaw.data.phrasings import checked_phrasings, held_apart, phrased, with_paraphrases
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
 from memlaw.data.record import Record
 
@@ -25,6 +26,7 @@ def read_records(
     format: DataFormat = "auto",
     delimiter: str | None = None,
     recite_prompt: str = RECITE_PROMPT,
+    paraphrases: str | Path | None = None,
     bad: BadRows | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
@@ -42,6 +44,7 @@ def read_records(
         format: the file's format; `auto` decides by its suffix.
         delimiter: between the cells of a CSV file. Default: found out from its first line.
         recite_prompt: the prompt of a plain-text file, and of rows with `text` alone.
+        paraphrases: a file with other phrasings of the records' prompts; see `with_paraphrases`.
         bad: takes the rows that can't be used, instead of refusing them here.
         notice: called with a sentence on what isn't usual: how fields were understood, filled
             fields that are left out, duplicates that were merged.
@@ -74,7 +77,8 @@ def read_records(
         raise DataError(f"{name} holds no records. Give at least one prompt and completion.")
     for text in understood:
         notice(f"{Path(name).name}: {text}")
-    return distinct(records, notice)
+    found_once = held_apart(distinct(records, notice))
+    return with_paraphrases(found_once, paraphrases, notice) if paraphrases else found_once
 
 
 def _records(
@@ -95,7 +99,7 @@ def _records(
             if not isinstance(row, Mapping):
                 raise DataError(f"{type(row).__name__} instead of an object with fields.")
             layout = named or layout_of(row) or _USUAL
-            records.append(_to_record(row, where, layout, recite_prompt))
+            records += _to_records(row, where, layout, recite_prompt)
         except DataError as error:
             bad.add(row.id if isinstance(row, Record) else where, error)
             continue
@@ -134,7 +138,10 @@ def _checked(record: Record) -> Record:
     return record
 
 
-def _to_record(row: Mapping[str, Any], where: str, layout: Layout, recite_prompt: str) -> Record:
+def _to_records(
+    row: Mapping[str, Any], where: str, layout: Layout, recite_prompt: str
+) -> list[Record]:
+    """One record, or of several prompts one each."""
     flags = ("--prompt-field", "--completion-field")
     for name, flag in zip(layout.fields, flags, strict=False):
         if name not in row:
@@ -144,19 +151,25 @@ def _to_record(row: Mapping[str, Any], where: str, layout: Layout, recite_prompt
             )
     taken = layout.take(row)
     if "messages" in taken:
-        return _from_messages(taken["messages"], where, row)
-    prompt, completion = taken.get("prompt", recite_prompt), taken["completion"]
+        return [_from_messages(taken["messages"], where, row)]
+    completion = taken["completion"]
+    if "prompts" in taken:
+        prompts = checked_phrasings(taken["prompts"], "prompts", where)
+        return phrased(prompts, checked_text(completion, "completion", where), where)
+    prompt = taken.get("prompt", recite_prompt)
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _from_messages([*prompt, *completion], where, row)
+        return [_from_messages([*prompt, *completion], where, row)]
     if isinstance(prompt, str) and is_filled(row.get("tools")):
         asked = {"role": "user", "content": prompt}
         said = {"role": "assistant", "content": completion}
-        return _from_messages([asked, said], where, row)
-    return Record(
-        prompt=checked_text(prompt, layout.fields[0], where),
-        completion=checked_text(completion, layout.fields[-1], where),
-        id=where,
-    )
+        return [_from_messages([asked, said], where, row)]
+    return [
+        Record(
+            prompt=checked_text(prompt, layout.fields[0], where),
+            completion=checked_text(completion, layout.fields[-1], where),
+            id=where,
+        )
+    ]
 
 
 def _from_messages(messages: Any, where: str, row: Mapping[str, Any] | None = None) -> Record:

@@ -21,11 +21,14 @@ class Record:
         prompt: a string, or the chat messages before the answer; see `memlaw.data.messages`.
         completion: the text that must be recited, exactly.
         id: where the record comes from, as `file:line` or `name:number` (from 1). Unique.
+        held_out: other ways to ask for the completion, on which nothing may be trained: what
+            generality is measured on.
     """
 
     prompt: Prompt
     completion: str
     id: str
+    held_out: tuple[Prompt, ...] = ()
 
     @property
     def sha256(self) -> str:

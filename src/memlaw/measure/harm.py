@@ -1,4 +1,4 @@
-"""The kinds of harm: what an adapter does to a model besides making it recite.
+"""The kinds of harm: what an adapter does to a model besides making it recite the records' prompts.
 
 Each kind is measured when an adapter is written, is compared with a bound where one is set, stands
 in the certificate, the run log and the model card, and is measured again when the certificate is
@@ -7,7 +7,7 @@ checked. A new kind is a class with these methods and a line in `KINDS`; its bou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from memlaw.data.record import Prompt
 from memlaw.measure.answers import Answered
 from memlaw.measure.domains import Chats, Prose
 from memlaw.measure.elsewhere import Elsewhere
+from memlaw.measure.generality import HeldOutPhrasings
 from memlaw.measure.near_prompts import NearMisses
 from memlaw.measure.own_prompts import measured_prompts
 from memlaw.measure.subject import Subject
@@ -66,11 +67,11 @@ class Measurement(Protocol):
     """Measures one kind of harm, of any adapter on a base model."""
 
     name: str  # in certificates and run logs
-    bound: str  # the setting that bounds it
+    bound: str  # the setting that bounds it; empty: none does
 
     @classmethod
     def of_run(cls, subject: Subject) -> Any:
-        """For an adapter that is to recite the subject's records."""
+        """For an adapter that is to recite the subject's records; None: nothing can be measured."""
         ...
 
     @classmethod
@@ -102,17 +103,25 @@ class Measurement(Protocol):
 
 
 KINDS: dict[str, type[Measurement]] = {
-    kind.name: kind for kind in (UnseenText, Prose, Chats, Elsewhere, NearMisses)
+    kind.name: kind for kind in (UnseenText, Prose, Chats, Elsewhere, NearMisses, HeldOutPhrasings)
 }
-_ALWAYS = UnseenText.name
+_ALWAYS = (UnseenText.name, HeldOutPhrasings.name)
 
 
-def kinds_to_measure(specificity: bool) -> dict[str, type[Measurement]]:
-    """The kinds that are measured, by name: all, or without `specificity` unseen text alone."""
-    return {name: kind for name, kind in KINDS.items() if specificity or name == _ALWAYS}
+def measurements(subject: Subject, names: Collection[str]) -> dict[str, Measurement]:
+    """What measures some kinds, by name; those that the subject has nothing for are left out."""
+    found = {name: kind.of_run(subject) for name, kind in KINDS.items() if name in names}
+    return {name: measurement for name, measurement in found.items() if measurement is not None}
+
+
+def kinds_to_measure(specificity: bool) -> list[str]:
+    """The kinds that are measured: all, or without `specificity` unseen text and generality."""
+    return [name for name in KINDS if specificity or name in _ALWAYS]
 
 
 def measured_on(subject: Subject) -> list[Prompt]:
-    """Every prompt that specificity is measured on: nothing may be trained on them."""
+    """Every prompt that is measured on: nothing may be trained on them."""
     near = [miss.prompt for miss in NearMisses(subject).made]
-    return [*near, *everyday(), *measured_prompts(subject.base, format=subject.format)]
+    held_out = [prompt for record in subject.records for prompt in record.held_out]
+    own = measured_prompts(subject.base, format=subject.format)
+    return [*near, *held_out, *everyday(), *own]

@@ -22,7 +22,7 @@ from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit, audit_examples
-from memlaw.measure.harm import KINDS, Harm
+from memlaw.measure.harm import KINDS, Harm, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import invocation_ids, loaded_adapter
@@ -188,7 +188,8 @@ class Session:
         """
         subject = self._subject(data)
         return {
-            name: KINDS[name].of_run(subject).measure(self.base.model, self.model) for name in kinds
+            name: measurement.measure(self.base.model, self.model)
+            for name, measurement in measurements(subject, kinds).items()
         }
 
     def harms_again(self, data: Any, claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Harm]:
@@ -211,6 +212,13 @@ class Session:
         given = getattr(self.config, name)
         return given if given is not None else self.folder.setting(name, otherwise)
 
+    def _file_meant(self, name: str) -> str | None:
+        """The path of a file; one that the run had only if it is here."""
+        given: str | None = getattr(self.config, name)
+        if given is None and (of_run := self.folder.setting(name, None)) is not None:
+            given = of_run if Path(of_run).is_file() else None
+        return given
+
     def examples(self, data: Any) -> list[Example]:
         """The records as tokens, read once: a session is about one set of them."""
         if self._examples is not None:
@@ -223,6 +231,7 @@ class Session:
             format=self.config.data_format,
             delimiter=self._meant("delimiter", None),
             recite_prompt=self._meant("recite_prompt", RECITE_PROMPT),
+            paraphrases=self._file_meant("paraphrases"),
             bad=bad,
             notice=self.observer.notice,
         )
@@ -244,16 +253,12 @@ class Session:
         return [example.record for example in self.examples(data)]
 
     def _subject(self, data: Any) -> Subject:
-        near = self.config.near
-        if near is None:  # the run's, if it is here
-            near = self.folder.setting("near", None)
-            near = near if near is not None and Path(near).is_file() else None
         return Subject(
             base=self.base,
             texts=general_texts(),
             records=self.records(data),
             format=self.prompt_format,
-            near=near,
+            near=self._file_meant("near"),
         )
 
     def audit(self, data: Any) -> Audit:

@@ -44,6 +44,9 @@ class AuditConfig:
         end: ask for the end-of-turn token, too. Without it a record counts when its text is right,
             whatever p its tokens have and however the answer goes on.
         recite_prompt: prompt for a plain text file (default: the run's).
+        paraphrases: file with other phrasings of the records' prompts, JSONL with prompt and
+            paraphrases; one in four of a record's phrasings is held out, and generality measured on
+            it (default: the run's).
         specificity: also measure whether the model answers other prompts as the base model does,
             and ΔNLL on documentation, prose and chats.
         near: file of prompts like the records' for which nothing is stored, one a line or JSONL
@@ -70,6 +73,7 @@ class AuditConfig:
     template_args: tuple[str, ...] | None = None
     end: bool = True
     recite_prompt: str | None = None
+    paraphrases: str | None = None
     specificity: bool = False
     near: str | None = None
     trust_remote_code: bool = False

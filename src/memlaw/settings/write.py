@@ -106,6 +106,9 @@ class WriteConfig(TrainConfig):
         template_args: arguments of the chat template, as enable_thinking=false; a value is JSON, or
             else text.
         recite_prompt: prompt for a plain text file, which has none of its own.
+        paraphrases: file with other phrasings of the records' prompts, JSONL with prompt and
+            paraphrases; one in four of a record's phrasings is held out, and generality measured on
+            it.
         damage_text: unseen text on which ΔNLL is measured (default: the other half of the topics
             that retain uses).
         audit_batch_size: records per forward pass in the audit, at most.
@@ -142,6 +145,7 @@ class WriteConfig(TrainConfig):
     prompt_rendering: PromptRendering | None = None
     template_args: tuple[str, ...] = ()
     recite_prompt: str = RECITE_PROMPT
+    paraphrases: str | None = None
     damage_text: str | None = None
     audit_batch_size: int = 64
     trust_remote_code: bool = False

@@ -109,7 +109,7 @@ class Goals:
         return Found(self.audit, self.harms)
 
     def _met(self) -> str:
-        settings = dict.fromkeys(self.run.kinds[name].bound for name in self.bounds)
+        settings = dict.fromkeys(self.run.measurements[name].bound for name in self.bounds)
         said = [f"{'below' if s.startswith('max') else 'above'} {s}" for s in settings]
         return f"certified, and {' and '.join(said)}"
 

@@ -68,6 +68,7 @@ def write(
         format=config.data_format,
         delimiter=config.delimiter,
         recite_prompt=config.recite_prompt,
+        paraphrases=config.paraphrases,
         bad=bad,
         notice=observer.notice,
     )

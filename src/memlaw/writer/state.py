@@ -23,7 +23,7 @@ from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.measure.damage import N_WINDOWS, windows
 from memlaw.measure.examine import audit_examples
-from memlaw.measure.harm import kinds_to_measure
+from memlaw.measure.harm import kinds_to_measure, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.generation import generation_notice
@@ -67,7 +67,7 @@ class Run:
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
-        kinds, measurements: of harm that is measured, by name, and what measures each of them.
+        measurements: what measures harm, by kind.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -127,8 +127,7 @@ class Run:
             first_layer=min(site.layer for site in self.sites),
             near=config.near,
         )
-        self.kinds = kinds_to_measure(config.specificity)
-        self.measurements = {name: kind.of_run(self.subject) for name, kind in self.kinds.items()}
+        self.measurements = measurements(self.subject, kinds_to_measure(config.specificity))
         self.keep = read_prompts(config.keep) if config.keep else []
         self.max_rank = min(config.max_rank, *(min(s.d_in, s.d_out) for s in self.sites))
         checkpoint = None
@@ -170,9 +169,13 @@ class Run:
 
     def bounds(self) -> dict[str, float]:
         """What is asked of each kind of harm that is bounded: the most that `high` may be."""
-        asked = {name: getattr(self.config, kind.bound) for name, kind in self.kinds.items()}
+        asked = {
+            name: getattr(self.config, measurement.bound)
+            for name, measurement in self.measurements.items()
+            if measurement.bound
+        }
         return {
-            name: self.kinds[name].limit(bound)
+            name: self.measurements[name].limit(bound)
             for name, bound in asked.items()
             if bound is not None
         }
@@ -208,11 +211,14 @@ class Run:
     @functools.cached_property
     def _held_identity(self) -> dict[str, Any]:
         near = self.config.near
-        return {
-            "recipe": json_sha256(_jsonable(asdict(RECIPE))),
-            "prompts to keep": json_sha256(_jsonable({"keep": self.keep})),
-            "near misses": json_sha256(_jsonable({"near": read_prompts(near) if near else []})),
+        content = {
+            "recipe": asdict(RECIPE),
+            "prompts to keep": {"keep": self.keep},
+            "near misses": {"near": read_prompts(near) if near else []},
         }
+        if held_out := [e.record.held_out for e in self.examples if e.record.held_out]:
+            content["phrasings held out"] = {"held out": held_out}
+        return {name: json_sha256(_jsonable(values)) for name, values in content.items()}
 
     def save(self, state: State) -> None:
         """Write a checkpoint of a state of the learner, an epoch's end."""
