@@ -112,7 +112,7 @@ def test_a_renewed_gate_brings_back_what_steps_have_worn_off(ready):
     limits = (gate._log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-gate._MARGIN)
 
     def over():
-        z = gate._odds_now(engine, learner.adapter, near, first)
+        z = gate._look(engine, learner.adapter, [1], near, first).z
         return float((z - limits).clamp(min=0).mean())
 
     parted, column = over(), learner.holding.gate
@@ -136,3 +136,16 @@ def test_the_log_odds_are_those_of_the_first_tokens():
     (z,) = gate._odds_of(logits, [1, 3])
     p = logits.softmax(dim=1)[0]
     assert float(z) == pytest.approx(float(((p[1] + p[3]) / (p[0] + p[2])).log()), rel=1e-5)
+
+
+def test_a_look_at_some_gradients_sees_all_prompts(ready):
+    """z and what is read are every prompt's own; the gradient is the mean of those looked at."""
+    engine, learner = ready.engine, ready.learner()
+    rows = learner.holding.rows[: learner.holding.n_near]
+    exact = gate._look(engine, learner.adapter, [1], rows, [3])
+    some = gate._look(engine, learner.adapter, [1], rows, [3], n_slopes=len(rows) // 3)
+    assert torch.equal(some.z, exact.z)
+    assert torch.equal(some.reads, exact.reads)
+    (all_of_them,), (found,) = exact.gradients, some.gradients
+    assert found.shape == all_of_them.shape
+    torch.testing.assert_close(found[0], all_of_them[::3].mean(dim=0))

@@ -14,7 +14,7 @@ Shapes: N prompts, D_in widths of the gate's sites together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32
@@ -32,8 +32,8 @@ _MARGIN = 2.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
-_FAR = 3.0  # log-odds below its limit, at which a near miss needn't be looked at
-_ROUNDS = 2  # z is linear but nearly
+_SLOPES = 256  # near misses whose gradients are looked at; the others are taken to have the mean
+_ROUNDS = 2  # z is linear but nearly; while training goes on, one will do
 _ITERATIONS = 200
 _TINY = 1e-12
 
@@ -80,7 +80,7 @@ def put_gate(engine: Engine, learner: Learner) -> None:
     assert holding is not None
     learner.grow(learner.adapter.rank + 1)
     holding.gate = learner.adapter.rank - 1
-    _part(engine, learner)
+    _part(engine, learner, rounds=1)
     holding.begin_mean(learner.adapter)
 
 
@@ -93,7 +93,8 @@ def renew_gate(engine: Engine, learner: Learner) -> None:
     assert holding is not None
     assert holding.gate is not None
     columns = [learner.adapter.b[i][holding.gate].detach() for i in _gate_sites(learner.adapter)]
-    _part(engine, learner, [b / b.norm().clamp(min=_TINY) for b in columns])
+    b = [column / column.norm().clamp(min=_TINY) for column in columns]
+    _part(engine, learner, b, rounds=_ROUNDS)
 
 
 def _gate_sites(adapter: Adapter) -> list[int]:
@@ -101,12 +102,13 @@ def _gate_sites(adapter: Adapter) -> list[int]:
     return [i for i, s in enumerate(adapter.sites) if s.layer > lowest][-_MOST_SITES:]
 
 
-def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None) -> None:
+def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None, *, rounds: int) -> None:
     """Solve the gate and install it, round after round.
 
     Args:
         engine, learner: as for `put_gate`.
         b: output directions of length 1 at its sites; default: those that move z most.
+        rounds: how often; the later ones go by what the first has made of z.
     """
     holding, adapter = learner.holding, learner.adapter
     assert holding is not None
@@ -116,15 +118,9 @@ def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None) -> No
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None
-    for _ in range(_ROUNDS):
-        z = _odds_now(engine, adapter, near, first)
-        close = (z > limits - _FAR).nonzero()[:, 0]
-        if not len(close):
-            return
-        at_records, at_near = (
-            _look(engine, adapter, sites, rows, first)
-            for rows in (records, [near[i] for i in close.tolist()])
-        )
+    for _ in range(rounds):
+        at_records = _look(engine, adapter, sites, records, first)
+        at_near = _look(engine, adapter, sites, near, first, n_slopes=_SLOPES)
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
@@ -133,7 +129,7 @@ def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None) -> No
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
         now = _column(adapter, sites, holding.gate)
-        a = _solve(at_records, at_near, now, problem, limits=limits[close], n_near=len(near))
+        a = _solve(at_records, at_near, now, problem, limits=limits)
         _install(adapter, sites, holding.gate, a, problem.b)
 
 
@@ -144,17 +140,6 @@ def _log_odds(engine: Engine, hidden: Tensor, first: list[int]) -> Float32[Tenso
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def _odds_now(
-    engine: Engine, adapter: Adapter, rows: Sequence[int], first: list[int]
-) -> Float32[Tensor, "N"]:
-    """z of near misses: each has one target token."""
-    plain = adapter.folded()
-    parts = [list(rows[start : start + _AT_ONCE]) for start in range(0, len(rows), _AT_ONCE)]
-    hidden = [engine.hidden([Job(plain, part)])[0] for part in parts]
-    return _log_odds(engine, torch.cat(hidden), first)
-
-
 def _odds_of(logits: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
     logits = logits.float()
     rest = logits.clone()
@@ -163,8 +148,28 @@ def _odds_of(logits: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
 
 
 def _look(
+    engine: Engine,
+    adapter: Adapter,
+    sites: Sequence[int],
+    rows: Sequence[int],
+    first: list[int],
+    n_slopes: int | None = None,
+) -> _Look:
+    """Look at prompts; where `n_slopes` says so, at the gradients of about so many of them."""
+    every = 1 if n_slopes is None else max(1, len(rows) // n_slopes)
+    some = _seen(engine, adapter, sites, rows[::every], first)
+    if every == 1:
+        return some
+    with torch.no_grad():
+        found = _seen(engine, adapter, sites, rows, first)
+    means = [g.mean(dim=0, keepdim=True).expand(len(rows), -1) for g in some.gradients]
+    return replace(found, gradients=means)
+
+
+def _seen(
     engine: Engine, adapter: Adapter, sites: Sequence[int], rows: Sequence[int], first: list[int]
 ) -> _Look:
+    """Look at prompts, one and all; without gradients, where none are computed."""
     plain = adapter.folded().requires_grad_(False)
     modules = [adapter.sites[i].module for i in sites]
     z, reads, later = [], [], []
@@ -175,7 +180,6 @@ def _look(
         starts = (lengths.cumsum(0) - lengths).to(adapter.a[0].device)
         hidden, seen, probes = engine.probed(Job(plain, part), modules)
         odds = _odds_of(logits_of(engine.model, hidden[starts]), first)
-        odds.sum().backward()
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[starts] = True
         x = torch.cat(
@@ -188,12 +192,14 @@ def _look(
         z.append(odds.detach())
         reads.append(x[starts])
         later.append(x[~is_first])
-        for found, probe in zip(gradients, probes, strict=True):
-            found.append(torch.cat([p.grad for p in probe])[starts])  # type: ignore[misc]
+        if odds.requires_grad:
+            odds.sum().backward()
+            for found, probe in zip(gradients, probes, strict=True):
+                found.append(torch.cat([p.grad for p in probe])[starts])  # type: ignore[misc]
     return _Look(
         z=torch.cat(z),
         reads=torch.cat(reads),
-        gradients=[torch.cat(parts) for parts in gradients],
+        gradients=[torch.cat(parts) for parts in gradients if parts],
         later=torch.cat(later),
     )
 
@@ -273,7 +279,6 @@ def _solve(
     problem: _Problem,
     *,
     limits: Float32[Tensor, "M"],
-    n_near: int,
 ) -> Float32[Tensor, "D_in"]:
     """The input directions, one after the other, by L-BFGS in coordinates in which harm is round.
 
@@ -282,7 +287,6 @@ def _solve(
         a: the gate that is there.
         problem: what is asked of it.
         limits: log-odds that each near miss may have.
-        n_near: how many there are, with those that are far from it.
     """
     b, factor = problem.b, problem.factor
 
@@ -309,7 +313,7 @@ def _solve(
         over = (z_others + others @ c - limits).relu()
         total: Tensor = (
             _RECORD_WEIGHT * missing.square().mean()
-            + over.square().sum() / n_near
+            + over.square().mean()
             + _HARM_WEIGHT * (0.5 * c.square().sum() + pull @ c)
         )
         total.backward()

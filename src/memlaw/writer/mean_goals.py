@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from memlaw.core.observer import EpochStats
-from memlaw.measure.examine import audit_examples
+from memlaw.train.engine import Job
 from memlaw.train.gate import can_gate, put_gate, renew_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
@@ -115,22 +117,21 @@ class MeanGoals(Goals):
         if self._share_passed(renewed) == 1:
             holding.kept = renewed
 
+    @torch.no_grad()
     def _share_passed(self, weights: Weights) -> float:
-        """The share of the records that other weights recite, teacher-forced."""
-        run, config = self.run, self.run.config
+        """The share of the records whose tokens are over the line with other weights.
+
+        As training sees it, in the engine: the audit of what is saved comes when it is over.
+        """
+        run = self.run
         self._show(weights)
-        with run.learner.adapter.folded().attached(run.base.model) as model:
-            audit = audit_examples(
-                model,
-                run.base.tokenizer,
-                run.examples,
-                threshold=config.threshold,
-                margin=run.learner.seen.line_p - config.threshold,
-                batch_size=config.audit_batch_size,
-                decode="none",
-            )
+        plain = run.learner.adapter.folded()
+        rows = run.learner.rows.tolist()
+        nll = run.trainer.engine.forward([Job(plain, rows, dense=False)]).nll
         self._hide()
-        return sum(record.passed for record in audit.records) / len(audit.records)
+        over = (-nll).exp() >= run.learner.seen.line_p
+        parts = over.split([len(run.examples[row].target_ids) for row in rows])
+        return sum(bool(part.all()) for part in parts) / len(parts)
 
     def _finish(self) -> str:
         """Look at what was kept as a user will; returns why training is over, if it is."""
