@@ -62,6 +62,20 @@ def test_the_certificate_says_it_and_the_audit_finds_it_again(written, llama, ca
     assert "1 of 2 held-out phrasings recited (certificate: 1 of 2)" in capsys.readouterr().out
 
 
+def test_the_report_shows_it(written, tmp_path):
+    out, result, _ = written
+    assert run(["report", str(out), "-o", str(tmp_path / "tables"), "--format", "md"]) == 0
+    tables = {
+        path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "tables").glob("*")
+    }
+    assert "| held-out phrasings: recited | 1 of 2 | 50.0% |" in tables["generality.md"]
+    assert result.harms["generality"].missed[0].after in tables["missed.md"]
+    assert run(["report", str(out), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "held-out phrasings: recited" in page
+    assert "Harm: generality" not in page
+
+
 def test_a_certificate_that_claims_more_does_not_hold(written, capsys):
     out, result, data = written
     path = out / "certificate.json"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from memlaw.core.intervals import share_interval
 from memlaw.report.run_view import RunView, damage_of, other_harms
 from memlaw.report.tables import Table, shortened, signed
 
-KNOWN = ("prose", "chats", "elsewhere", "near_misses")  # kinds of harm that have tables here
+KNOWN = (
+    "prose",
+    "chats",
+    "elsewhere",
+    "near_misses",
+    "generality",
+)  # kinds of harm that have tables here
 _SHOWN = 8
 _EXCERPT = 160
 _NEAR = {
@@ -41,6 +48,26 @@ def changes_tables(view: RunView) -> list[Table]:
         ),
     ]
     return [table for table in found if table is not None]
+
+
+def generality_tables(view: RunView) -> list[Table]:
+    """What came when records were asked for in words that training never saw; none: not asked."""
+    harm = other_harms(view).get("generality")
+    if harm is None:
+        return []
+    counted = Table(
+        name="generality",
+        title="Asked in other words",
+        head=("asked", "found", "share", "95 % from", "to"),
+        rows=[_counted("held-out phrasings: recited", harm["recited"], harm["n"])],
+    )
+    missed = _answers(
+        view, "generality", "missed", "Asked in other words, and not recited", "what it is"
+    )
+    return [
+        counted,
+        *([replace(missed, head=("prompt", "stored", "answer", ""))] if missed else []),
+    ]
 
 
 def changes_text(view: RunView) -> str:

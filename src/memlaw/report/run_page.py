@@ -6,7 +6,13 @@ import json
 from typing import Any
 
 from memlaw.report import embed, tables
-from memlaw.report.changes import KNOWN, changes_tables, changes_text, damage_by_domain
+from memlaw.report.changes import (
+    KNOWN,
+    changes_tables,
+    changes_text,
+    damage_by_domain,
+    generality_tables,
+)
 from memlaw.report.recall_data import recall_data
 from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
@@ -41,6 +47,7 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
         "damage_text": _damage_text(view),
         "suffered": tables.suffered(view),
         "changes": changes_tables(view),
+        "generality": generality_tables(view),
         "changes_text": changes_text(view) if changes_tables(view) else "",
         "harms": [
             tables.harm_table(name, harm)
