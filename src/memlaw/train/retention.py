@@ -55,13 +55,15 @@ class Term:
         )
 
     def part(self, index: int, n: int) -> Term:
-        """Of every n-th position, the one that part `index` begins with; as if these were all."""
+        """Of every n-th position, the one that part `index` begins with; as if these were all.
 
-        def dealt(rows: Sequence[Tensor]) -> list[Tensor]:
-            return [(x[index::n] * (len(x) / len(x[index::n])) ** 0.5).contiguous() for x in rows]
-
-        few = min(len(x) for x in (*self.reads, *self.writes)) < n
-        return self if few else replace(self, reads=dealt(self.reads), writes=dealt(self.writes))
+        Nothing is copied.
+        """
+        if min(len(x) for x in (*self.reads, *self.writes)) < n:
+            return self
+        reads, writes = ([x[index::n] for x in all] for all in (self.reads, self.writes))
+        share = len(reads[0]) / len(self.reads[0]) * len(writes[0]) / len(self.writes[0])
+        return replace(self, reads=reads, writes=writes, weight=self.weight / share)
 
 
 def separate_terms(statistics: Sequence[Statistics]) -> list[Term]:
