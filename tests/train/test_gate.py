@@ -140,7 +140,8 @@ def test_the_log_odds_are_those_of_the_first_tokens():
 
 def test_a_look_at_some_gradients_sees_all_prompts(ready):
     """z and what is read are every prompt's own; the gradient is the mean of those looked at."""
-    engine, learner = ready.engine, ready.learner()
+    engine = ready.engine(CachedEngine)
+    learner = ready.learner(engine)
     rows = learner.holding.rows[: learner.holding.n_near]
     exact = gate._look(engine, learner.adapter, [1], rows, [3])
     some = gate._look(engine, learner.adapter, [1], rows, [3], n_slopes=len(rows) // 3)
