@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import Certificate, make_certificate
+from memlaw.core.commitment import kept_key
 from memlaw.core.errors import ConfigError
 from memlaw.core.files import CERTIFICATE_FILE, write_json
 from memlaw.core.observer import Observer
@@ -56,6 +57,7 @@ def certify_adapter(
     certificate = make_certificate(
         found,
         harms,
+        key=kept_key(Path(adapter)),
         device=base.model.device.type,
         prompt_format=session.prompt_format,
         base_model=base.name,
