@@ -154,6 +154,17 @@ class Session:
             notice=(lambda text: None) if known else self.observer.notice,
         )
 
+    def known_rendering(self) -> dict[str, Any]:
+        """How prompts are rendered here, as another session takes it; once records were read."""
+        if self.settled is None:
+            return {}
+        rendering = self.settled.rendering
+        return {
+            "prompt_rendering": rendering.way,
+            "template_args": dict(rendering.arguments),
+            "clock": rendering.clock,
+        }
+
     def require_own_base(self) -> None:
         """Raise AdapterError if the adapter is known to be made for another base model."""
         trained_on = self.folder.base_sha256
