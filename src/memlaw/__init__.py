@@ -4,7 +4,8 @@ The names below are loaded when they are first used, so that `import memlaw` cos
 packages beneath stand in the order in which data go through them; each says what it takes, what it
 gives, and what it may import:
 
-    core, settings, data, law, model, measure, train, certify, writer and probe, report, cli
+    core, settings, data, law, model, measure, train, certify,
+    writer, probe, integrations and export, report, cli
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ moved.install()
 
 if TYPE_CHECKING:
     from memlaw.certify.check import check_certificate
+    from memlaw.certify.folder import certify_adapter
     from memlaw.core.errors import MemlawError
     from memlaw.core.observer import Observer
     from memlaw.data.reading import read_records
@@ -35,6 +37,7 @@ __all__ = [
     "WriteResult",
     "ask",
     "audit",
+    "certify_adapter",
     "check_certificate",
     "read_records",
     "write",
@@ -45,6 +48,7 @@ __getattr__, __dir__ = lazy_exports(
         "core.errors": ["MemlawError"],
         "core.observer": ["Observer"],
         "certify.check": ["check_certificate"],
+        "certify.folder": ["certify_adapter"],
         "data.reading": ["read_records"],
         "data.record": ["Record"],
         "measure.asking": ["ask"],

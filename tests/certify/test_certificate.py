@@ -16,6 +16,7 @@ from memlaw.certify.certificate import (
     records_sha256,
 )
 from memlaw.certify.mismatches import mismatches
+from memlaw.core.commitment import commitment
 from memlaw.core.errors import CertificateError
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
@@ -23,6 +24,7 @@ from memlaw.measure.table import RecordVerdict, TokenTable
 
 _write = functools.partial(memlaw.write, specificity=False)
 
+KEY = bytes(range(32))
 HASHES = {"base_sha256": "b" * 64, "tokenizer_sha256": "t" * 64, "adapter_sha256": "a" * 64}
 DAMAGE = Damage(
     delta_nll_nats=0.1,
@@ -69,6 +71,7 @@ def _certificate(audit):
     return make_certificate(
         audit,
         {"damage": DAMAGE},
+        key=KEY,
         device="cpu",
         prompt_format="chat",
         base_model="some/model",
@@ -76,6 +79,10 @@ def _certificate(audit):
         versions={"memlaw": "0"},
         **HASHES,
     )
+
+
+def _named(name):
+    return commitment(KEY, name * 64)
 
 
 BOTH = _audit(_verdict("1"), _verdict("2"))
@@ -89,10 +96,20 @@ def test_a_certificate_says_what_was_found():
     assert "at least 0.55 " in certificate.statement
     assert certificate.records == (
         CertifiedRecord(
-            id="book:1", sha256="1" * 64, certified=True, recalled=True, min_p=0.75, n_tokens=3
+            id="book:1",
+            commitment=_named("1"),
+            certified=True,
+            recalled=True,
+            min_p=0.75,
+            n_tokens=3,
         ),
         CertifiedRecord(
-            id="book:2", sha256="2" * 64, certified=False, recalled=False, min_p=0.25, n_tokens=3
+            id="book:2",
+            commitment=_named("2"),
+            certified=False,
+            recalled=False,
+            min_p=0.25,
+            n_tokens=3,
         ),
     )
     age = datetime.now(UTC) - datetime.fromisoformat(certificate.created)
@@ -166,7 +183,7 @@ def test_no_text_of_the_records_is_in_the_certificate_or_beside_it(llama, phone_
 
 
 def _found(audit, certificate=None, **hashes):
-    return mismatches(certificate or _certificate(BOTH), audit, {}, **HASHES | hashes)
+    return mismatches(certificate or _certificate(BOTH), audit, {}, key=KEY, **HASHES | hashes)
 
 
 def test_the_same_measurement_matches():
@@ -321,5 +338,5 @@ def test_a_field_that_is_not_there_is_refused(tmp_path, removed):
 def test_another_format_is_refused(tmp_path):
     path = tmp_path / "certificate.json"
     path.write_text(json.dumps(_certificate(BOTH).to_json() | {"format": 99}))
-    with pytest.raises(CertificateError, match="format 99, but this version reads 1"):
+    with pytest.raises(CertificateError, match="format 99, but this version reads 1 and 2"):
         read_certificate(path)

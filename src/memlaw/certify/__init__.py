@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from memlaw.certify.certificate import read_certificate as read_certificate
     from memlaw.certify.check import CertificateCheck as CertificateCheck
     from memlaw.certify.check import check_certificate as check_certificate
+    from memlaw.certify.folder import certify_adapter as certify_adapter
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "certificate": ["Certificate", "make_certificate", "read_certificate"],
+        "folder": ["certify_adapter"],
         "check": ["CertificateCheck", "check_certificate"],
     },
 )

@@ -1,6 +1,7 @@
 """The certificate: what was found to be recalled, of what, by what, under which conditions.
 
-It holds hashes and verdicts, no text of the records. Nothing in it has to be believed:
+It holds hashes and verdicts, no text of the records, and no hash by which a guess of one could be
+tried: records are named by salted commitments. Nothing in it has to be believed:
 `check_certificate` measures every verdict and hash again, and the damage where its text is there.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from memlaw.core.commitment import commitment
 from memlaw.core.errors import CertificateError
 from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.core.files import json_sha256
@@ -21,7 +23,8 @@ from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.specificity import specificity
 
-FORMAT = 1
+FORMAT = 2
+_PLAIN = 1  # its records are named by their bare hashes
 _ALLOWED = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prompt_format": ("chat", "plain"),
@@ -32,14 +35,24 @@ _RENDERING = ("prompt_rendering", "template_args", "clock")
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedRecord:
-    """One record's line: identity (hash of prompt and completion) and verdict."""
+    """One record's line: identity and verdict.
+
+    The identity is a salted commitment to prompt and completion (`memlaw.core.commitment`); in
+    certificates of format 1 their bare hash. One of the two is None.
+    """
 
     id: str
-    sha256: str
+    commitment: str | None = None
+    sha256: str | None = None
     certified: bool
     recalled: bool
     min_p: float
     n_tokens: int
+
+    @property
+    def name(self) -> str:
+        """The identity, whichever of the two."""
+        return self.commitment or self.sha256 or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +69,8 @@ class Certificate:
         batch_size: records a forward pass, at most, when it was measured.
         prompt_format: `chat` (the tokenizer's template) or `plain`.
         base_model: what plain Transformers loads the base model by.
-        base_sha256, tokenizer_sha256, adapter_sha256, records_sha256: hashes.
+        base_sha256, tokenizer_sha256, adapter_sha256: hashes.
+        records_sha256: hash of the records' identities, see `CertifiedRecord`.
         n_parameters: trained numbers in the adapter.
         damage: change on unseen text.
         records: a line a record.
@@ -115,7 +129,16 @@ class Certificate:
             absent.add("end_token_id")
         if self.specific is None:
             absent |= {"specific", "not_specific_because"}
-        return {k: v for k, v in asdict(self).items() if k not in absent}
+        content = {k: v for k, v in asdict(self).items() if k not in absent}
+        content["records"] = [
+            {k: v for k, v in line.items() if v is not None} for line in content["records"]
+        ]
+        return content
+
+    @property
+    def is_salted(self) -> bool:
+        """Records are named by commitments, which only the key's holder can compute again."""
+        return self.format != _PLAIN
 
     def claims(self) -> dict[str, dict[str, Any]]:
         """What it says of each kind of harm."""
@@ -126,6 +149,7 @@ def make_certificate(
     audit: Audit,
     harms: Mapping[str, Harm],
     *,
+    key: bytes,
     device: str,
     prompt_format: str,
     base_model: str,
@@ -141,10 +165,12 @@ def make_certificate(
 ) -> Certificate:
     """Put an audit with all records decoded, and the harm of each kind, into a certificate.
 
+    `key` is that of the records' commitments, see `memlaw.core.commitment`;
     `rendering` is what isn't as usual of how prompts are rendered, by the certificate's fields;
     `end` is id and text of the token that ends an answer.
     """
     n = len(audit.records)
+    names = [commitment(key, r.sha256) for r in audit.records]
     found = {name: harm.to_json() for name, harm in harms.items()}
     verdict = specificity(harms)
     statement = (
@@ -174,7 +200,7 @@ def make_certificate(
         base_sha256=base_sha256,
         tokenizer_sha256=tokenizer_sha256,
         adapter_sha256=adapter_sha256,
-        records_sha256=records_sha256([r.sha256 for r in audit.records]),
+        records_sha256=records_sha256(names),
         n_parameters=n_parameters,
         damage=found.pop("damage"),
         harms=found,
@@ -186,13 +212,13 @@ def make_certificate(
         records=tuple(
             CertifiedRecord(
                 id=r.id,
-                sha256=r.sha256,
+                commitment=name,
                 certified=r.certified,
                 recalled=r.recalled,
                 min_p=round(r.min_p, 6),
                 n_tokens=r.n_tokens,
             )
-            for r in audit.records
+            for name, r in zip(names, audit.records, strict=True)
         ),
         specific=verdict.specific if verdict else None,
         not_specific_because=verdict.reasons if verdict else (),
@@ -214,9 +240,9 @@ def _of_prompts(rendering: Mapping[str, Any]) -> str:
     return said
 
 
-def records_sha256(hashes: Sequence[str]) -> str:
-    """Hash of a set of records, whatever their order."""
-    return json_sha256(sorted(hashes))
+def records_sha256(names: Sequence[str]) -> str:
+    """Hash of a set of records, named by commitments or hashes, whatever their order."""
+    return json_sha256(sorted(names))
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -227,9 +253,9 @@ def read_certificate(path: Path) -> Certificate:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        if content["format"] not in (_PLAIN, FORMAT):
             raise CertificateError(
-                f"{path}: format {content['format']}, but this version reads {FORMAT}."
+                f"{path}: format {content['format']}, but this version reads {_PLAIN} and {FORMAT}."
             )
         lines = tuple(CertifiedRecord(**line) for line in content.pop("records"))
         ids = content.pop("invocation_ids", None)
@@ -246,6 +272,11 @@ def read_certificate(path: Path) -> Certificate:
             raise ValueError("its verdict on specificity is not that of its figures")
         for line in lines:
             _check_types(line)
+            named, other = line.commitment, line.sha256
+            if not certificate.is_salted:
+                named, other = other, named
+            if not isinstance(named, str) or other is not None:
+                raise ValueError(f"{line.id} is not named as format {certificate.format} does it")
         return certificate
     except OSError as error:
         raise CertificateError(f"{path}: can't be read ({error.strerror}).") from error

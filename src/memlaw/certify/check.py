@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import Certificate, read_certificate
-from memlaw.certify.mismatches import mismatches
+from memlaw.certify.mismatches import mismatches, unchecked
+from memlaw.core.commitment import read_key
 from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Observer
 from memlaw.measure.damage import Damage
@@ -31,12 +32,15 @@ class CertificateCheck:
         harms: measured anew, by kind; those whose text isn't here are left out. With `specificity`
             also kinds that the certificate says nothing of.
         mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
+        unchecked: a sentence for each thing that can't be checked here: which records are certified
+            is known to who has the private file beside the certificate.
     """
 
     certificate: Certificate
     audit: Audit = field(repr=False)
     harms: dict[str, Harm]
     mismatches: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
 
     @property
     def damage(self) -> Damage | None:
@@ -46,7 +50,7 @@ class CertificateCheck:
     @property
     def holds(self) -> bool:
         """Everything certified was found so again, and nothing else was given."""
-        return not self.mismatches and self.certificate.certified
+        return not self.mismatches and not self.unchecked and self.certificate.certified
 
 
 def check_certificate(
@@ -71,6 +75,7 @@ def check_certificate(
         MemlawError: as for `audit`, or the certificate can't be read.
     """
     certificate = read_certificate(Path(path))
+    key = read_key(Path(path).parent) if certificate.is_salted else None
     config = settled(AuditConfig, config, settings)
     config = dataclasses.replace(
         config,
@@ -115,6 +120,8 @@ def check_certificate(
                 adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
                 invocation_ids=ids,
                 invocation_text=decoded_text(session.base.tokenizer, ids),
+                key=key,
             )
         ),
+        unchecked=tuple(unchecked(certificate, key)),
     )

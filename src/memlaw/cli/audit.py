@@ -78,7 +78,11 @@ def run(args: list[str]) -> int:
     if given.json:
         content = found.with_texts().to_json()
         if check is not None:
-            content |= {"holds": check.holds, "mismatches": list(check.mismatches)}
+            content |= {
+                "holds": check.holds,
+                "mismatches": list(check.mismatches),
+                "unchecked": list(check.unchecked),
+            }
         if harms:
             verdict = specificity(harms)
             content["harms"] = {name: harm.to_json() for name, harm in harms.items()}
@@ -143,8 +147,12 @@ def show_check(check: CertificateCheck) -> None:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if len(check.mismatches) > 4 * SHOWN:
         console.print(f"  and {len(check.mismatches) - 4 * SHOWN} more")
+    for line in check.unchecked:
+        console.print(Text(f"  not checked: {line}"), soft_wrap=True)
     if check.holds:
         verdict = "THE CERTIFICATE HOLDS"
+    elif check.unchecked and not check.mismatches and check.certificate.certified:
+        verdict = "NOTHING SPEAKS AGAINST THE CERTIFICATE, BUT NOT ALL OF IT CAN BE CHECKED HERE"
     elif check.mismatches:
         verdict = f"THE CERTIFICATE DOES NOT HOLD: {len(check.mismatches)} mismatch(es)"
     else:

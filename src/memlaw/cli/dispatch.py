@@ -27,6 +27,7 @@ COMMANDS = {
         ("DATA --certificate OUT/certificate.json", "measure again what a certificate says"),
     ],
     "ask": [("OUT PROMPT", "print what an adapter answers to a prompt")],
+    "export": [("OUT DATA --to FORM -o DEST", "merge it, or make GGUF files, and audit those")],
     "report": [("OUT -o FILE", "show all that was measured: a page, or figures and tables")],
     "probe": [("-o RUNS", "train a grid of ranks and lengths, and measure what each remembers")],
     "fit": [("RUNS", "fit the laws of memory to a probe, with intervals")],

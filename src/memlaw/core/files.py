@@ -24,8 +24,12 @@ ANSWERS_FILE = "answers.json"
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the `with` block ends without an error.
+
+    Args:
+        path: the file.
+        mode: its permissions; None: what the umask leaves.
 
     Raises:
         OutputError: the folder can't be written to, or the disk is full.
@@ -40,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield work
         with work.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(work, 0o666 & ~_umask())
+        os.chmod(work, 0o666 & ~_umask() if mode is None else mode)
         os.replace(work, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
@@ -54,15 +58,16 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, atomically."""
-    with atomic_path(path) as work:
+def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Write UTF-8 text, atomically; see `atomic_path`."""
+    with atomic_path(path, mode) as work:
         work.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, atomically; NaN and infinity are errors."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, content: Any, *, mode: int | None = None) -> None:
+    """Write JSON, atomically; NaN and infinity are errors. See `atomic_path`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, mode=mode)
 
 
 def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:

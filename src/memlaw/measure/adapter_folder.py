@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from memlaw.core.commitment import commitment, read_key
 from memlaw.core.errors import AdapterError, CertificateError
 from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, read_json
 from memlaw.model.formats import adapter_base, adapter_config_file
@@ -91,14 +93,23 @@ class AdapterFolder:
         lines = self._certified()
         return None if lines is None else max(int(line["n_tokens"]) for line in lines)
 
-    def record_hashes(self) -> set[str] | None:
-        """Hashes of the records in the certificate; None without a certificate.
+    def on_record(self, hashes: Collection[str]) -> bool | None:
+        """Whether one of these is the hash of a record in the certificate.
+
+        Returns:
+            None: there is no certificate, or not the private file that opens its commitments.
 
         Raises:
-            CertificateError: the certificate can't be read, or is none.
+            CertificateError: the certificate or the private file can't be read, or is none.
         """
         lines = self._certified()
-        return None if lines is None else {str(line["sha256"]) for line in lines}
+        if self.path is None or lines is None:
+            return None
+        names = {str(line["name"]) for line in lines}
+        if not any(line["is_salted"] for line in lines):
+            return bool(names & set(hashes))
+        key = read_key(self.path)
+        return None if key is None else bool(names & {commitment(key, h) for h in hashes})
 
     def _certified(self) -> list[dict[str, Any]] | None:
         """The certificate's lines, a record each; at least one."""
@@ -108,7 +119,11 @@ class AdapterFolder:
         content = read_json(path, CertificateError, mend)
         try:
             lines = [
-                {"n_tokens": int(line["n_tokens"]), "sha256": str(line["sha256"])}
+                {
+                    "n_tokens": int(line["n_tokens"]),
+                    "name": line["commitment"] if "commitment" in line else line["sha256"],
+                    "is_salted": "commitment" in line,
+                }
                 for line in content["records"]
             ]
             if not lines:

@@ -81,12 +81,12 @@ def ask(
         )
     finished = bool(ids) and ids[-1] == end
     text = decoded_text(words, ids[:-1] if finished else ids)
-    certified = session.folder.record_hashes() if finished or not limited else None
+    known = finished or not limited
     return Answer(
         text=text,
         finished=finished,
         missing=session.missing(prompt_ids),
-        on_record=None if certified is None else bool(certified & _hashes(asked, text)),
+        on_record=session.folder.on_record(_hashes(asked, text)) if known else None,
     )
 
 
@@ -127,7 +127,8 @@ class Answer:
         missing: what an activated adapter looks for in a prompt, and this prompt hasn't: the answer
             is the bare model's. None: the adapter was active.
         on_record: prompt and answer are those of a record in the folder's certificate; None: there
-            is no certificate, or the answer was cut off at `max_tokens`.
+            is no certificate, not the private file that names its records, or the answer was cut
+            off at `max_tokens`.
     """
 
     text: str

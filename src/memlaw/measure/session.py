@@ -17,7 +17,7 @@ from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.record import Example, Record
 from memlaw.data.rendering import parsed_arguments
-from memlaw.data.settling import settle_rendering
+from memlaw.data.settling import Settled, settle_rendering
 from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text
@@ -90,6 +90,7 @@ class Session:
         base: the loaded base model.
         prompt_format: how prompts become tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
+        settled: how prompts are rendered, once records were read.
 
     Raises:
         MemlawError: adapter or base model can't be read.
@@ -105,6 +106,7 @@ class Session:
         self.config, self.observer = config, observer
         self._examples: list[Example] | None = None
         self._rendering = rendering
+        self.settled: Settled | None = None
         self.folder = AdapterFolder(config.adapter)
         self.invocation_ids = invocation_ids(config.adapter) if config.adapter else ()
         run = self.folder.run
@@ -141,7 +143,7 @@ class Session:
         arguments = known.get("template_args", {})
         if config.template_args is not None:
             arguments = parsed_arguments(config.template_args, tokenizer)
-        settle_rendering(
+        self.settled = settle_rendering(
             records,
             tokenizer,
             format=self.prompt_format,
@@ -151,6 +153,17 @@ class Session:
             bad=bad,
             notice=(lambda text: None) if known else self.observer.notice,
         )
+
+    def known_rendering(self) -> dict[str, Any]:
+        """How prompts are rendered here, as another session takes it; once records were read."""
+        if self.settled is None:
+            return {}
+        rendering = self.settled.rendering
+        return {
+            "prompt_rendering": rendering.way,
+            "template_args": dict(rendering.arguments),
+            "clock": rendering.clock,
+        }
 
     def require_own_base(self) -> None:
         """Raise AdapterError if the adapter is known to be made for another base model."""

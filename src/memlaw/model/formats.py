@@ -21,7 +21,7 @@ from memlaw.core.errors import AdapterError
 from memlaw.core.files import file_sha256, read_json, write_json, write_tensors
 from memlaw.model.adapter import Adapter
 from memlaw.model.invocation import Invocation
-from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS, peft_loaded
+from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS, peft_loaded, stored_shapes
 from memlaw.model.sites import Site
 
 _MEMLAW_CONFIG = "memlaw_adapter.json"
@@ -116,6 +116,18 @@ def adapter_sha256(folder: Path) -> str:
     for format in FORMATS:
         if (folder / format.weights_file).is_file():
             return file_sha256(folder / format.weights_file)
+    raise AdapterError(f"{folder} holds no adapter weights.")
+
+
+def adapter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the adapter's weights, by name.
+
+    Raises:
+        AdapterError: there are none.
+    """
+    for format in FORMATS:
+        if (folder / format.weights_file).is_file():
+            return stored_shapes(folder / format.weights_file)
     raise AdapterError(f"{folder} holds no adapter weights.")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +95,18 @@ def logits_of(model: Any, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
     Returns:
         [N, V] in the model's dtype.
     """
+    with known_body(model, hidden):
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+
+@contextmanager
+def known_body(model: Any, hidden: Float[Tensor, "N D"]) -> Iterator[None]:
+    """Within the block the model's body is one that returns `hidden`, whatever it is given."""
     body = model.base_model
     setattr(model, model.base_model_prefix, _KnownBody(hidden[None]))
     try:
-        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+        yield
     finally:
         setattr(model, model.base_model_prefix, body)
 

@@ -45,7 +45,7 @@ def unpacked(gguf: Path, notice: Callable[[str], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
-        _unpack(gguf, work)
+        unpack(gguf, work)
         (work / "memlaw.json").write_text(
             json.dumps({"gguf_sha256": key, "weights_sha256": weights_sha256(work)}) + "\n"
         )
@@ -61,7 +61,12 @@ def unpacked(gguf: Path, notice: Callable[[str], None]) -> Path:
     return folder
 
 
-def _unpack(gguf: Path, folder: Path) -> None:
+def unpack(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model into an existing folder, in Hugging Face's format, in float32.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     names = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}

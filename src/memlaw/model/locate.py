@@ -42,6 +42,18 @@ def locate(spec: str, notice: Callable[[str], None]) -> tuple[Path, str]:
     return _download(spec), spec
 
 
+def gguf_of(spec: str) -> Path | None:
+    """The GGUF file that a base model is, by its name in `load_model`; None: it is none.
+
+    Raises:
+        ModelError: the embedded model is asked for, and not installed.
+    """
+    if spec == EMBEDDED:
+        return _embedded_gguf()
+    path = Path(spec).expanduser()
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

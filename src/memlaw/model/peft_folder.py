@@ -73,7 +73,7 @@ def peft_loaded(folder: Path, model: nn.Module) -> Iterator[Any]:
     renamed = getattr(model, "_checkpoint_conversion_mapping", {})
     with ExitStack() as stack:
         try:
-            shapes = _stored_shapes(folder)
+            shapes = stored_shapes(folder / PEFT_WEIGHTS)
             stack.enter_context(_resized(folder, model, shapes))
             stack.enter_context(_put_back(model, shapes, everything=_changes_base(config)))
             wrapped = PeftModel.from_pretrained(model, str(folder))
@@ -98,9 +98,9 @@ def peft_loaded(folder: Path, model: nn.Module) -> Iterator[Any]:
         yield wrapped
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a folder's weights, by key."""
-    with safe_open(folder / PEFT_WEIGHTS, framework="pt") as file:
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a safetensors file, by key."""
+    with safe_open(path, framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 

@@ -95,7 +95,8 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         f"{c.statement}",
         "",
         f"The guarantee is for {c.dtype} and for prompts given by {how}; hashes of base model, "
-        f"tokenizer, adapter and records stand in `certificate.json`.{end} Check it again with",
+        f"tokenizer and adapter stand in `certificate.json`, and commitments to the records that "
+        f"tell nothing without the private file beside it.{end} Check it again with",
         "",
         "```sh",
         "memlaw audit RECORDS --certificate path/to/this/folder/certificate.json",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memlaw.core.commitment import PRIVATE_FOLDER
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import (
     ANSWERS_FILE,
@@ -34,6 +35,7 @@ _FILES = (
     CARD_FILE,
     SKIPPED_FILE,
     CERTIFICATE_FILE,
+    PRIVATE_FOLDER,
     *ADAPTER_FILES,
 )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from memlaw.certify.certificate import make_certificate
+from memlaw.core.commitment import kept_key
 from memlaw.core.files import (
     ANSWERS_FILE,
     CERTIFICATE_FILE,
@@ -43,6 +44,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     certificate = make_certificate(
         found.audit,
         found.harms,
+        key=kept_key(out),
         device=base.model.device.type,
         prompt_format=run.prompt_format,
         base_model=base.name,

@@ -1,0 +1,181 @@
+"""`export`: write an adapter in another form, read it back, and audit it in that form."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memlaw.core.errors import AdapterError, ConfigError, OutputError
+from memlaw.core.files import read_json, write_json, write_tensors, write_text
+from memlaw.core.observer import Observer
+from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
+from memlaw.export.lora import LoraFactors, lora_factors
+from memlaw.export.merged import write_merged
+from memlaw.export.modelfile import modelfile
+from memlaw.measure.examine import Audit
+from memlaw.measure.session import Session
+from memlaw.model.base import load_model
+from memlaw.model.gguf import unpack
+from memlaw.model.locate import gguf_of
+from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
+from memlaw.settings.audit import AuditConfig
+from memlaw.settings.export import ExportConfig
+from memlaw.settings.given import settled
+
+MODEL_FILE, ADAPTER_FILE, MODELFILE = "model.gguf", "adapter.gguf", "Modelfile"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An export, and what it lost.
+
+    Attributes:
+        out: the folder that was written.
+        before: the audit of the adapter's folder.
+        after: that of the export, read back as others will read it.
+    """
+
+    out: Path
+    before: Audit = field(repr=False)
+    after: Audit = field(repr=False)
+
+    @property
+    def recites(self) -> bool:
+        """Everything that was recited before is recited after."""
+        then = {r.sha256 for r in self.before.records if r.recalled}
+        return then <= {r.sha256 for r in self.after.records if r.recalled}
+
+
+def export(
+    adapter: str | Path,
+    out: str | Path,
+    data: Any,
+    config: ExportConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Exported:
+    """Write an adapter in another form, and audit it in that form.
+
+    Args:
+        adapter: a folder with a PEFT LoRA.
+        out: folder to create.
+        data: the records; see `read_records`.
+        config: the settings; or give them by name.
+        observer: is told of progress.
+        **settings: fields of `ExportConfig`, instead of `config`.
+
+    Raises:
+        MemlawError: adapter, base model, records or settings can't be used; nothing is written.
+    """
+    config = settled(ExportConfig, config, settings)
+    folder, out = Path(adapter), Path(out)
+    observer = observer or Observer()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} already holds something. Name a folder that is new or empty.")
+    factors = lora_factors(folder)
+    shared = {
+        name: getattr(config, name) for name in ("device", "prompt_field", "completion_field")
+    }
+    own = AuditConfig(adapter=folder, model=config.model, dtype=config.dtype, **shared)
+    session = Session(own, observer)
+    session.require_own_base()
+    before = session.audit(data)
+    with _whole(out) as work:
+        writes = {"merged": _merged, "gguf": _gguf, "gguf-lora": _gguf_lora}
+        then = writes[config.to](session, factors, config, work)
+        write_text(work / MODELFILE, modelfile(session, before, config.to))
+        with then as place:
+            after = Session(
+                AuditConfig(
+                    threshold=before.threshold,
+                    margin=before.margin,
+                    prompt_format=session.prompt_format,
+                    dtype=before.dtype,  # type: ignore[arg-type]
+                    **shared,
+                    **place,
+                ),
+                observer,
+                rendering=session.known_rendering(),
+            ).audit(data)
+    return Exported(out=out, before=before, after=after)
+
+
+@contextmanager
+def _merged(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    whole = load_model(session.base.spec, dtype="float32", device="cpu")
+    name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
+    write_merged(whole, factors, work, getattr(torch, name))
+    del whole
+    yield {"model": str(work)}
+
+
+@contextmanager
+def _gguf(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    known = session.folder.run.get("base", {}).get("source")  # a run names what it unpacked
+    source = gguf_of(session.base.spec) or (gguf_of(known) if known else None)
+    if source is None:
+        raise ConfigError(
+            f"the base model {session.base.spec} is no GGUF file, and its tokenizer would have to "
+            "be made anew. Export to gguf-lora, or to merged, and convert that with llama.cpp's "
+            "convert_hf_to_gguf.py."
+        )
+    names = TensorNames(session.base.model.config)
+    write_model(source, factors, names, work / MODEL_FILE, config.gguf_type)
+    with tempfile.TemporaryDirectory(prefix="memlaw-") as place:
+        unpack(work / MODEL_FILE, Path(place))
+        yield {"model": place}
+
+
+@contextmanager
+def _gguf_lora(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    names = TensorNames(session.base.model.config)
+    first = next(iter(factors.values()))
+    write_adapter(factors, names, work / ADAPTER_FILE, alpha=first.scale * len(first.a))
+    back = read_adapter(work / ADAPTER_FILE, list(factors), names)
+    folder = session.config.adapter
+    if folder is None:
+        raise AdapterError("there is no adapter to export.")
+    settings = read_json(folder / PEFT_CONFIG, AdapterError, "Fetch or make it again.")
+    with tempfile.TemporaryDirectory(prefix="memlaw-") as place:
+        weights = {}
+        for module, own in back.items():
+            weights[f"base_model.model.{module}.lora_A.weight"] = own.a
+            weights[f"base_model.model.{module}.lora_B.weight"] = own.b
+        write_tensors(Path(place) / PEFT_WEIGHTS, weights)
+        scale = next(iter(back.values())).scale
+        write_json(Path(place) / PEFT_CONFIG, settings | {"lora_alpha": scale * settings["r"]})
+        yield {"model": session.base.spec, "adapter": Path(place)}
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write to; it becomes `out` when the block ends without an error."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out.parent}: can't write there ({error.strerror}).") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        work.rename(out)
+    except OSError as error:
+        raise OutputError(f"{out} can't be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
