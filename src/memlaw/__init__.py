@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memlaw.measure.asking import ask
     from memlaw.measure.session import audit
     from memlaw.settings.write import WriteConfig
+    from memlaw.writer.changes import diff
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
 
@@ -36,6 +37,7 @@ __all__ = [
     "ask",
     "audit",
     "check_certificate",
+    "diff",
     "read_records",
     "write",
 ]
@@ -50,6 +52,7 @@ __getattr__, __dir__ = lazy_exports(
         "measure.asking": ["ask"],
         "measure.session": ["audit"],
         "settings.write": ["WriteConfig"],
+        "writer.changes": ["diff"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],
     },

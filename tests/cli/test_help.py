@@ -13,12 +13,13 @@ import pytest
 from tyro.conf import Suppress
 
 from memlaw import cli
-from memlaw.cli import ask, audit, bench, fit, parse, plan, probe, report, write
+from memlaw.cli import ask, audit, bench, diff, fit, parse, plan, probe, report, write
 from memlaw.report.make import FORMATS
 
 COMMANDS = {
     "write": (write.WriteArguments, write.GROUPS),
     "audit": (audit.AuditArguments, audit.GROUPS),
+    "diff": (diff.DiffArguments, diff.GROUPS),
     "ask": (ask.AskArguments, ask.GROUPS),
     "report": (report.ReportArguments, report.GROUPS),
     "probe": (probe.ProbeArguments, probe.GROUPS),
@@ -29,6 +30,7 @@ COMMANDS = {
 POSITIONAL = {
     "write": ["data"],
     "audit": ["data"],
+    "diff": ["out", "data"],
     "ask": ["adapter", "prompt"],
     "report": ["paths"],
     "probe": [],

@@ -230,13 +230,13 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(
     out = tmp_path / "out"
     args = ["write", str(phone_file), "-o", str(out), "--model", str(llama)]
     assert cli.run(args) == 0
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     capsys.readouterr()
     assert cli.run([*args, "--resume"] if resume else args) == 2
     said = capsys.readouterr().err
     assert "a finished run" in said
     assert ("nothing to go on with" in said) == resume
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
 def test_an_unfinished_run_is_not_overwritten_without_resume(llama, phone_book, tmp_path):
@@ -267,7 +267,7 @@ def test_what_a_killed_run_was_writing_is_cleared_away(llama, phone_book, tmp_pa
     _stopped(phone_book, out, llama, SETTINGS, after=3, how="exception")
     (out / ".checkpoint.safetensors.x1y2z3").write_bytes(b"half")
     _write(phone_book, out, llama, resume=True, **SETTINGS)
-    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".gitignore"]
 
 
 # ---------------------------------------------------------------- signals, from outside

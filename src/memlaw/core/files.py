@@ -24,8 +24,10 @@ ANSWERS_FILE = "answers.json"
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the `with` block ends without an error.
+
+    A `private` file is for its owner's eyes alone, from its first byte on (mode 0600).
 
     Raises:
         OutputError: the folder can't be written to, or the disk is full.
@@ -40,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield work
         with work.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(work, 0o666 & ~_umask())
+        os.chmod(work, 0o600 if private else 0o666 & ~_umask())
         os.replace(work, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
@@ -54,9 +56,9 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, atomically."""
-    with atomic_path(path) as work:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 text, atomically; see `atomic_path`."""
+    with atomic_path(path, private=private) as work:
         work.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -86,13 +88,17 @@ def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors, atomically; see `atomic_path`."""
     from safetensors.torch import save_file
 
     content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with atomic_path(path) as work:
+    with atomic_path(path, private=private) as work:
         save_file(content, work, metadata={"format": "pt", **(metadata or {})})
 
 

@@ -10,12 +10,15 @@ from memlaw.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from memlaw.core.observer import Observer as Observer
+    from memlaw.writer.changes import Changes as Changes
+    from memlaw.writer.changes import diff as diff
     from memlaw.writer.result import WriteResult as WriteResult
     from memlaw.writer.run import write as write
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "changes": ["Changes", "diff"],
         "result": ["WriteResult"],
         "run": ["write"],
         "memlaw.core.observer": ["Observer"],

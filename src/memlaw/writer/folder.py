@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CARD_FILE = "README.md"
+PRIVATE = "private"  # a folder: what an update needs to know, and nobody else may; see `private`
+GENERATIONS = "generations"  # a folder: what the folder was before its updates; see `history`
+IGNORE_FILE = ".gitignore"
 SKIPPED_FILE = "skipped_rows.jsonl"
 _FILES = (
     CHECKPOINT_FILE,
@@ -34,6 +37,9 @@ _FILES = (
     CARD_FILE,
     SKIPPED_FILE,
     CERTIFICATE_FILE,
+    PRIVATE,
+    GENERATIONS,
+    IGNORE_FILE,
     *ADAPTER_FILES,
 )
 

@@ -68,6 +68,8 @@ class Run:
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
         kinds, measurements: of harm that is measured, by name, and what measures each of them.
+        earlier: the lines of the folder's earlier generations, as `run.json` has them.
+        changed: how many records are added, replaced, removed and unchanged in this one.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -165,6 +167,8 @@ class Run:
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
+        self.earlier: list[dict[str, Any]] = []
+        self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
             self._restore(*checkpoint)
 
@@ -176,6 +180,12 @@ class Run:
             for name, bound in asked.items()
             if bound is not None
         }
+
+    @property
+    def gate(self) -> int | None:
+        """The rank of the adapter that parts near misses from records, if one does."""
+        holding = self.learner.holding
+        return holding.gate if holding else None
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""
