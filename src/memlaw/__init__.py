@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from memlaw.writer.changes import diff
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
+    from memlaw.writer.updating import update
 
 __all__ = [
     "MemlawError",
@@ -39,6 +40,7 @@ __all__ = [
     "check_certificate",
     "diff",
     "read_records",
+    "update",
     "write",
 ]
 __getattr__, __dir__ = lazy_exports(
@@ -55,5 +57,6 @@ __getattr__, __dir__ = lazy_exports(
         "writer.changes": ["diff"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],
+        "writer.updating": ["update"],
     },
 )

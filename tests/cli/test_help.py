@@ -13,13 +13,14 @@ import pytest
 from tyro.conf import Suppress
 
 from memlaw import cli
-from memlaw.cli import ask, audit, bench, diff, fit, parse, plan, probe, report, write
+from memlaw.cli import ask, audit, bench, diff, fit, parse, plan, probe, report, update, write
 from memlaw.report.make import FORMATS
 
 COMMANDS = {
     "write": (write.WriteArguments, write.GROUPS),
     "audit": (audit.AuditArguments, audit.GROUPS),
     "diff": (diff.DiffArguments, diff.GROUPS),
+    "update": (update.UpdateArguments, update.GROUPS),
     "ask": (ask.AskArguments, ask.GROUPS),
     "report": (report.ReportArguments, report.GROUPS),
     "probe": (probe.ProbeArguments, probe.GROUPS),
@@ -31,6 +32,7 @@ POSITIONAL = {
     "write": ["data"],
     "audit": ["data"],
     "diff": ["out", "data"],
+    "update": ["out", "data"],
     "ask": ["adapter", "prompt"],
     "report": ["paths"],
     "probe": [],

@@ -27,6 +27,7 @@ COMMANDS = {
         ("DATA --certificate OUT/certificate.json", "measure again what a certificate says"),
     ],
     "diff": [("OUT DATA", "say what must change so that an adapter recites exactly DATA")],
+    "update": [("OUT DATA [-o NEW]", "change an adapter so that it recites exactly DATA")],
     "ask": [("OUT PROMPT", "print what an adapter answers to a prompt")],
     "report": [("OUT -o FILE", "show all that was measured: a page, or figures and tables")],
     "probe": [("-o RUNS", "train a grid of ranks and lengths, and measure what each remembers")],

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from memlaw.writer.changes import diff as diff
     from memlaw.writer.result import WriteResult as WriteResult
     from memlaw.writer.run import write as write
+    from memlaw.writer.updating import UpdateResult as UpdateResult
+    from memlaw.writer.updating import update as update
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -21,6 +23,7 @@ __getattr__, __dir__ = lazy_exports(
         "changes": ["Changes", "diff"],
         "result": ["WriteResult"],
         "run": ["write"],
+        "updating": ["UpdateResult", "update"],
         "memlaw.core.observer": ["Observer"],
     },
 )

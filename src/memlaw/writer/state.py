@@ -58,6 +58,8 @@ class Run:
         config: how.
         out: the folder; nothing is written there yet.
         observer: is told of what is decided here.
+        clock: the time that chat templates are told, ISO 8601; None: now.
+        removed: of an update: records that the adapter is to forget.
 
     Attributes:
         settled: how their prompts are rendered.
@@ -70,6 +72,7 @@ class Run:
         kinds, measurements: of harm that is measured, by name, and what measures each of them.
         earlier: the lines of the folder's earlier generations, as `run.json` has them.
         changed: how many records are added, replaced, removed and unchanged in this one.
+        resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -85,6 +88,8 @@ class Run:
         config: WriteConfig,
         out: Path,
         observer: Observer,
+        clock: str | None = None,
+        removed: Sequence[Record] = (),
     ) -> None:
         self.bad, self.texts, self.base, self.config = bad, texts, base, config
         self.out, self.observer = out, observer
@@ -95,7 +100,7 @@ class Run:
             tokenizer,
             format=self.prompt_format,
             arguments=parsed_arguments(config.template_args, tokenizer),
-            clock=checkpoint_clock(out) if config.resume else None,
+            clock=checkpoint_clock(out) if config.resume else clock,
             way=config.prompt_rendering,
             bad=bad,
             notice=observer.notice,
@@ -167,6 +172,7 @@ class Run:
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
+        self.resumable = True
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
@@ -226,6 +232,8 @@ class Run:
 
     def save(self, state: State) -> None:
         """Write a checkpoint of a state of the learner, an epoch's end."""
+        if not self.resumable:
+            return
         tensors, values = state
         curve = [asdict(stats) for stats in self.curve[: values["epoch"]]]  # it may be ahead
         # Counting operations takes other ways through the model: a resumed run mustn't count again.
