@@ -19,6 +19,7 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
 from memlaw.settings.choices import resolve_objective
 from memlaw.settings.train import TrainConfig, step_size
+from memlaw.train.forgetting import Forgetting
 from memlaw.train.holding import Holding
 from memlaw.train.keeping import Keeping
 from memlaw.train.learner_state import restore, state_of
@@ -59,6 +60,7 @@ class Learner:
         epoch, n_steps, n_looks: epochs, optimiser steps, and batches done (skipped ones, too).
         weighted_share: of the last batch's tokens.
         keeping: of an update: what holds the records that aren't trained, if anything does.
+        forgetting: of an update: what is forgotten, if anything is.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Learner:
         self.retention = Retention(config.retention, terms, adapter, n_targets, n_parts)
         self.holding = holding
         self.keeping: Keeping | None = None
+        self.forgetting: Forgetting | None = None
         self.max_epochs = max_epochs
         self.epoch = self.n_steps = self.n_looks = 0
         self.weighted_share = 1.0
@@ -203,11 +206,27 @@ class Learner:
 
     def draw_held(self) -> list[int]:
         """The rows that the next step holds to the bare model, among the engine's examples."""
-        return self.holding.draw(self.n_looks) if self.holding else []
+        held = self.holding.draw(self.n_looks) if self.holding else []
+        return held + (self.forgetting.draw(self.n_looks) if self.forgetting else [])
 
     def weigh_held(self, rows: list[int], kl: Float32[Tensor, "M"]) -> Float32[Tensor, "M"]:
         """What the KL at each position of `rows`, in nats, counts in the step."""
-        return self.holding.weigh(rows, kl) if self.holding else kl
+        if self.forgetting is None:
+            return self.holding.weigh(rows, kl) if self.holding else kl
+        mine = [row for row in rows if row in self.forgetting.lengths]  # they stand last
+        n = sum(self.forgetting.lengths[row] for row in mine)
+        others, at_mine = kl.split([len(kl) - n, n])
+        if self.holding and len(mine) < len(rows):
+            others = self.holding.weigh(rows[: len(rows) - len(mine)], others)
+        return torch.cat([others, self.forgetting.weigh(mine, at_mine)])
+
+    def pushed(self, held: list[int]) -> list[int]:
+        """Of the rows that a step holds, those whose targets are to become less likely."""
+        return self.forgetting.pushable(held) if self.forgetting else []
+
+    def weigh_pushed(self, rows: list[int], nll: Float32[Tensor, "N"]) -> Float32[Tensor, "N"]:
+        """What the loss of each target token of pushed rows counts: 0 or less."""
+        return self.forgetting.push(rows, nll) if self.forgetting else nll
 
     def step(self) -> None:
         """Move the weights along the gradients that are there, and the retention penalty's.
@@ -239,7 +258,8 @@ class Learner:
         self._admitted = None
         if self.seen.over_at_start is None:
             self.seen.over_at_start = self.seen.share_over()
-        self.schedule.after_epoch(nll_nats)
+        left = self.forgetting.mean_kl if self.forgetting else 0.0
+        self.schedule.after_epoch(max(nll_nats, left))
         if self.holding:
             self.holding.after_epoch(nll_nats)
 

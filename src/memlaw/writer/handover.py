@@ -169,6 +169,7 @@ def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
         "specific": result.certificate.specific,
         "wall_s": result.wall_s,
         "adapter_sha256": result.certificate.adapter_sha256,
+        **({"forgotten": run.forgotten} if run.forgotten else {}),
     }
 
 

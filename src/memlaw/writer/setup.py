@@ -128,6 +128,7 @@ def plain_training(
     invocation_ids: Sequence[int],
     rank: int,
     notice: Callable[[str], None],
+    besides: Sequence[Example] = (),
 ) -> tuple[Engine, Learner]:
     """What trains the records by themselves.
 
@@ -140,6 +141,7 @@ def plain_training(
         invocation_ids: from which on the adapter is active; none at all: everywhere.
         rank: of the adapter.
         notice: is told where the plain engine has to do.
+        besides: of an update: the last of the engine's examples, held ones.
     """
     model = subject.base.model
 
@@ -153,7 +155,9 @@ def plain_training(
         max_epochs=config.max_epochs,
         invocation_ids=invocation_ids,
     )
-    return _engine(model, sites, records, config, notice), learner
+    examples = [*records, *besides]
+    held = range(len(records), len(examples))
+    return _engine(model, sites, examples, config, notice, held=held), learner
 
 
 def held_training(
@@ -166,11 +170,12 @@ def held_training(
     keep: Sequence[Prompt],
     rank: int,
     notice: Callable[[str], None],
+    besides: Sequence[Example] = (),
 ) -> tuple[Engine, Learner]:
     """What trains the records, and holds the model to its base elsewhere; see `plain_training`.
 
     Args:
-        subject, records, sites, retained, config, rank, notice: as there.
+        subject, records, sites, retained, config, rank, notice, besides: as there.
         keep: prompts whose answers are held.
     """
     notice(
@@ -183,7 +188,7 @@ def held_training(
     )
     domains = domains_of(base, sites, retained, negatives, config, RECIPE)
     n, n_near = len(records), len(negatives.near)
-    examples = [*records, *negatives.examples]
+    examples = [*records, *negatives.examples, *besides]
     engine = _engine(
         base.model,
         sites,

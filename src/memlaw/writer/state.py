@@ -34,6 +34,7 @@ from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
+from memlaw.writer.forgetting import to_forget
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -72,6 +73,8 @@ class Run:
         kinds, measurements: of harm that is measured, by name, and what measures each of them.
         earlier: the lines of the folder's earlier generations, as `run.json` has them.
         changed: how many records are added, replaced, removed and unchanged in this one.
+        forgotten: what was found of it, as `run.json` has it; None likewise.
+        lost: what is to be forgotten; None: nothing is.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
     Raises:
@@ -152,6 +155,7 @@ class Run:
             decode="none",
         )
 
+        self.lost = to_forget(self.subject, removed, self.invocation_ids) if removed else None
         rank = first_rank(
             base.sha256, self.sites, self.base_audit, config, self.max_rank, observer.notice
         )
@@ -168,10 +172,12 @@ class Run:
             config,
             rank=rank,
             notice=observer.notice,
+            besides=[] if self.lost is None else self.lost.examples,
         )
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
+        self.forgotten: dict[str, Any] | None = None
         self.resumable = True
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}

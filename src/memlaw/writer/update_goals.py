@@ -1,54 +1,89 @@
-"""When an update is over: what is new is learnt, and nothing that was there has slipped."""
+"""When an update is over: the new is learnt, the old has not slipped, the rest is forgotten."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.engine import Job
 from memlaw.writer.goals import Goals
+from memlaw.writer.state import Run
 
 LOOK_EPOCHS = 5
 _AT_ONCE = 64  # records
+_HARDER = 2.0
 
 
 class UpdateGoals(Goals):
-    """Looks at the records that aren't trained, and lets those that slip be trained again."""
+    """Looks at the records that aren't trained, and lets those that slip be trained again.
+
+    Args:
+        run: what is trained, started from an earlier generation.
+    """
 
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
+        self.forget()
         if stats.n_under and stats.epoch % LOOK_EPOCHS:
-            self.forget()
             return ""
-        if self.run_joined(self._slipped()) and not stats.n_under:
-            self.forget()
+        slipped = join(self.run, self._slipped())
+        if stats.n_under == 0 and (slipped or not self._is_forgotten()):
             return ""
         return super().after(stats)
 
-    def run_joined(self, rows: list[int]) -> bool:
-        """Let records be trained from now on; returns whether any of them wasn't."""
-        learner = self.run.learner
-        now = learner.rows.tolist()
-        new = sorted(set(rows) - set(now))
-        if new:
-            learner.train_on([*now, *new])
-        return bool(new)
+    def _look(self) -> str:
+        if not (ended := super()._look()) or self.run.lost is None:
+            return ended
+        if all(one.holds for one in self.what_is_left()):
+            return ended
+        self.run.observer.notice("Certified, but not all is forgotten: that weighs more now.")
+        assert self.run.learner.forgetting is not None
+        self.run.learner.forgetting.harder *= _HARDER
+        return ""
 
-    @torch.no_grad()
+    def _is_forgotten(self) -> bool:
+        """Whether every token that tells what is to be forgotten is within its bound."""
+        forgetting = self.run.learner.forgetting
+        if forgetting is None:
+            return True
+        rows = list(forgetting.bounds)
+        return all(forgetting.kept(part, nll) for part, nll in losses(self.run, rows))
+
     def _slipped(self) -> list[int]:
         """The records, among those that aren't trained, with a token under the line."""
-        run, learner = self.run, self.run.learner
-        trained = set(learner.rows.tolist())
+        run, seen = self.run, self.run.learner.seen
+        trained = set(run.learner.rows.tolist())
         kept = [row for row in range(len(run.examples)) if row not in trained]
-        for start in range(0, len(kept), _AT_ONCE):
-            rows = kept[start : start + _AT_ONCE]
-            losses = run.trainer.engine.forward([Job(learner.adapter, rows, False)])
-            learner.seen.note(rows, losses.nll)
-        return [row for row in kept if learner.seen.n_under([row])]
+        for part, nll in losses(run, kept):
+            seen.note(part, nll)
+        return [row for row in kept if seen.n_under([row])]
 
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
         audit = super()._audit()
-        self.run_joined([row for row, r in enumerate(audit.records) if not r.certified])
+        join(self.run, [row for row, r in enumerate(audit.records) if not r.certified])
         return audit
+
+
+def join(run: Run, rows: Sequence[int]) -> bool:
+    """Let records be trained from now on; returns whether any of them wasn't."""
+    now = run.learner.rows.tolist()
+    new = sorted(set(rows) - set(now))
+    if new:
+        run.learner.train_on([*now, *new])
+    return bool(new)
+
+
+@torch.no_grad()
+def losses(run: Run, rows: Sequence[int]) -> list[tuple[list[int], Tensor]]:
+    """The NLL of target tokens of the engine's examples, in parts: rows, and their tokens' [N]."""
+    found = []
+    for start in range(0, len(rows), _AT_ONCE):
+        part = list(rows[start : start + _AT_ONCE])
+        job = Job(run.learner.adapter, part, False)
+        found.append((part, run.trainer.engine.forward([job]).nll))
+    return found

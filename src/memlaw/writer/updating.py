@@ -14,10 +14,12 @@ from memlaw.core.folders import exchange, folder_beside, linked_tree, locked, re
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.texts import general_texts
+from memlaw.measure.forgotten import Forgotten
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base, records_of
 from memlaw.writer.folder import GENERATIONS, check_out
+from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.history import generations_of
@@ -36,12 +38,19 @@ class UpdateResult:
     Attributes:
         changes: what was other in the data.
         written: what was made; None: nothing had to change.
+        forgotten: what is left of each removed record.
         taken: the folder holds it now. If not, it wasn't good enough, and the folder is as it was.
     """
 
     changes: Changes
     written: WriteResult | None = None
+    forgotten: tuple[Forgotten, ...] = ()
     taken: bool = False
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Nothing was found of what is removed."""
+        return all(one.holds for one in self.forgotten)
 
     @property
     def succeeded(self) -> bool:
@@ -107,6 +116,7 @@ def update(
                 out=work,
                 observer=observer,
                 clock=folder.run.get("rendering", {}).get("clock"),
+                removed=found.removed,
             )
             run.resumable = False
             run.earlier, run.changed = generations_of(folder.run), found.counts
@@ -115,17 +125,26 @@ def update(
                 start_warm(run, out, {record.sha256 for record in found.unchanged})
                 goals = UpdateGoals(run)
             ended = train(run, goals)
-            written = hand_over(run, goals.found(), ended, started)
-            written = dataclasses.replace(written, out=target)
-            if not written.succeeded:
-                return UpdateResult(changes=found, written=written)
+            measured = goals.found()
+            left = goals.what_is_left()
+            if run.lost is not None:
+                removed = [example.record for example in run.lost.records]
+                run.forgotten = forgotten_json(removed, left, config.forget)
+            written = hand_over(run, measured, ended, started)
+            result = UpdateResult(
+                changes=found,
+                written=dataclasses.replace(written, out=target),
+                forgotten=tuple(left),
+            )
+            if not (written.succeeded and result.is_forgotten):
+                return result
             if new is None:
                 if not (found.removed or found.lost):
                     keep_generations(out, work, len(run.earlier))
                 exchange(work, target)
             else:
                 os.replace(work, target)
-            return UpdateResult(changes=found, written=written, taken=True)
+            return dataclasses.replace(result, taken=True)
 
 
 def keep_generations(out: Path, work: Path, number: int) -> None:

@@ -42,6 +42,9 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     if written:
         terms = _as_written(run, [run.examples[row] for row in written])
         learner.keeping = Keeping(learner.adapter, terms, KEEP)
+    if run.lost is not None:
+        first = len(run.trainer.engine.examples) - len(run.lost.examples)
+        learner.forgetting = run.lost.forgetting(run.subject, first, run.config.seed)
     learner.train_on(new or written[:: -(-len(written) // _COMPANY)])
 
 
