@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from memlaw.measure.session import audit
     from memlaw.settings.write import WriteConfig
     from memlaw.writer.changes import diff
+    from memlaw.writer.history import log, revert
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
     from memlaw.writer.updating import update
@@ -39,7 +40,9 @@ __all__ = [
     "audit",
     "check_certificate",
     "diff",
+    "log",
     "read_records",
+    "revert",
     "update",
     "write",
 ]
@@ -55,6 +58,7 @@ __getattr__, __dir__ = lazy_exports(
         "measure.session": ["audit"],
         "settings.write": ["WriteConfig"],
         "writer.changes": ["diff"],
+        "writer.history": ["log", "revert"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],
         "writer.updating": ["update"],

@@ -13,7 +13,21 @@ import pytest
 from tyro.conf import Suppress
 
 from memlaw import cli
-from memlaw.cli import ask, audit, bench, diff, fit, parse, plan, probe, report, update, write
+from memlaw.cli import (
+    ask,
+    audit,
+    bench,
+    diff,
+    fit,
+    log,
+    parse,
+    plan,
+    probe,
+    report,
+    revert,
+    update,
+    write,
+)
 from memlaw.report.make import FORMATS
 
 COMMANDS = {
@@ -21,6 +35,8 @@ COMMANDS = {
     "audit": (audit.AuditArguments, audit.GROUPS),
     "diff": (diff.DiffArguments, diff.GROUPS),
     "update": (update.UpdateArguments, update.GROUPS),
+    "log": (log.LogArguments, log.GROUPS),
+    "revert": (revert.RevertArguments, revert.GROUPS),
     "ask": (ask.AskArguments, ask.GROUPS),
     "report": (report.ReportArguments, report.GROUPS),
     "probe": (probe.ProbeArguments, probe.GROUPS),
@@ -33,6 +49,8 @@ POSITIONAL = {
     "audit": ["data"],
     "diff": ["out", "data"],
     "update": ["out", "data"],
+    "log": ["out"],
+    "revert": ["out"],
     "ask": ["adapter", "prompt"],
     "report": ["paths"],
     "probe": [],

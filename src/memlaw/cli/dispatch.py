@@ -28,6 +28,8 @@ COMMANDS = {
     ],
     "diff": [("OUT DATA", "say what must change so that an adapter recites exactly DATA")],
     "update": [("OUT DATA [-o NEW]", "change an adapter so that it recites exactly DATA")],
+    "log": [("OUT", "show a folder's generations: records, rank, damage, seconds")],
+    "revert": [("OUT --to N", "make a folder what it was in an earlier generation")],
     "ask": [("OUT PROMPT", "print what an adapter answers to a prompt")],
     "report": [("OUT -o FILE", "show all that was measured: a page, or figures and tables")],
     "probe": [("-o RUNS", "train a grid of ranks and lengths, and measure what each remembers")],

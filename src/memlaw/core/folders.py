@@ -138,4 +138,4 @@ def linked_tree(source: Path, target: Path, *, but: str) -> None:
             shutil.copy2(one, other)
 
     ignored = shutil.ignore_patterns(but)
-    shutil.copytree(source, target, copy_function=link, ignore=ignored)
+    shutil.copytree(source, target, copy_function=link, ignore=ignored, dirs_exist_ok=True)

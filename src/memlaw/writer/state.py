@@ -64,6 +64,7 @@ class Run:
 
     Attributes:
         settled: how their prompts are rendered.
+        retained: windows of the text to retain, [W, S] int64.
         examples: the records as tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
@@ -116,7 +117,7 @@ class Run:
         require_sayable(base.model, tokenizer, self.examples, config.threshold + config.margin)
         if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
             observer.notice(said)
-        retained = windows(
+        self.retained = windows(
             tokenizer,
             texts.retained,
             context=context,
@@ -168,7 +169,7 @@ class Run:
             self.subject,
             self.examples,
             self.sites,
-            retained,
+            self.retained,
             config,
             rank=rank,
             notice=observer.notice,

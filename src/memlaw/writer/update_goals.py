@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,27 +14,38 @@ from memlaw.train.engine import Job
 from memlaw.writer.goals import Goals
 from memlaw.writer.state import Run
 
-LOOK_EPOCHS = 5
 _AT_ONCE = 64  # records
 _HARDER = 2.0
+_LOOSER = 0.9  # the hold on old records, an epoch, while what is trained isn't learnt
 
 
 class UpdateGoals(Goals):
     """Looks at the records that aren't trained, and lets those that slip be trained again.
 
+    While what is trained isn't learnt, the hold on the others grows looser, and then tighter again:
+    most that have slipped come back by themselves, and those that don't are trained.
+
     Args:
         run: what is trained, started from an earlier generation.
     """
 
+    n_slipped: float = math.inf  # at the last look
+
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
-        if stats.n_under and stats.epoch % LOOK_EPOCHS:
-            return ""
-        slipped = join(self.run, self._slipped())
-        if stats.n_under == 0 and (slipped or not self._is_forgotten()):
-            return ""
-        return super().after(stats)
+        keeping = self.run.learner.keeping
+        if stats.n_under:  # what is new comes first
+            if keeping:
+                keeping.weight *= _LOOSER
+            return super().after(stats)
+        if keeping:
+            keeping.weight /= _LOOSER
+        slipped = self._slipped()
+        if len(slipped) >= self.n_slipped:  # they don't come back by themselves
+            join(self.run, slipped)
+        self.n_slipped = len(slipped)
+        return super().after(stats) if not slipped and self._is_forgotten() else ""
 
     def _look(self) -> str:
         if not (ended := super()._look()) or self.run.lost is None:

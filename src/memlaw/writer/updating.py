@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ConfigError
-from memlaw.core.folders import exchange, folder_beside, linked_tree, locked, restore
+from memlaw.core.folders import exchange, folder_beside, locked, restore
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.texts import general_texts
@@ -18,11 +18,11 @@ from memlaw.measure.forgotten import Forgotten
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base, records_of
-from memlaw.writer.folder import GENERATIONS, check_out
+from memlaw.writer.folder import check_out
 from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
-from memlaw.writer.history import generations_of
+from memlaw.writer.history import generations_of, keep_generations
 from memlaw.writer.mean_goals import MeanGoals
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
@@ -145,12 +145,3 @@ def update(
             else:
                 os.replace(work, target)
             return dataclasses.replace(result, taken=True)
-
-
-def keep_generations(out: Path, work: Path, number: int) -> None:
-    """Take over what a folder is, and was, as earlier generations of its next one."""
-    kept = work / GENERATIONS
-    if (out / GENERATIONS).is_dir():
-        linked_tree(out / GENERATIONS, kept, but="")
-    kept.mkdir(mode=0o700, exist_ok=True)
-    linked_tree(out, kept / str(number), but=GENERATIONS)

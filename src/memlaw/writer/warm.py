@@ -12,9 +12,10 @@ from memlaw.train.keeping import Keeping
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
 from memlaw.writer.private import read_learner
+from memlaw.writer.setup import general_moments
 from memlaw.writer.state import Run
 
-KEEP = 300.0  # what a nat on each token of the written records weighs, beside a step's mean loss
+KEEP = 10_000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
 
@@ -50,8 +51,13 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
 
 def _as_written(run: Run, written: list[Example]) -> list[Term]:
     """Retention's terms, with what the sites read on written records for what they read there."""
-    reads = record_inputs(run.base.model, run.sites, written)
+    base, adapter = run.base, run.learner.adapter
+    terms = run.learner.retention.terms
+    if not terms:  # nothing is retained, but written records are held all the same
+        general = general_moments(base, run.sites, run.retained, seed=run.config.seed)
+        terms = [Term(sites=[i], reads=[x], writes=[g]) for i, (x, g) in enumerate(general)]
+    reads = record_inputs(base.model, run.sites, written)
     return [
-        replace(term, reads=[reads[site] for site in term.sites]).whitened(run.learner.adapter)
-        for term in run.learner.retention.terms
+        replace(term, reads=[reads[site] for site in term.sites]).whitened(adapter)
+        for term in terms
     ]
