@@ -16,36 +16,43 @@ from memlaw.writer.state import Run
 
 _AT_ONCE = 64  # records
 _HARDER = 2.0
-_LOOSER = 0.9  # the hold on old records, an epoch, while what is trained isn't learnt
+_PATIENCE = 5  # epochs without progress, until old records are held less tightly
+_FALLING = 0.8  # of those that had slipped at the last look: fewer are coming back by themselves
 
 
 class UpdateGoals(Goals):
     """Looks at the records that aren't trained, and lets those that slip be trained again.
 
-    While what is trained isn't learnt, the hold on the others grows looser, and then tighter again:
-    most that have slipped come back by themselves, and those that don't are trained.
+    When what is trained is learnt, many of the others have slipped. Most come back by themselves,
+    drawn by the hold on them; those that don't are trained, too.
 
     Args:
         run: what is trained, started from an earlier generation.
     """
 
     n_slipped: float = math.inf  # at the last look
+    least_under: float = math.inf  # tokens under the line, of what is trained
+    progress_at = 0  # the epoch in which there were so few first, or the hold was loosened last
 
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
-        keeping = self.run.learner.keeping
-        if stats.n_under:  # what is new comes first
-            if keeping:
-                keeping.weight *= _LOOSER
+        if stats.n_under:
+            self._give_way(stats)
             return super().after(stats)
-        if keeping:
-            keeping.weight /= _LOOSER
         slipped = self._slipped()
-        if len(slipped) >= self.n_slipped:  # they don't come back by themselves
+        if len(slipped) > _FALLING * self.n_slipped or not self.run.learner.keeping:
             join(self.run, slipped)
         self.n_slipped = len(slipped)
         return super().after(stats) if not slipped and self._is_forgotten() else ""
+
+    def _give_way(self, stats: EpochStats) -> None:
+        """Hold old records less tightly where what is new isn't learnt for them."""
+        if stats.n_under < self.least_under:
+            self.least_under, self.progress_at = stats.n_under, stats.epoch
+        elif (keeping := self.run.learner.keeping) and stats.epoch - self.progress_at >= _PATIENCE:
+            keeping.weight /= 2
+            self.progress_at = stats.epoch
 
     def _look(self) -> str:
         if not (ended := super()._look()) or self.run.lost is None:

@@ -15,7 +15,7 @@ from memlaw.writer.private import read_learner
 from memlaw.writer.setup import general_moments
 from memlaw.writer.state import Run
 
-KEEP = 10_000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
+KEEP = 3000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
 
