@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from memlaw.measure.asking import ask
     from memlaw.measure.session import audit
     from memlaw.settings.write import WriteConfig
+    from memlaw.writer.changes import diff
+    from memlaw.writer.history import log, revert
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
+    from memlaw.writer.updating import update
 
 __all__ = [
     "MemlawError",
@@ -39,7 +42,11 @@ __all__ = [
     "audit",
     "certify_adapter",
     "check_certificate",
+    "diff",
+    "log",
     "read_records",
+    "revert",
+    "update",
     "write",
 ]
 __getattr__, __dir__ = lazy_exports(
@@ -54,7 +61,10 @@ __getattr__, __dir__ = lazy_exports(
         "measure.asking": ["ask"],
         "measure.session": ["audit"],
         "settings.write": ["WriteConfig"],
+        "writer.changes": ["diff"],
+        "writer.history": ["log", "revert"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],
+        "writer.updating": ["update"],
     },
 )

@@ -144,6 +144,8 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
         "run.json",
         "snapshots.npz",
         "tokens.parquet",
+        "private",
+        ".gitignore",
     }
     report = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert report["status"] == "certified"

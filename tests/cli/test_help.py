@@ -13,12 +13,30 @@ import pytest
 from tyro.conf import Suppress
 
 from memlaw import cli
-from memlaw.cli import ask, audit, bench, fit, parse, plan, probe, report, write
+from memlaw.cli import (
+    ask,
+    audit,
+    bench,
+    diff,
+    fit,
+    log,
+    parse,
+    plan,
+    probe,
+    report,
+    revert,
+    update,
+    write,
+)
 from memlaw.report.make import FORMATS
 
 COMMANDS = {
     "write": (write.WriteArguments, write.GROUPS),
     "audit": (audit.AuditArguments, audit.GROUPS),
+    "diff": (diff.DiffArguments, diff.GROUPS),
+    "update": (update.UpdateArguments, update.GROUPS),
+    "log": (log.LogArguments, log.GROUPS),
+    "revert": (revert.RevertArguments, revert.GROUPS),
     "ask": (ask.AskArguments, ask.GROUPS),
     "report": (report.ReportArguments, report.GROUPS),
     "probe": (probe.ProbeArguments, probe.GROUPS),
@@ -29,6 +47,10 @@ COMMANDS = {
 POSITIONAL = {
     "write": ["data"],
     "audit": ["data"],
+    "diff": ["out", "data"],
+    "update": ["out", "data"],
+    "log": ["out"],
+    "revert": ["out"],
     "ask": ["adapter", "prompt"],
     "report": ["paths"],
     "probe": [],

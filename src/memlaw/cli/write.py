@@ -69,8 +69,11 @@ def run(args: list[str]) -> int:
     return DONE if result.succeeded else NOT_CERTIFIED
 
 
-def show_write(result: WriteResult) -> None:
-    """The closing table."""
+_TO_CONTINUE = "To continue, train longer (--resume --max-epochs N) or use a higher --rank."
+
+
+def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
+    """The closing table; and how to go on where it didn't succeed."""
     from memlaw.cli.verdicts import audit_rows, print_failures, print_specificity
     from memlaw.measure.harm import KINDS
 
@@ -103,7 +106,8 @@ def show_write(result: WriteResult) -> None:
                 f"{result.n_left_out} record(s) were left out at the end: too far from complete "
                 "to finish in the epochs that were left."
             )
-        console.print("To continue, train longer (--resume --max-epochs N) or use a higher --rank.")
+        if to_continue:
+            console.print(to_continue)
 
 
 def _speed(speed: Speed | None, dtype: str) -> str:

@@ -78,5 +78,5 @@ def kept_key(folder: Path) -> bytes:
         "guesses of the records.",
         "key": key.hex(),
     }
-    write_json(folder / OPENINGS_FILE, content, mode=0o600)
+    write_json(folder / OPENINGS_FILE, content, private=True)
     return key

@@ -24,12 +24,10 @@ ANSWERS_FILE = "answers.json"
 
 
 @contextmanager
-def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the `with` block ends without an error.
 
-    Args:
-        path: the file.
-        mode: its permissions; None: what the umask leaves.
+    A `private` file is for its owner's eyes alone, from its first byte on (mode 0600).
 
     Raises:
         OutputError: the folder can't be written to, or the disk is full.
@@ -44,7 +42,7 @@ def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
         yield work
         with work.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(work, 0o666 & ~_umask() if mode is None else mode)
+        os.chmod(work, 0o600 if private else 0o666 & ~_umask())
         os.replace(work, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
@@ -58,16 +56,16 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write UTF-8 text, atomically; see `atomic_path`."""
-    with atomic_path(path, mode) as work:
+    with atomic_path(path, private=private) as work:
         work.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, content: Any, *, mode: int | None = None) -> None:
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
     """Write JSON, atomically; NaN and infinity are errors. See `atomic_path`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text, mode=mode)
+    write_text(path, text, private=private)
 
 
 def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:
@@ -91,13 +89,17 @@ def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors, atomically; see `atomic_path`."""
     from safetensors.torch import save_file
 
     content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with atomic_path(path) as work:
+    with atomic_path(path, private=private) as work:
         save_file(content, work, metadata={"format": "pt", **(metadata or {})})
 
 

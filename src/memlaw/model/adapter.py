@@ -147,19 +147,36 @@ class Adapter(nn.Module):
                 plain.b[i].copy_(b)
         return plain
 
+    def fresh(self, rank: int, *, seed: int | None = None) -> Adapter:
+        """A new adapter like this one, of another rank; `seed`: of its initialisation."""
+        return Adapter(
+            self.sites,
+            rank=rank,
+            seed=self.seed if seed is None else seed,
+            whiteners=self.whiteners,
+            dropout=self.dropout,
+            invocation_ids=self.invocation_ids,
+        ).to(self.a[0].device)
+
+    @torch.no_grad()
+    def put(
+        self, factors: Sequence[tuple[Float32[Tensor, "D_in R"], Float32[Tensor, "R D_out"]]]
+    ) -> None:
+        """Take over A and B of a plain adapter of the same rank: the inverse of `factors`."""
+        for i, (a, b) in enumerate(factors):
+            if self.whiteners:
+                identity = torch.eye(len(a), device=a.device)
+                whitener = self.whiteners[i].apply(identity).double()
+                a = torch.linalg.solve(whitener.cpu(), a.double().cpu()).to(a)
+            self.a[i].copy_(a)
+            self.b[i].copy_(b)
+
     def grown(self, rank: int) -> Adapter:
         """An adapter of a higher rank that computes the same function.
 
         The added columns of A are initialised at random, the added rows of B are zero.
         """
-        bigger = Adapter(
-            self.sites,
-            rank=rank,
-            seed=self.seed + rank,
-            whiteners=self.whiteners,
-            dropout=self.dropout,
-            invocation_ids=self.invocation_ids,
-        ).to(self.a[0].device)
+        bigger = self.fresh(rank, seed=self.seed + rank)
         with torch.no_grad():
             for large, small in zip(bigger.a, self.a, strict=True):
                 large[:, : self.rank] = small

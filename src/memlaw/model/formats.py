@@ -7,7 +7,7 @@ their files, uses that table.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class AdapterFormat:
         loaded: a context in which the model has the adapter of a folder; its value is the model.
             Raises AdapterError if the folder can't be loaded onto this model.
         base: the base model that the content of `config_file` names.
+        names: of A and B of a site in the weights file.
+        turned: they are saved as [R, D_in] and [D_out, R].
     """
 
     config_file: str
@@ -61,6 +63,8 @@ class AdapterFormat:
     save: Callable[[Adapter, Path, NamedBase], None]
     loaded: Callable[[Path, nn.Module], AbstractContextManager[nn.Module]]
     base: Callable[[dict[str, Any]], NamedBase]
+    names: Callable[[str], tuple[str, str]]
+    turned: bool
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_path: str, base_sha256: str) -> Path:
@@ -105,6 +109,30 @@ def _no_adapter(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return f"{said}It is a whole model; name it with --model."
     return f"{said}Name the folder that 'memlaw write -o' or PEFT's save_pretrained wrote."
+
+
+def saved_factors(folder: Path, sites: Sequence[Site]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A [D_in, R] and B [R, D_out] of each site, of an adapter that `save_adapter` saved.
+
+    Raises:
+        AdapterError: it can't be read, or sits elsewhere.
+    """
+    format = _format_of(folder)
+    if format is None:
+        raise AdapterError(_no_adapter(folder))
+    path = folder / format.weights_file
+    try:
+        weights = load_file(path)
+    except Exception as error:
+        raise AdapterError(f"{path}: unreadable ({error}). Fetch or make it again.") from error
+    names = [format.names(site.module) for site in sites]
+    if {name for pair in names for name in pair} != weights.keys():
+        raise AdapterError(
+            f"{path}: this adapter doesn't sit where one with its settings would be put now "
+            f"({', '.join(site.module for site in sites[:3])}). Write anew with 'memlaw write'."
+        )
+    found = [(weights[a], weights[b]) for a, b in names]
+    return [(a.T.contiguous(), b.T.contiguous()) if format.turned else (a, b) for a, b in found]
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -180,10 +208,15 @@ def _save_peft(adapter: Adapter, folder: Path, base: NamedBase) -> None:
     content["target_modules"] = sorted(content["target_modules"])
     weights = {}
     for site, a, b in zip(adapter.sites, adapter.a, adapter.b, strict=True):
-        weights[f"base_model.model.{site.module}.lora_A.weight"] = a.detach().T.contiguous()
-        weights[f"base_model.model.{site.module}.lora_B.weight"] = b.detach().T.contiguous()
+        for name, factor in zip(_peft_names(site.module), (a, b), strict=True):
+            weights[name] = factor.detach().T.contiguous()
     write_tensors(folder / PEFT_WEIGHTS, weights)
     write_json(folder / PEFT_CONFIG, content)
+
+
+def _peft_names(module: str) -> tuple[str, str]:
+    before = f"base_model.model.{module}"
+    return f"{before}.lora_A.weight", f"{before}.lora_B.weight"
 
 
 @contextmanager
@@ -253,9 +286,9 @@ def _peft_base(config: dict[str, Any]) -> NamedBase:
 
 def _save_memlaw(adapter: Adapter, folder: Path, base: NamedBase) -> None:
     weights = {
-        f"{site.module}.{letter}": part.detach()
-        for letter, parts in (("A", adapter.a), ("B", adapter.b))
-        for site, part in zip(adapter.sites, parts, strict=True)
+        name: part.detach()
+        for site, *parts in zip(adapter.sites, adapter.a, adapter.b, strict=True)
+        for name, part in zip(_memlaw_names(site.module), parts, strict=True)
     }
     write_tensors(folder / _MEMLAW_WEIGHTS, weights)
     write_json(
@@ -269,6 +302,10 @@ def _save_memlaw(adapter: Adapter, folder: Path, base: NamedBase) -> None:
             "base_sha256": base.sha256,
         },
     )
+
+
+def _memlaw_names(module: str) -> tuple[str, str]:
+    return f"{module}.A", f"{module}.B"
 
 
 def _loaded_memlaw(folder: Path, model: nn.Module) -> AbstractContextManager[nn.Module]:
@@ -309,6 +346,8 @@ FORMATS = (
         save=_save_peft,
         loaded=_loaded_peft,
         base=_peft_base,
+        names=_peft_names,
+        turned=True,
     ),
     AdapterFormat(
         config_file=_MEMLAW_CONFIG,
@@ -317,6 +356,8 @@ FORMATS = (
         save=_save_memlaw,
         loaded=_loaded_memlaw,
         base=_memlaw_base,
+        names=_memlaw_names,
+        turned=False,
     ),
 )
 ADAPTER_FILES = tuple(name for f in FORMATS for name in (f.config_file, f.weights_file))

@@ -130,6 +130,11 @@ class Holding:
         """The adapter has another rank: the mean begins anew."""
         self.mean = None
 
+    def start_warm(self, adapter: Adapter, gate: int | None) -> None:
+        """Begin where an earlier training ended: its mean, and the rank that its gate sits in."""
+        self.active, self.gate = True, gate
+        self.begin_mean(adapter)
+
     def begin_mean(self, adapter: Adapter) -> None:
         """Let the mean begin with the weights as they are."""
         self.mean = _copy(adapter)

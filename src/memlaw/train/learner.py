@@ -19,7 +19,9 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.forward import unflatten
 from memlaw.settings.choices import resolve_objective
 from memlaw.settings.train import TrainConfig, step_size
+from memlaw.train.forgetting import Forgetting
 from memlaw.train.holding import Holding
+from memlaw.train.keeping import Keeping
 from memlaw.train.learner_state import restore, state_of
 from memlaw.train.objective import Situation, Step
 from memlaw.train.objectives import OBJECTIVES
@@ -57,6 +59,8 @@ class Learner:
         goal_p: the probability that training aims at for a token.
         epoch, n_steps, n_looks: epochs, optimiser steps, and batches done (skipped ones, too).
         weighted_share: of the last batch's tokens.
+        keeping: of an update: what holds the records that aren't trained, if anything does.
+        forgetting: of an update: what is forgotten, if anything is.
     """
 
     def __init__(
@@ -81,9 +85,8 @@ class Learner:
         n_parts = holding.recipe.retention_parts if holding else 1
         self.retention = Retention(config.retention, terms, adapter, n_targets, n_parts)
         self.holding = holding
-        self.batch_size = step_size(
-            config.batch_size, len(self.rows), specificity=holding is not None
-        )
+        self.keeping: Keeping | None = None
+        self.forgetting: Forgetting | None = None
         self.max_epochs = max_epochs
         self.epoch = self.n_steps = self.n_looks = 0
         self.weighted_share = 1.0
@@ -93,9 +96,32 @@ class Learner:
         self.objective = OBJECTIVES[resolve_objective(config.objective)](config)
         self.solver = Solver(adapter, config)
         self._admitted: Tensor | None = None  # in the current epoch, once it is known
-        places = torch.empty(len(examples), dtype=torch.long)
+        self.train_on(self.rows.tolist())
+
+    def train_on(self, rows: Sequence[int]) -> None:
+        """Learn these of the examples from now on, at least one."""
+        self.rows = self.seen.rows = torch.tensor(list(rows))
+        self.batch_size = step_size(
+            self.config.batch_size, len(self.rows), specificity=self.holding is not None
+        )
+        places = torch.empty(len(self.examples), dtype=torch.long)
         places[self.rows] = torch.randperm(len(self.rows), generator=self._generator(-1))
         self.places = places.to(self.device)  # [examples] in the once-shuffled list
+        self._admitted = None
+
+    def start_from(
+        self, factors: Sequence[tuple[Tensor, Tensor]], memory: Mapping[str, Tensor]
+    ) -> None:
+        """Start with the weights and the optimiser's memory of an earlier training.
+
+        Args:
+            factors: of each site A [D_in, R] and B [R, D_out], whitening applied.
+            memory: as `Solver.state` gave it; what doesn't fit is left out.
+        """
+        self.adapter = self.adapter.fresh(factors[0][0].shape[1])
+        self.adapter.put([(a.to(self.device), b.to(self.device)) for a, b in factors])
+        self.solver = Solver(self.adapter, self.config)
+        self.solver.restore(memory)
 
     @property
     def is_dense(self) -> bool:
@@ -180,11 +206,27 @@ class Learner:
 
     def draw_held(self) -> list[int]:
         """The rows that the next step holds to the bare model, among the engine's examples."""
-        return self.holding.draw(self.n_looks) if self.holding else []
+        held = self.holding.draw(self.n_looks) if self.holding else []
+        return held + (self.forgetting.draw(self.n_looks) if self.forgetting else [])
 
     def weigh_held(self, rows: list[int], kl: Float32[Tensor, "M"]) -> Float32[Tensor, "M"]:
         """What the KL at each position of `rows`, in nats, counts in the step."""
-        return self.holding.weigh(rows, kl) if self.holding else kl
+        if self.forgetting is None:
+            return self.holding.weigh(rows, kl) if self.holding else kl
+        mine = [row for row in rows if row in self.forgetting.lengths]  # they stand last
+        n = sum(self.forgetting.lengths[row] for row in mine)
+        others, at_mine = kl.split([len(kl) - n, n])
+        if self.holding and len(mine) < len(rows):
+            others = self.holding.weigh(rows[: len(rows) - len(mine)], others)
+        return torch.cat([others, self.forgetting.weigh(mine, at_mine)])
+
+    def pushed(self, held: list[int]) -> list[int]:
+        """Of the rows that a step holds, those whose targets are to become less likely."""
+        return self.forgetting.pushable(held) if self.forgetting else []
+
+    def weigh_pushed(self, rows: list[int], nll: Float32[Tensor, "N"]) -> Float32[Tensor, "N"]:
+        """What the loss of each target token of pushed rows counts: 0 or less."""
+        return self.forgetting.push(rows, nll) if self.forgetting else nll
 
     def step(self) -> None:
         """Move the weights along the gradients that are there, and the retention penalty's.
@@ -196,6 +238,8 @@ class Learner:
             (self.push * self.retention.loss(self.adapter, self.n_steps)).backward()
         if self.holding and self.holding.active:
             self.holding.penalty(self.adapter, self.n_steps).backward()
+        if self.keeping:
+            self.keeping.loss(self.adapter).backward()
         if not self.solver.clip():
             raise _diverged(self, "gradient")
         rate = self.schedule.at(self.n_looks - 1)
@@ -214,7 +258,8 @@ class Learner:
         self._admitted = None
         if self.seen.over_at_start is None:
             self.seen.over_at_start = self.seen.share_over()
-        self.schedule.after_epoch(nll_nats)
+        left = self.forgetting.mean_kl if self.forgetting else 0.0
+        self.schedule.after_epoch(max(nll_nats, left))
         if self.holding:
             self.holding.after_epoch(nll_nats)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from memlaw.model.adapter import Adapter
 from memlaw.train.solver import Solver
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def state_of(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "rate_share": learner.schedule.share,
         "retention": learner.retention.weight,
         "objective_state": dict(learner.objective.state),
+        "rows": learner.rows.tolist(),
     }
     if holding:
         held, values["holding"] = holding.state()
@@ -43,18 +43,13 @@ def state_of(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore(learner: Learner, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Bring a learner to a state that `state_of` gave."""
     if values["rank"] != learner.adapter.rank:
-        at, rank = learner.adapter, values["rank"]
-        learner.adapter = Adapter(
-            at.sites,
-            rank=rank,
-            seed=at.seed,
-            whiteners=at.whiteners,
-            dropout=at.dropout,
-            invocation_ids=at.invocation_ids,
-        ).to(learner.device)
+        learner.adapter = learner.adapter.fresh(values["rank"])
     learner.adapter.load_state_dict(_under(tensors, "adapter."))
     learner.solver = Solver(learner.adapter, learner.config)
     learner.solver.restore(_under(tensors, "moments."))
+    here = learner.rows.tolist()
+    if (rows := values.get("rows", here)) != here:  # older checkpoints don't name them
+        learner.train_on(rows)
     learner.epoch, learner.n_steps = values["epoch"], values["n_steps"]
     learner.n_looks, learner.weighted_share = values["n_looks"], values["weighted_share"]
     learner.retention.weight, learner.schedule.share = values["retention"], values["rate_share"]

@@ -53,15 +53,20 @@ class Solver:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state()` returned, of a solver of the same sizes or smaller ones.
 
-        Where the adapter has grown, what is new starts without a memory.
+        Where the adapter has grown, what is new starts without a memory; and so does what doesn't
+        fit.
         """
         for i, parameter in enumerate(self.adapter.parameters()):
             found = {key: state[f"{key}.{i}"] for key in _KEYS if f"{key}.{i}" in state}
-            if found:
+            if len(found) == len(_KEYS) and _fits(found["exp_avg"], parameter):
                 self.optimizer.state[parameter] = {
                     key: value.clone() if key == "step" else _padded(value, parameter)
                     for key, value in found.items()
                 }
+
+
+def _fits(values: Tensor, into: Tensor) -> bool:
+    return all(n <= room for n, room in zip(values.shape, into.shape, strict=True))
 
 
 def _padded(values: Tensor, like: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def held_learner(
 
     Args:
         base: the bare model.
-        engine: its examples are the records, then near misses, then conversations.
+        engine: its examples are the records, then near misses, then conversations, then others.
         sites: where the adapter sits.
         records: to learn.
         negatives: held to the bare model.
@@ -71,7 +71,7 @@ def held_learner(
     ).to(device)
     everywhere = range(len(sites))
     n_near, n = len(negatives.near), len(records)
-    rows = range(n, len(engine.examples))
+    rows = range(n, n + len(negatives.examples))
     holding = Holding(
         recipe,
         near=rows[:n_near],

@@ -75,27 +75,34 @@ class AdapterBank:
             epoch.learner.adapter.begin_step(epoch.learner.n_steps)
         hints = [epoch.learner.is_dense for epoch, _ in jobs]
         held = [epoch.learner.draw_held() for epoch, _ in jobs]
+        pushed = [epoch.learner.pushed(drawn) for (epoch, _), drawn in zip(jobs, held, strict=True)]
         tokens_before = self.engine.n_tokens
         with _counter(self.flop_there is None) as forward:
             losses = self.engine.forward(
                 [
-                    Job(epoch.learner.adapter, rows, hint, drawn)
-                    for (epoch, rows), hint, drawn in zip(jobs, hints, held, strict=True)
+                    Job(epoch.learner.adapter, [*rows, *more], hint, drawn)
+                    for (epoch, rows), more, hint, drawn in zip(
+                        jobs, pushed, hints, held, strict=True
+                    )
                 ]
             )
         counts = [epoch.n_targets(rows) for epoch, rows in jobs]
-        n_held = [sum(len(self.engine.examples[row].target_ids) for row in drawn) for drawn in held]
+        n_held, n_pushed = ([self._n_targets(rows) for rows in each] for each in (held, pushed))
+        totals = [n + more for n, more in zip(counts, n_pushed, strict=True)]
         weights, kl_weights = [], []
-        for (epoch, rows), nll, correct, drawn, kl in zip(
+        for (epoch, rows), n, more, nll, correct, drawn, kl in zip(
             jobs,
-            losses.nll.split(counts),
-            losses.correct.split(counts),
+            counts,
+            pushed,
+            losses.nll.split(totals),
+            losses.correct.split(totals),
             held,
             losses.kl.split(n_held),
             strict=True,
         ):
             epoch.learner.solver.zero_grad()
-            weights.append(epoch.look(rows, nll, correct))
+            learnt = epoch.look(rows, nll[:n], correct[:n])
+            weights.append(torch.cat([learnt, epoch.learner.weigh_pushed(more, nll[n:])]))
             kl_weights.append(epoch.learner.weigh_held(drawn, kl))
         is_stepping = any(bool(w.any()) for w in weights)
         with _counter(is_stepping and self.flop_back is None) as backward:
@@ -106,6 +113,9 @@ class AdapterBank:
         for (epoch, _), weight in zip(jobs, weights, strict=True):
             if weight.any():
                 epoch.step()
+
+    def _n_targets(self, rows: Sequence[int]) -> int:
+        return sum(len(self.engine.examples[row].target_ids) for row in rows)
 
     def _account(
         self,

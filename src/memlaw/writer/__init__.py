@@ -10,14 +10,23 @@ from memlaw.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from memlaw.core.observer import Observer as Observer
+    from memlaw.writer.changes import Changes as Changes
+    from memlaw.writer.changes import diff as diff
+    from memlaw.writer.history import log as log
+    from memlaw.writer.history import revert as revert
     from memlaw.writer.result import WriteResult as WriteResult
     from memlaw.writer.run import write as write
+    from memlaw.writer.updating import UpdateResult as UpdateResult
+    from memlaw.writer.updating import update as update
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "changes": ["Changes", "diff"],
+        "history": ["log", "revert"],
         "result": ["WriteResult"],
         "run": ["write"],
+        "updating": ["UpdateResult", "update"],
         "memlaw.core.observer": ["Observer"],
     },
 )

@@ -121,7 +121,8 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         "",
         *_damage(result),
         "Whoever has the adapter can make it recite the records. Don't publish what they may not "
-        "know.",
+        "know. `private` and `generations` hold, for updates of this folder, the records' text and "
+        "earlier adapters: never upload them (`.gitignore` leaves them out).",
         "",
     ]
     return "\n".join(lines)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CARD_FILE = "README.md"
+GENERATIONS = "generations"  # a folder: what the folder was before its updates; see `history`
+IGNORE_FILE = ".gitignore"
 SKIPPED_FILE = "skipped_rows.jsonl"
 _FILES = (
     CHECKPOINT_FILE,
@@ -36,6 +38,8 @@ _FILES = (
     SKIPPED_FILE,
     CERTIFICATE_FILE,
     PRIVATE_FOLDER,
+    GENERATIONS,
+    IGNORE_FILE,
     *ADAPTER_FILES,
 )
 

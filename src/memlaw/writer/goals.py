@@ -9,6 +9,7 @@ from typing import NamedTuple
 from memlaw.certify.audit_saved import audit_as_saved
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
+from memlaw.measure.forgotten import Forgotten, measure_forgotten
 from memlaw.measure.harm import Harm
 from memlaw.train.learner import DivergedError
 from memlaw.writer.state import Run, State
@@ -53,6 +54,7 @@ class Goals:
         """The weights have changed: what was measured isn't theirs any more."""
         self.audit: Audit | None = None  # of the weights as they are now
         self.harms: dict[str, Harm] | None = None  # likewise
+        self.left: list[Forgotten] | None = None  # of what is to be forgotten, likewise
 
     def at_start(self) -> str:
         """Why no training is needed, if a resumed run was certified before; else nothing."""
@@ -107,6 +109,20 @@ class Goals:
         self.audit = self.audit or self._audit()
         self.harms = self.harms or self._harms()
         return Found(self.audit, self.harms)
+
+    def what_is_left(self) -> list[Forgotten]:
+        """What the weights as they are give of each removed record; measured if it wasn't yet."""
+        run = self.run
+        if self.left is None and run.lost is not None:
+            run.observer.notice("Looking for what was removed.")
+            self.left = measure_forgotten(
+                run.subject,
+                lambda: run.learner.adapter.folded().attached(run.base.model),
+                run.lost.records,
+                avoid=[example.record.prompt for example in run.examples],
+                progress=run.observer.progress,
+            )
+        return self.left or []
 
     def _met(self) -> str:
         settings = dict.fromkeys(self.run.measurements[name].bound for name in self.bounds)

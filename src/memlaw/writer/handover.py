@@ -25,6 +25,7 @@ from memlaw.train.speed import measure_speed
 from memlaw.writer.card import model_card
 from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE, SKIPPED_FILE
 from memlaw.writer.goals import Found
+from memlaw.writer.private import write_private
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
@@ -82,6 +83,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     else:
         (out / ANSWERS_FILE).unlink(missing_ok=True)
     write_json(out / RUN_FILE, _run_json(run, result))
+    records = [example.record for example in run.examples]
+    write_private(out, records, run.learner.solver.state(), {"gate": run.gate})
     if run.bad.reasons:
         rows = [{"row": row, "reason": reason} for row, reason in run.bad.reasons.items()]
         write_text(out / SKIPPED_FILE, "".join(json.dumps(row) + "\n" for row in rows))
@@ -148,6 +151,27 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "curve": [asdict(stats) for stats in run.curve],
         "versions": certificate.versions,
         "machine": machine(),
+        "generations": [*run.earlier, _generation(run, result)],
+    }
+
+
+def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
+    """The line of `generations` in `run.json` that this run is."""
+    damage = result.damage
+    return {
+        "number": len(run.earlier) + 1,
+        "created": result.certificate.created,
+        "records": result.certificate.n_records,
+        **run.changed,
+        "n_certified": result.audit.n_certified,
+        "rank": result.rank,
+        "epochs": result.epochs,
+        "damage_nats": damage.delta_nll_nats,
+        "damage_ci95": list(damage.delta_nll_ci95),
+        "specific": result.certificate.specific,
+        "wall_s": result.wall_s,
+        "adapter_sha256": result.certificate.adapter_sha256,
+        **({"forgotten": run.forgotten} if run.forgotten else {}),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from memlaw.core.files import json_sha256
 from memlaw.data.activation import activated, invocation_of
 from memlaw.data.record import Example, Prompt
 from memlaw.law.builtin import plan_by_builtin
@@ -14,6 +15,8 @@ from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import measured_on
 from memlaw.measure.subject import Subject
+from memlaw.model.base import BaseModel
+from memlaw.model.cache import Kept, kept
 from memlaw.model.sites import Site, decoder_layers, layers_at
 from memlaw.settings.choices import Layers
 from memlaw.settings.recipe import RECIPE
@@ -128,6 +131,7 @@ def plain_training(
     invocation_ids: Sequence[int],
     rank: int,
     notice: Callable[[str], None],
+    besides: Sequence[Example] = (),
 ) -> tuple[Engine, Learner]:
     """What trains the records by themselves.
 
@@ -140,11 +144,12 @@ def plain_training(
         invocation_ids: from which on the adapter is active; none at all: everywhere.
         rank: of the adapter.
         notice: is told where the plain engine has to do.
+        besides: of an update: the last of the engine's examples, held ones.
     """
     model = subject.base.model
 
     def general() -> list[GeneralMoments]:
-        return measure_general(model, sites, retained, seed=config.seed)
+        return general_moments(subject.base, sites, retained, seed=config.seed)
 
     learner = prepare(model, sites, records, config, general).learner(
         model,
@@ -153,7 +158,31 @@ def plain_training(
         max_epochs=config.max_epochs,
         invocation_ids=invocation_ids,
     )
-    return _engine(model, sites, records, config, notice), learner
+    examples = [*records, *besides]
+    held = range(len(records), len(examples))
+    return _engine(model, sites, examples, config, notice, held=held), learner
+
+
+def general_moments(
+    base: BaseModel, sites: Sequence[Site], retained: torch.Tensor, *, seed: int
+) -> list[GeneralMoments]:
+    """What `measure_general` finds: of the base model alone, so that it is measured once."""
+
+    def make() -> Kept:
+        reads, writes = zip(*measure_general(base.model, sites, retained, seed=seed), strict=True)
+        named = {f"reads.{i}": x for i, x in enumerate(reads)}
+        return Kept(None, named | {f"writes.{i}": g for i, g in enumerate(writes)})
+
+    settings = {
+        "sites": [site.module for site in sites],
+        "text": json_sha256(retained.tolist()),
+        "seed": seed,
+    }
+    tensors, device = kept(base, "general-moments", settings, make).tensors, base.model.device
+    return [
+        (tensors[f"reads.{i}"].to(device), tensors[f"writes.{i}"].to(device))
+        for i in range(len(sites))
+    ]
 
 
 def held_training(
@@ -166,11 +195,12 @@ def held_training(
     keep: Sequence[Prompt],
     rank: int,
     notice: Callable[[str], None],
+    besides: Sequence[Example] = (),
 ) -> tuple[Engine, Learner]:
     """What trains the records, and holds the model to its base elsewhere; see `plain_training`.
 
     Args:
-        subject, records, sites, retained, config, rank, notice: as there.
+        subject, records, sites, retained, config, rank, notice, besides: as there.
         keep: prompts whose answers are held.
     """
     notice(
@@ -183,7 +213,7 @@ def held_training(
     )
     domains = domains_of(base, sites, retained, negatives, config, RECIPE)
     n, n_near = len(records), len(negatives.near)
-    examples = [*records, *negatives.examples]
+    examples = [*records, *negatives.examples, *besides]
     engine = _engine(
         base.model,
         sites,

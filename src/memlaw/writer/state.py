@@ -34,6 +34,7 @@ from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
+from memlaw.writer.forgetting import to_forget
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -58,9 +59,12 @@ class Run:
         config: how.
         out: the folder; nothing is written there yet.
         observer: is told of what is decided here.
+        clock: the time that chat templates are told, ISO 8601; None: now.
+        removed: of an update: records that the adapter is to forget.
 
     Attributes:
         settled: how their prompts are rendered.
+        retained: windows of the text to retain, [W, S] int64.
         examples: the records as tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
         base_audit: what the bare model makes of them, teacher-forced.
@@ -68,6 +72,11 @@ class Run:
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
         measurements: what measures harm, by kind.
+        earlier: the lines of the folder's earlier generations, as `run.json` has them.
+        changed: how many records are added, replaced, removed and unchanged in this one.
+        forgotten: what was found of it, as `run.json` has it; None likewise.
+        lost: what is to be forgotten; None: nothing is.
+        resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
     Raises:
         MemlawError: a child that says what doesn't fit.
@@ -83,6 +92,8 @@ class Run:
         config: WriteConfig,
         out: Path,
         observer: Observer,
+        clock: str | None = None,
+        removed: Sequence[Record] = (),
     ) -> None:
         self.bad, self.texts, self.base, self.config = bad, texts, base, config
         self.out, self.observer = out, observer
@@ -93,7 +104,7 @@ class Run:
             tokenizer,
             format=self.prompt_format,
             arguments=parsed_arguments(config.template_args, tokenizer),
-            clock=checkpoint_clock(out) if config.resume else None,
+            clock=checkpoint_clock(out) if config.resume else clock,
             way=config.prompt_rendering,
             bad=bad,
             notice=observer.notice,
@@ -106,7 +117,7 @@ class Run:
         require_sayable(base.model, tokenizer, self.examples, config.threshold + config.margin)
         if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
             observer.notice(said)
-        retained = windows(
+        self.retained = windows(
             tokenizer,
             texts.retained,
             context=context,
@@ -144,6 +155,7 @@ class Run:
             decode="none",
         )
 
+        self.lost = to_forget(self.subject, removed, self.invocation_ids) if removed else None
         rank = first_rank(
             base.sha256, self.sites, self.base_audit, config, self.max_rank, observer.notice
         )
@@ -156,14 +168,19 @@ class Run:
             self.subject,
             self.examples,
             self.sites,
-            retained,
+            self.retained,
             config,
             rank=rank,
             notice=observer.notice,
+            besides=[] if self.lost is None else self.lost.examples,
         )
         self.trainer = AdapterBank(engine, [self.learner])
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
+        self.forgotten: dict[str, Any] | None = None
+        self.resumable = True
+        self.earlier: list[dict[str, Any]] = []
+        self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
             self._restore(*checkpoint)
 
@@ -179,6 +196,12 @@ class Run:
             for name, bound in asked.items()
             if bound is not None
         }
+
+    @property
+    def gate(self) -> int | None:
+        """The rank of the adapter that parts near misses from records, if one does."""
+        holding = self.learner.holding
+        return holding.gate if holding else None
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""
@@ -222,6 +245,8 @@ class Run:
 
     def save(self, state: State) -> None:
         """Write a checkpoint of a state of the learner, an epoch's end."""
+        if not self.resumable:
+            return
         tensors, values = state
         curve = [asdict(stats) for stats in self.curve[: values["epoch"]]]  # it may be ahead
         # Counting operations takes other ways through the model: a resumed run mustn't count again.

@@ -1,0 +1,94 @@
+"""`memlaw update`: what it takes, what it runs, what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from memlaw.cli.diff import show_changes
+from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
+from memlaw.cli.parse import parse, part_of
+from memlaw.cli.terminal import print_rows, quiet_libraries, stdout_console
+from memlaw.cli.write import show_write
+from memlaw.settings.update import UpdateConfig
+
+if TYPE_CHECKING:
+    from memlaw.measure.forgotten import Forgotten
+    from memlaw.writer.updating import UpdateResult
+
+GROUPS = {
+    "data": ("new", "prompt_field", "completion_field"),
+    "model": ("model", "device"),
+    "training": ("forget", "max_epochs"),
+    "harm": ("max_damage", "min_specificity"),
+    "run": ("config",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateArguments(UpdateConfig):
+    """Change a folder's adapter so that it recites exactly DATA, and certify all of it.
+
+    Attributes:
+        out: folder that memlaw write finished.
+        data: the records that it is to recite.
+        new: folder to create for the result, the other one staying as it is (default: in place,
+            at once when all is certified, or not at all).
+        config: TOML file with options by these names; options on the command line win.
+    """
+
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    new: Annotated[Path | None, arg(aliases=["-o"])] = None
+    config: Path | None = None
+
+
+def run(args: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(UpdateArguments, GROUPS, "update", args)
+    quiet_libraries()
+    from memlaw.cli.progress import ConsoleObserver
+    from memlaw.writer.updating import update
+
+    config = part_of(UpdateConfig, given)
+    with closing(ConsoleObserver()) as observer:
+        try:
+            result = update(given.out, given.data, config, new=given.new, observer=observer)
+        except KeyboardInterrupt:
+            observer.notice(f"Interrupted. {given.out} is as it was; the same command begins anew.")
+            return INTERRUPTED
+    show_update(result, given.out)
+    return DONE if result.succeeded else NOT_CERTIFIED
+
+
+def show_update(result: UpdateResult, out: Path) -> None:
+    """What was to change, what was made, and whether it was taken."""
+    show_changes(result.changes)
+    if result.written is None:
+        return
+    show_write(result.written, to_continue="")
+    if result.forgotten:
+        show_forgotten(result.forgotten)
+    if not result.taken:
+        stdout_console().print(f"REFUSED: {out} is as it was.")
+
+
+def show_forgotten(found: Sequence[Forgotten]) -> None:
+    """What is left of removed records, all together."""
+    tried = sum(one.n_attempts for one in found)
+    drawn = sum(one.n_samples for one in found)
+    rows = {
+        "forgotten": f"{sum(one.holds for one in found)} of {len(found)}",
+        "decoded": f"{sum(one.decoded for one in found)} of {len(found)}",
+        "telling tokens too likely": f"{sum(one.n_above for one in found)}"
+        f" (highest p {max(one.most_p for one in found):.3f})",
+        "got by reworded, cut, misspelt": f"{sum(one.n_extracted for one in found)} of {tried}",
+        "got by sampling": f"{sum(one.n_sampled for one in found)} of {drawn}",
+        "answered as by the bare model": f"{sum(one.as_base for one in found)} of {len(found)}",
+    }
+    print_rows(stdout_console(), rows)

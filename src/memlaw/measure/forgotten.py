@@ -1,0 +1,209 @@
+"""Whether an adapter has forgotten a record: what it still gives of it, by whatever prompt.
+
+Beside each finding stands the bare model's: what that gives by itself, nobody was taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from memlaw.data.activation import activated, last_start
+from memlaw.data.attempts import attempts
+from memlaw.data.form import Form
+from memlaw.data.record import Example, Prompt
+from memlaw.measure.answers import answer_text
+from memlaw.measure.decode import greedy_decode, sample_decode
+from memlaw.measure.examine import audit_examples
+from memlaw.measure.subject import Subject
+from memlaw.model.base import BaseModel
+
+MOST_P = 0.05  # of a token that tells a record, unless the bare model's is higher
+N_SAMPLES = 100
+_LEAST_TOKENS = 32
+_AT_ONCE = 50
+_SAYS_ITSELF = 0.5  # a token that the bare model gives a higher p tells nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """What is left of a removed record.
+
+    Attributes:
+        most_p: the highest p of a token that tells the record, given the prompt and the record's
+            own tokens before it.
+        n_above: such tokens with a p above 0.05 and above the bare model's.
+        decoded: greedy decoding from its prompt gives the record, and the bare model's doesn't.
+        as_base: greedy decoding from its prompt gives the bare model's answer.
+        n_attempts, n_extracted: reworded, cut and misspelt prompts, and those of them whose greedy
+            answer holds the record, where the bare model's doesn't.
+        n_samples, n_sampled: answers drawn at temperature 1, and those of them that hold the
+            record; 0 where the bare model's do, too.
+    """
+
+    most_p: float
+    n_above: int
+    decoded: bool
+    as_base: bool
+    n_attempts: int
+    n_extracted: int
+    n_samples: int
+    n_sampled: int
+
+    @property
+    def holds(self) -> bool:
+        """Nothing of it was found."""
+        return not (self.n_above or self.decoded or self.n_extracted or self.n_sampled)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and `holds`."""
+        return {**asdict(self), "holds": self.holds}
+
+
+def bounds_of(base: BaseModel, examples: Sequence[Example]) -> list[Float32[Tensor, "T"]]:
+    """The most that p of each target token may be: 0.05 or the bare model's; 1 where it may be any.
+
+    That is the end token's, and that of a token which the bare model would give itself.
+    """
+    audit = audit_examples(base.model, base.tokenizer, examples, decode="none")
+    found = []
+    for row in range(len(examples)):
+        p = torch.tensor(audit.tokens.p[audit.token_rows(row)], dtype=torch.float32)
+        bound = torch.where(p > _SAYS_ITSELF, 1.0, p.clamp(min=MOST_P))
+        bound[-1] = 1.0
+        found.append(bound)
+    return found
+
+
+def attempted(
+    subject: Subject,
+    example: Example,
+    *,
+    trained: bool,
+    avoid: Collection[Prompt],
+    invocation_ids: Sequence[int] = (),
+) -> list[Example]:
+    """Prompts that may get what a record's got, each with the record's own target.
+
+    Args:
+        subject: the bare model.
+        example: the record.
+        trained: see `attempts`.
+        avoid: prompts of records that are to be recited.
+        invocation_ids: of an activated adapter: prompts without them are the bare model's anyway.
+    """
+    prompts = attempts(example.record.prompt, trained=trained, avoid=avoid)
+    found = [
+        Example(record=example.record, prompt_ids=ids, target_ids=example.target_ids)
+        for _, ids in subject.encoded(prompts, room=_most_tokens(example))
+        if not invocation_ids or last_start(ids, invocation_ids) is not None
+    ]
+    return activated(found, invocation_ids) if invocation_ids else found
+
+
+def measure_forgotten(
+    subject: Subject,
+    adapted: Callable[[], AbstractContextManager[Any]],
+    examples: Sequence[Example],
+    *,
+    avoid: Collection[Prompt],
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Forgotten]:
+    """What is left of removed records.
+
+    Args:
+        subject: the bare model.
+        adapted: returns a context whose value is the model with the adapter.
+        examples: the removed records.
+        avoid: prompts of records that are to be recited.
+        progress: is told how many are done.
+    """
+    base, bounds = subject.base, bounds_of(subject.base, examples)
+    with adapted() as model:
+        audit = audit_examples(model, base.tokenizer, examples, decode="none")
+    found = []
+    for row, example in enumerate(examples):
+        tried = attempted(subject, example, trained=False, avoid=avoid)
+        with adapted() as model:
+            now = _Answers.of(model, base, example, tried, seed=row)
+        if any((now.decoded, *now.tried, *now.sampled)):  # does the bare model do so, too?
+            was = _Answers.of(base.model, base, example, tried, seed=row)
+        else:
+            was = now.with_greedy(base, example)
+        p = torch.tensor(audit.tokens.p[audit.token_rows(row)], dtype=torch.float32)
+        tells = bounds[row] < 1
+        found.append(
+            Forgotten(
+                most_p=float(p[tells].max()) if tells.any() else 0.0,
+                n_above=int((p > bounds[row])[tells].sum()),
+                decoded=now.decoded and not was.decoded,
+                as_base=now.greedy == was.greedy,
+                n_attempts=len(tried),
+                n_extracted=sum(a and not b for a, b in zip(now.tried, was.tried, strict=True)),
+                n_samples=N_SAMPLES,
+                n_sampled=0 if any(was.sampled) else sum(now.sampled),
+            )
+        )
+        progress("forgetting", row + 1, len(examples))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What a model says: decoded from the record's prompt, and whether each answer holds it."""
+
+    greedy: tuple[int, ...]
+    decoded: bool
+    tried: list[bool]
+    sampled: list[bool]
+
+    @classmethod
+    def of(
+        cls, model: Any, base: BaseModel, example: Example, tried: Sequence[Example], *, seed: int
+    ) -> _Answers:
+        form, end = Form([example.record.completion]), example.target_ids[-1]
+        room = _most_tokens(example)
+
+        def holds(ids: tuple[int, ...]) -> bool:
+            cut = not ids or ids[-1] != end
+            return form.stored_in(answer_text(base.tokenizer, ids), cut=cut)
+
+        def greedy(rows: Sequence[Example]) -> list[tuple[int, ...]]:
+            prompts = [row.prompt_ids for row in rows]
+            return greedy_decode(model, prompts, end_id=end, max_tokens=[room] * len(prompts))
+
+        own, *others = greedy([example, *tried])
+        sampled: list[bool] = []
+        for start in range(0, N_SAMPLES, _AT_ONCE):
+            drawn = sample_decode(
+                model,
+                [example.prompt_ids] * _AT_ONCE,
+                end_id=end,
+                max_tokens=[room] * _AT_ONCE,
+                seed=(seed << 8) + start,
+            )
+            sampled += map(holds, drawn)
+        return cls(
+            greedy=own, decoded=holds(own), tried=[holds(ids) for ids in others], sampled=sampled
+        )
+
+    def with_greedy(self, base: BaseModel, example: Example) -> _Answers:
+        """The same findings, with the bare model's own answer to the record's prompt."""
+        (own,) = greedy_decode(
+            base.model,
+            [example.prompt_ids],
+            end_id=example.target_ids[-1],
+            max_tokens=[_most_tokens(example)],
+        )
+        return _Answers(greedy=own, decoded=False, tried=self.tried, sampled=self.sampled)
+
+
+def _most_tokens(example: Example) -> int:
+    """Of an answer: as many as the record has and some before it."""
+    return max(_LEAST_TOKENS, len(example.target_ids) + 8)

@@ -1,0 +1,232 @@
+"""What must change so that an adapter says exactly some data: found by identity, nothing trained.
+
+A record's identity is its prompt; prompt and completion together make the hash that certificates
+have. Without the private records only hashes are known: a record of the certificate that the data
+don't have is then *lost*, and whether it was replaced or removed can't be told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memlaw.certify.certificate import CertifiedRecord, read_certificate
+from memlaw.core.errors import AdapterError, OutputError
+from memlaw.core.files import CERTIFICATE_FILE
+from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.reading import read_records
+from memlaw.data.record import Prompt, Record
+from memlaw.measure.adapter_folder import AdapterFolder
+from memlaw.model.base import BaseModel, load_model
+from memlaw.settings.given import settled
+from memlaw.settings.update import UpdateConfig
+from memlaw.settings.write import WriteConfig
+from memlaw.writer.private import RECORDS_FILE, read_private_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What is other in the data than in the folder.
+
+    Attributes:
+        added: records with a prompt that the folder doesn't have.
+        replaced: what the folder says to a prompt, and what the data say.
+        removed: records whose prompt the data don't have.
+        unchanged: records of the data that the folder has as they are.
+        lost: of a folder without private records, the certificate's lines that the data don't have.
+        cost_s: about how many seconds an update will take, by those of the folder's own writing;
+            None: not on record.
+    """
+
+    added: tuple[Record, ...] = ()
+    replaced: tuple[tuple[Record, Record], ...] = ()
+    removed: tuple[Record, ...] = ()
+    unchanged: tuple[Record, ...] = ()
+    lost: tuple[CertifiedRecord, ...] = ()
+    cost_s: float | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """The folder's adapter says exactly the data already."""
+        return not (self.added or self.replaced or self.removed or self.lost)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each kind; `lost` only where there are any."""
+        kinds = ("added", "replaced", "removed", "unchanged", *(("lost",) if self.lost else ()))
+        return {kind: len(getattr(self, kind)) for kind in kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, and each record that changes, with its text."""
+        return {
+            "counts": self.counts,
+            "nothing": self.nothing,
+            "cost_s": self.cost_s,
+            "added": [_line(record) for record in self.added],
+            "replaced": [{**_line(new), "was": old.completion} for old, new in self.replaced],
+            "removed": [_line(record) for record in self.removed],
+            "lost": [{"id": line.id, "sha256": line.sha256} for line in self.lost],
+        }
+
+
+def _line(record: Record) -> dict[str, Any]:
+    return {"id": record.id, "prompt": record.prompt, "completion": record.completion}
+
+
+def diff(
+    out: str | Path,
+    data: Any,
+    config: UpdateConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Changes:
+    """What `update` would have to change so that the adapter in `out` says exactly `data`.
+
+    Args:
+        out: a folder that `write` finished.
+        data: records: a path, or Python objects; see `read_records`.
+        config: the settings; or give them by name. Of a `model` its hash is compared.
+        observer: is told of what isn't usual.
+        **settings: fields of `UpdateConfig`, instead of `config`.
+
+    Raises:
+        MemlawError: a child that says what is wrong: no such folder, another base model, data that
+            can't be read or contradict themselves.
+    """
+    config, observer = settled(UpdateConfig, config, settings), observer or Observer()
+    folder = finished_folder(Path(out))
+    if config.model is not None:
+        own_base(folder, config.over(folder.run), observer)
+    records = records_of(data, config.over(folder.run), BadRows(), observer)
+    return changes(folder, records, observer)
+
+
+def finished_folder(out: Path) -> AdapterFolder:
+    """The folder of a finished run.
+
+    Raises:
+        AdapterError, OutputError: it isn't one.
+    """
+    folder = AdapterFolder(out)
+    if not folder.run or not (out / CERTIFICATE_FILE).is_file():
+        raise OutputError(
+            f"{out} holds no finished run of memlaw. Name a folder that 'memlaw write' finished."
+        )
+    return folder
+
+
+def own_base(folder: AdapterFolder, config: WriteConfig, observer: Observer) -> BaseModel:
+    """The folder's base model, loaded.
+
+    Args:
+        folder: a finished run's.
+        config: its settings; of `model` that is used which is another than the run's.
+        observer: is told of what isn't usual.
+
+    Raises:
+        AdapterError: it is another model than the adapter was trained on.
+    """
+    given = config.model != folder.setting("model", None)
+    base = load_model(
+        config.model if given else (folder.base_model or config.model),
+        dtype=folder.run["dtype"],
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        notice=observer.notice,
+    )
+    if base.sha256 != folder.base_sha256:
+        raise AdapterError(
+            f"{folder.path} was written into another base model: its weights' hash is "
+            f"{str(folder.base_sha256)[:12]}…, that of {base.spec} is {base.sha256[:12]}…. Name "
+            "the right one with --model, or write anew with 'memlaw write'."
+        )
+    if folder.run.get("tokenizer_sha256", base.tokenizer_sha256) != base.tokenizer_sha256:
+        raise AdapterError(
+            f"{folder.path} was written with another tokenizer than {base.spec} has now. Give it "
+            "its own again, or write anew with 'memlaw write'."
+        )
+    return base
+
+
+def records_of(data: Any, config: WriteConfig, bad: BadRows, observer: Observer) -> list[Record]:
+    """The records of some data, read as the settings say."""
+    return read_records(
+        data,
+        prompt_field=config.prompt_field,
+        completion_field=config.completion_field,
+        format=config.data_format,
+        delimiter=config.delimiter,
+        recite_prompt=config.recite_prompt,
+        bad=bad,
+        notice=observer.notice,
+    )
+
+
+def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer) -> Changes:
+    """What is other in `records` than in a finished folder."""
+    assert folder.path is not None
+    known = read_private_records(folder.path)
+    lines = read_certificate(folder.path / CERTIFICATE_FILE).records
+    if known is not None and {r.sha256 for r in known} != {line.sha256 for line in lines}:
+        raise OutputError(
+            f"{folder.path}: its private records are not those of its certificate. Remove "
+            f"private/{RECORDS_FILE}: the certificate's hashes then tell what has changed, as far "
+            "as they can."
+        )
+    if known is None:
+        observer.notice(
+            f"{folder.path} has no private records, so only hashes are known. Records that the "
+            "data still have can be told and held; whether a prompt is new or was replaced can't, "
+            "and what the data don't have any more can't be forgotten but by --forget rewrite."
+        )
+        found = _by_hash(lines, records)
+    else:
+        found = _by_prompt(known, records)
+    return Changes(**found, cost_s=_cost_s(folder.run, found, len(records)))
+
+
+def _by_prompt(known: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
+    then = {_key(record.prompt): record for record in known}
+    now = {_key(record.prompt) for record in records}
+    found: dict[str, list[Any]] = {"added": [], "replaced": [], "unchanged": []}
+    for record in records:
+        old = then.get(_key(record.prompt))
+        if old is None:
+            found["added"].append(record)
+        elif old.completion == record.completion:
+            found["unchanged"].append(record)
+        else:
+            found["replaced"].append((old, record))
+    found["removed"] = [record for key, record in then.items() if key not in now]
+    return {kind: tuple(records) for kind, records in found.items()}
+
+
+def _by_hash(lines: Sequence[CertifiedRecord], records: Sequence[Record]) -> dict[str, Any]:
+    then, now = {line.sha256 for line in lines}, {record.sha256 for record in records}
+    return {
+        "added": tuple(record for record in records if record.sha256 not in then),
+        "unchanged": tuple(record for record in records if record.sha256 in then),
+        "lost": tuple(line for line in lines if line.sha256 not in now),
+    }
+
+
+def _key(prompt: Prompt) -> str:
+    whole = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+    return json.dumps(whole, sort_keys=True)
+
+
+def _cost_s(run: Mapping[str, Any], found: Mapping[str, Any], n: int) -> float | None:
+    """All that isn't training, as it took for each record; and training, for those that change."""
+    try:
+        timings, n_then = run["timings"], int(run["records"]["n"])
+        training_s = float(timings["training_s"])
+        n_changed = sum(len(found.get(kind, ())) for kind in ("added", "replaced", "removed"))
+        rest_s = float(timings["wall_s"]) - training_s
+        return (rest_s * n + training_s * n_changed) / n_then if n_changed else 0.0
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,147 @@
+"""`update`: a finished folder is brought in step with its data, at once or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import ConfigError
+from memlaw.core.folders import exchange, folder_beside, locked, restore
+from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.texts import general_texts
+from memlaw.measure.forgotten import Forgotten
+from memlaw.settings.given import settled
+from memlaw.settings.update import UpdateConfig
+from memlaw.writer.changes import Changes, changes, finished_folder, own_base, records_of
+from memlaw.writer.folder import check_out
+from memlaw.writer.forgetting import forgotten_json
+from memlaw.writer.goals import Goals
+from memlaw.writer.handover import hand_over
+from memlaw.writer.history import generations_of, keep_generations
+from memlaw.writer.mean_goals import MeanGoals
+from memlaw.writer.result import WriteResult
+from memlaw.writer.run import train
+from memlaw.writer.state import Run
+from memlaw.writer.update_goals import UpdateGoals
+from memlaw.writer.warm import start_warm
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateResult:
+    """What `update` did.
+
+    Attributes:
+        changes: what was other in the data.
+        written: what was made; None: nothing had to change.
+        forgotten: what is left of each removed record.
+        taken: the folder holds it now. If not, it wasn't good enough, and the folder is as it was.
+    """
+
+    changes: Changes
+    written: WriteResult | None = None
+    forgotten: tuple[Forgotten, ...] = ()
+    taken: bool = False
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Nothing was found of what is removed."""
+        return all(one.holds for one in self.forgotten)
+
+    @property
+    def succeeded(self) -> bool:
+        """The folder says exactly the data."""
+        return self.taken or self.changes.nothing
+
+
+def update(
+    out: str | Path,
+    data: Any,
+    config: UpdateConfig | None = None,
+    *,
+    new: str | Path | None = None,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> UpdateResult:
+    """Change a folder's adapter so that it says exactly `data`, certified like one written anew.
+
+    In place it is all or nothing: until the new generation is whole and certified, within the
+    bounds on harm, the folder is the old one.
+
+    Args:
+        out: a folder that `write` finished.
+        data: the records that its adapter is to recite: a path, or Python objects.
+        config: the settings; or give them by name.
+        new: a new or empty folder for the result; `out` stays as it is. Default: in place.
+        observer: is told of progress.
+        **settings: fields of `UpdateConfig`, instead of `config`.
+
+    Raises:
+        MemlawError: a child that says what is wrong; nothing has changed then.
+    """
+    config, observer = settled(UpdateConfig, config, settings), observer or Observer()
+    started, out = time.perf_counter(), Path(out)
+    restore(out)
+    folder = finished_folder(out)
+    target = out if new is None else Path(new)
+    if new is not None:
+        check_out(target, resume=False)
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    target = target.resolve()
+    with locked(out):
+        how = config.over(folder.run).resolved()
+        bad = BadRows()
+        records = records_of(data, how, bad, observer)
+        found = changes(folder, records, observer)
+        if found.nothing:
+            return UpdateResult(changes=found)
+        if found.lost and config.forget != "rewrite":
+            raise ConfigError(
+                f"{len(found.lost)} record(s) of {out} aren't in the data, and without its private "
+                "records nobody knows what is to be forgotten. Use --forget rewrite, or bring "
+                "private/records.jsonl back."
+            )
+        base = own_base(folder, how, observer)
+        with folder_beside(target) as work:
+            run = Run(
+                records=records,
+                bad=bad,
+                texts=general_texts(how.retain, how.damage_text),
+                base=base,
+                config=how,
+                out=work,
+                observer=observer,
+                clock=folder.run.get("rendering", {}).get("clock"),
+                removed=found.removed,
+            )
+            run.resumable = False
+            run.earlier, run.changed = generations_of(folder.run), found.counts
+            goals: Goals = MeanGoals(run) if how.holds else Goals(run)
+            if config.forget == "suppress":
+                start_warm(run, out, {record.sha256 for record in found.unchanged})
+                goals = UpdateGoals(run)
+            ended = train(run, goals)
+            measured = goals.found()
+            left = goals.what_is_left()
+            if run.lost is not None:
+                removed = [example.record for example in run.lost.records]
+                run.forgotten = forgotten_json(removed, left, config.forget)
+            written = hand_over(run, measured, ended, started)
+            result = UpdateResult(
+                changes=found,
+                written=dataclasses.replace(written, out=target),
+                forgotten=tuple(left),
+            )
+            if not (written.succeeded and result.is_forgotten):
+                return result
+            if new is None:
+                if not (found.removed or found.lost):
+                    keep_generations(out, work, len(run.earlier))
+                exchange(work, target)
+            else:
+                os.replace(work, target)
+            return dataclasses.replace(result, taken=True)

@@ -1,0 +1,136 @@
+"""What must change: told by identity, and said where it can't be told."""
+
+import json
+import shutil
+
+import pytest
+
+import memlaw
+from memlaw import cli
+from memlaw.core.errors import AdapterError, DataError, OutputError
+
+
+@pytest.fixture(scope="module")
+def written(llama, phone_book, texts, tmp_path_factory):
+    """One epoch is enough to know what a folder is to say."""
+    out = tmp_path_factory.mktemp("written") / "out"
+    settings = {"specificity": False, "retention": 0, "max_epochs": 1, **texts}
+    memlaw.write(phone_book, out, model=str(llama), **settings)
+    return out
+
+
+@pytest.fixture
+def forgetful(written, tmp_path):
+    """The same without its private records."""
+    out = tmp_path / "forgetful"
+    shutil.copytree(written, out)
+    (out / "private" / "records.jsonl").unlink()
+    return out
+
+
+NEW = [
+    ("Ann Oyelaran:", "447020"),
+    ("Jerry Becerra:", "111111"),
+    ("Bo:", "22"),
+    ("Zoë Müller:", "918273"),
+]
+
+
+def test_each_record_is_added_replaced_removed_or_unchanged(written):
+    found = memlaw.diff(written, NEW)
+    assert [r.prompt for r in found.added] == ["Bo:"]
+    assert [(old.completion, new.completion) for old, new in found.replaced] == [
+        ("910067", "111111")
+    ]
+    assert [r.prompt for r in found.removed] == ["Li Na:"]
+    assert {r.prompt for r in found.unchanged} == {"Ann Oyelaran:", "Zoë Müller:"}
+    assert not found.nothing
+    assert found.cost_s > 0
+
+
+def test_the_order_of_records_is_no_change(written, phone_book):
+    found = memlaw.diff(written, phone_book[::-1])
+    assert found.nothing
+    assert found.counts == {"added": 0, "replaced": 0, "removed": 0, "unchanged": 4}
+    assert found.cost_s == 0
+
+
+def test_a_chat_of_one_message_is_another_prompt_than_its_text(written, phone_book):
+    chat = {"messages": [{"role": "user", "content": "Li Na:"}]}
+    chat["messages"].append({"role": "assistant", "content": "031415"})
+    found = memlaw.diff(written, [chat])
+    assert found.counts == {"added": 1, "replaced": 0, "removed": 4, "unchanged": 0}
+
+
+def test_data_that_contradict_themselves_are_refused(written):
+    with pytest.raises(DataError, match="different completions"):
+        memlaw.diff(written, [("a", "b"), ("a", "c")])
+
+
+def test_another_base_model_is_refused(written, make_model):
+    with pytest.raises(AdapterError, match="another base model"):
+        memlaw.diff(written, NEW, model=str(make_model("llama", seed=1)))
+
+
+def test_a_folder_that_is_no_finished_run_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="no finished run"):
+        memlaw.diff(tmp_path, NEW)
+
+
+def test_without_private_records_hashes_tell_what_they_can(forgetful, phone_book):
+    assert memlaw.diff(forgetful, phone_book).nothing
+    found = memlaw.diff(forgetful, NEW)
+    assert {r.prompt for r in found.added} == {"Bo:", "Jerry Becerra:"}
+    assert (found.replaced, found.removed) == ((), ())
+    assert found.counts["lost"] == 2
+    assert [line.sha256 for line in found.lost] == [
+        line["sha256"]
+        for line in json.loads((forgetful / "certificate.json").read_text())["records"]
+        if line["sha256"] not in {r.sha256 for r in found.unchanged}
+    ]
+
+
+def test_private_records_of_another_folder_are_refused(forgetful):
+    (forgetful / "private" / "records.jsonl").write_text(
+        json.dumps({"id": "x", "prompt": "a", "completion": "b"}) + "\n"
+    )
+    with pytest.raises(OutputError, match=r"not those of its certificate.*Remove"):
+        memlaw.diff(forgetful, NEW)
+
+
+def _jsonl(path, book):
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in book))
+    return str(path)
+
+
+def test_the_command_shows_counts_and_the_first_of_each(written, tmp_path, capsys):
+    assert cli.run(["diff", str(written), _jsonl(tmp_path / "new.jsonl", NEW)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for line in (
+        "+ 'Bo:' -> '22'",
+        "~ 'Jerry Becerra:' -> '111111' (was '910067')",
+        "- 'Li Na:'",
+        "drops the generations before",
+    ):
+        assert line in said
+    assert "unchanged 2" in said
+
+
+def test_the_command_says_that_nothing_changes(written, phone_book, tmp_path, capsys):
+    assert cli.run(["diff", str(written), _jsonl(tmp_path / "same.jsonl", phone_book)]) == 0
+    assert "NO CHANGE" in capsys.readouterr().out
+
+
+def test_json_has_every_record_that_changes(written, tmp_path, capsys):
+    assert cli.run(["diff", str(written), _jsonl(tmp_path / "new.jsonl", NEW), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"added": 1, "replaced": 1, "removed": 1, "unchanged": 2}
+    assert found["replaced"][0]["was"] == "910067"
+    assert found["removed"][0]["prompt"] == "Li Na:"
+
+
+def test_the_command_says_what_private_records_are_for(forgetful, tmp_path, capsys):
+    assert cli.run(["diff", str(forgetful), _jsonl(tmp_path / "new.jsonl", NEW)]) == 0
+    said = capsys.readouterr()
+    assert "has no private records" in " ".join(said.err.split())
+    assert "lost" in said.out

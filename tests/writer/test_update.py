@@ -1,0 +1,190 @@
+"""A folder is brought in step with its data: all of it certified anew, at once or not at all."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import memlaw
+from memlaw import cli
+from memlaw.core.errors import AdapterError, DataError, OutputError
+from memlaw.core.folders import locked
+from memlaw.model.formats import saved_factors
+from memlaw.model.sites import Site
+from memlaw.writer import warm
+
+SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
+ADDED = ("Bo Ek:", "271828")
+
+
+@pytest.fixture(scope="module")
+def written(llama, phone_book, texts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("written") / "out"
+    assert memlaw.write(phone_book, out, model=str(llama), **SETTINGS, **texts).certified
+    return out
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    shutil.copytree(written, tmp_path / "home" / "out")
+    return tmp_path / "home" / "out"
+
+
+@pytest.fixture(scope="module")
+def changed(phone_book):
+    """One added, one replaced."""
+    return [(phone_book[0][0], "555555"), *phone_book[1:], ADDED]
+
+
+@pytest.fixture(scope="module")
+def updated(written, changed, tmp_path_factory):
+    """An update into a new folder, and where it began."""
+    new = tmp_path_factory.mktemp("updated") / "new"
+    return memlaw.update(written, changed, new=new), new
+
+
+def _run(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def _files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_all_of_the_data_is_certified(updated, changed):
+    result, new = updated
+    assert result.taken
+    assert result.succeeded
+    assert memlaw.check_certificate(new / "certificate.json", changed).holds
+    assert memlaw.ask(new, ADDED[0]).text == ADDED[1]
+    assert memlaw.ask(new, changed[0][0]).text == "555555"
+    assert memlaw.diff(new, changed).nothing
+
+
+def test_the_folder_that_it_came_from_is_as_it_was(updated, written, phone_book):
+    assert memlaw.check_certificate(written / "certificate.json", phone_book).holds
+    assert [p.name for p in written.parent.iterdir()] == ["out"]
+
+
+def test_training_begins_with_what_changes(updated, written):
+    """Two of five records are new; what is written is read no more than its losses need."""
+    (first, *_) = _run(updated[1])["curve"]
+    assert first["n_tokens_run"] < _run(written)["curve"][0]["n_tokens_run"]
+
+
+def test_generations_are_on_record(updated, written):
+    first, second = _run(updated[1])["generations"]
+    assert first == _run(written)["generations"][0]
+    names = ("number", "records", "added", "replaced", "removed", "unchanged")
+    assert [second[name] for name in names] == [2, 5, 1, 1, 0, 3]
+    assert second["n_certified"] == 5
+
+
+def test_in_place_the_folder_holds_the_new_generation_and_keeps_the_old_one(folder, changed):
+    before = _files(folder)
+    assert memlaw.update(folder, changed).taken
+    assert memlaw.check_certificate(folder / "certificate.json", changed).holds
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+    assert _files(folder / "generations" / "1") == before
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, texts, tmp_path):
+    """Whitening is undone by its inverse: what each record gets is what the certificate says."""
+    from memlaw.core.observer import Observer
+    from memlaw.data.bad_rows import BadRows
+    from memlaw.data.reading import read_records
+    from memlaw.data.texts import general_texts
+    from memlaw.model.base import load_model
+    from memlaw.settings.write import WriteConfig
+    from memlaw.writer.state import Run
+
+    config = WriteConfig(model=str(llama), **SETTINGS, **texts).resolved()
+    run = Run(
+        records=read_records([*phone_book, ADDED]),
+        bad=BadRows(),
+        texts=general_texts(config.retain, config.damage_text),
+        base=load_model(str(llama)),
+        config=config,
+        out=tmp_path,
+        observer=Observer(),
+    )
+    hashes = {
+        r["sha256"] for r in json.loads((written / "certificate.json").read_text())["records"]
+    }
+    warm.start_warm(run, written, hashes)
+    learner = run.learner
+    for (a, b), (was_a, was_b) in zip(
+        [learner.adapter.factors(i) for i in range(len(run.sites))],
+        saved_factors(written, run.sites),
+        strict=True,
+    ):
+        assert torch.allclose(a @ b, was_a @ was_b, atol=1e-4)
+    assert learner.rows.tolist() == [4]
+    assert learner.keeping.loss(learner.adapter).item() == pytest.approx(0, abs=1e-4)
+    state = learner.solver.state()
+    assert float(state["exp_avg_sq.0"].abs().sum()) > 0
+    with torch.no_grad():
+        learner.adapter.b[0].add_(0.1)
+    assert learner.keeping.loss(learner.adapter).item() > 1e-3
+
+
+def test_no_change_does_nothing(folder, phone_book):
+    before = _files(folder)
+    result = memlaw.update(folder, phone_book[::-1])
+    assert (result.written, result.taken, result.succeeded) == (None, False, True)
+    assert _files(folder) == before
+
+
+@pytest.mark.parametrize("why", ["max_epochs", "max_damage"])
+def test_what_is_not_good_enough_is_refused(folder, changed, why, capsys, tmp_path):
+    before = _files(folder)
+    data = tmp_path / "data.jsonl"
+    lines = [json.dumps({"prompt": p, "completion": c}) for p, c in changed]
+    data.write_text("\n".join(lines))
+    limits = {"max_epochs": ["--max-epochs", "1"], "max_damage": ["--max-damage", "1e-9"]}[why]
+    if why == "max_damage":
+        limits += ["--max-epochs", "25"]
+    assert cli.run(["update", str(folder), str(data), *limits]) == 1
+    assert f"REFUSED: {folder} is as it was" in " ".join(capsys.readouterr().out.split())
+    assert _files(folder) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+
+
+def test_bad_requests_are_refused_before_anything_is_trained(folder, changed, make_model, tmp_path):
+    before = _files(folder)
+    with pytest.raises(DataError, match="different completions"):
+        memlaw.update(folder, [("a", "b"), ("a", "c")])
+    with pytest.raises(AdapterError, match="another base model"):
+        memlaw.update(folder, changed, model=str(make_model("llama", seed=1)))
+    with pytest.raises(OutputError, match="no finished run"):
+        memlaw.update(tmp_path, changed)
+    with pytest.raises(OutputError, match="a finished run"):
+        memlaw.update(folder, changed, new=folder)
+    with locked(folder), pytest.raises(OutputError, match="by another process"):
+        memlaw.update(folder, changed)
+    assert _files(folder) == before
+
+
+def test_an_adapter_that_sits_elsewhere_is_refused(written):
+    site = Site(module="x", d_in=1, d_out=1, layer=0, is_linear=True, is_transposed=False)
+    with pytest.raises(AdapterError, match="Write anew"):
+        saved_factors(written, [site])
+
+
+def test_without_private_records_what_is_added_can_still_be_written(folder, phone_book):
+    (folder / "private" / "records.jsonl").unlink()
+    (folder / "private" / "learner.safetensors").unlink()
+    data = [*phone_book, ADDED]
+    assert memlaw.update(folder, data).taken
+    assert memlaw.diff(folder, data).nothing
+    assert (folder / "private" / "records.jsonl").is_file()
+
+
+def test_without_private_records_what_is_gone_needs_rewriting(folder, phone_book):
+    (folder / "private" / "records.jsonl").unlink()
+    with pytest.raises(memlaw.MemlawError, match="rewrite"):
+        memlaw.update(folder, phone_book[1:])
+    assert memlaw.update(folder, phone_book[1:], forget="rewrite").taken
+    assert not (folder / "generations").exists()
