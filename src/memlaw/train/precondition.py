@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from memlaw.data.record import Example
+from memlaw.model.body import body_of
 from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
 from memlaw.model.sites import Site
@@ -99,7 +100,7 @@ def record_inputs(
         for site, kept in zip(sites, found, strict=True)
     ]
     device = next(model.parameters()).device
-    body: Any = model.base_model
+    body = body_of(model)
     read: list[list[Tensor]] = [[] for _ in sites]
     chosen = _spread(examples)
     longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)

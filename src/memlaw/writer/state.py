@@ -34,6 +34,7 @@ from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
+from memlaw.writer.rehearsal import rehearse, require_causal
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -103,6 +104,7 @@ class Run:
         )
         bad.settle(len(self.examples), skip=config.skip_bad, notice=observer.notice)
         require_rows(base.model, tokenizer, (e.prompt_ids + e.target_ids for e in self.examples))
+        require_causal(base, self.examples)
         require_sayable(base.model, tokenizer, self.examples, config.threshold + config.margin)
         if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
             observer.notice(said)
@@ -119,6 +121,13 @@ class Run:
                 self.examples, config.activated, tokenizer, self.prompt_format, observer.notice
             )
         self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
+        rehearse(
+            base,
+            self.sites,
+            self.examples,
+            invocation_ids=self.invocation_ids,
+            specificity=config.specificity,
+        )
         self.subject = Subject(
             base=base,
             texts=texts,
