@@ -110,8 +110,8 @@ def require_causal(base: BaseModel, examples: Sequence[Example]) -> None:
     limit = 1e-3 if base.model.dtype == torch.float32 else 0.05
     if not (changed - logits).norm() <= limit * logits.norm():
         raise ModelError(
-            f"{type(base.model).__name__} sees the tokens that it is to predict: an encoder, not a "
-            "causal language model. Name one that continues text."
+            f"{type(base.model).__name__} sees the tokens that it is to predict: it reads text "
+            "both ways, as encoders do. Name a causal language model."
         )
 
 
