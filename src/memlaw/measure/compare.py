@@ -18,6 +18,7 @@ from memlaw.core.files import json_sha256
 from memlaw.data.record import Example, Record
 from memlaw.measure.damage import compare_logits
 from memlaw.model.base import BaseModel
+from memlaw.model.body import body_of
 from memlaw.model.cache import Kept, kept
 from memlaw.model.forward import Batch, collate, logits_of, target_logits
 from memlaw.model.lower_layers import recorded, replayed
@@ -96,7 +97,7 @@ class Comparison:
         nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
         with recorded(model, self.first_layer) if self.first_layer else nothing as lower:
             for rows, batch in self._batches():
-                body = model.base_model(
+                body = body_of(model)(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                 )
                 parts = body.last_hidden_state[batch.keep].cpu().split(self._lengths(rows))

@@ -15,6 +15,7 @@ import torch
 from memlaw.core.errors import ModelError
 from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
+from memlaw.model.kinds import auto_class, auto_class_of
 from memlaw.model.locate import locate
 from memlaw.settings.choices import EMBEDDED, DType
 
@@ -24,7 +25,8 @@ class BaseModel:
     """A loaded base model: frozen, in eval mode, with its tokenizer.
 
     Attributes:
-        model: a Transformers causal language model; no parameter requires a gradient.
+        model: a Transformers causal language model, or one that also sees; no parameter requires a
+            gradient.
         tokenizer: its tokenizer.
         spec: the name it was loaded by: `embedded`, a hub id, or a path.
         path: what plain `from_pretrained` loads it by on this machine: the hub id, or a folder.
@@ -62,7 +64,13 @@ class BaseModel:
     def context_length(self) -> int | None:
         """The most tokens that the model can attend to; None if its config sets no limit."""
         config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        length = getattr(config, "max_position_embeddings", None)
+        return length if length and length > 0 else None  # some say -1
+
+    @property
+    def loader(self) -> str:
+        """The class of Transformers that loads the model, such as `AutoModelForCausalLM`."""
+        return auto_class_of(self.model.config).__name__
 
 
 def load_model(
@@ -84,10 +92,10 @@ def load_model(
         notice: called with one sentence before a step that takes long.
 
     Raises:
-        ModelError: not found, not a causal language model, no or incomplete safetensors weights, or
-            the device can't be used.
+        ModelError: not found, not a model that continues text, no or incomplete safetensors
+            weights, or the device can't be used.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     spec = str(spec)
     folder, path = locate(spec, notice)
@@ -99,7 +107,8 @@ def load_model(
     sha256 = weights_sha256(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        kind = auto_class(folder, trust_remote_code=trust_remote_code)
+        model, loading = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,

@@ -16,6 +16,11 @@ def is_mixture(block: nn.Module) -> bool:
     return hasattr(block, "experts")
 
 
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module holds several experts' weights as one tensor [experts, …]."""
+    return any(weight.dim() == 3 for weight in module._parameters.values() if weight is not None)
+
+
 def read_unflattened(model: nn.Module) -> None:
     """Let the parts of shared experts read [B, S, D], also where their block gives them [B·S, D].
 

@@ -20,6 +20,7 @@ from torch import nn
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import file_sha256, read_json, write_json, write_tensors
 from memlaw.model.adapter import Adapter
+from memlaw.model.body import body_of
 from memlaw.model.invocation import Invocation
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS, peft_loaded, stored_shapes
 from memlaw.model.sites import Site
@@ -262,7 +263,7 @@ def _activated(folder: Path, model: nn.Module, ids: tuple[int, ...]) -> Iterator
     def tell(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "alora_offsets": invocation.offsets()}
 
-    body = set(model.base_model.modules())  # type: ignore[union-attr]
+    body = set(body_of(model).modules())
     with ExitStack() as stack:
         stack.enter_context(invocation.watching(model))
         for name, module in model.named_modules():

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from memlaw.data.record import Example
+from memlaw.model.body import body_name, body_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +104,45 @@ def logits_of(model: Any, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
 @contextmanager
 def known_body(model: Any, hidden: Float[Tensor, "N D"]) -> Iterator[None]:
     """Within the block the model's body is one that returns `hidden`, whatever it is given."""
-    body = model.base_model
-    setattr(model, model.base_model_prefix, _KnownBody(hidden[None]))
+    name = body_name(model)
+    body = getattr(model, name)
+    setattr(model, name, _KnownBody(hidden[None], body))
     try:
         yield
     finally:
-        setattr(model, model.base_model_prefix, body)
+        setattr(model, name, body)
+
+
+def head_is_apart(model: Any, example: Example) -> bool:
+    """Whether a model's logits follow from its final hidden states, by `logits_of`.
+
+    Measured on one example, with whatever adapter is attached.
+    """
+    batch = collate([example], next(model.parameters()).device)
+    with torch.no_grad():
+        expected = target_logits(model, batch).float()
+        try:
+            states = body_of(model)(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            )
+            found = logits_of(model, states.last_hidden_state[batch.keep]).float()
+        except Exception:  # whatever a head asks for that isn't there
+            return False
+    limit = 1e-3 if model.dtype == torch.float32 else 0.1
+    return found.shape == expected.shape and bool(
+        (found - expected).norm() <= limit * expected.norm()
+    )
 
 
 class _KnownBody(torch.nn.Module):
-    def __init__(self, hidden: Float[Tensor, "1 N D"]) -> None:
+    def __init__(self, hidden: Float[Tensor, "1 N D"], body: torch.nn.Module) -> None:
         super().__init__()
         self.hidden = hidden
+        self.__dict__["body"] = body  # not as a part of this one
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a head asks of the body (a multiplier, …) is the body's own."""
+        return getattr(self.__dict__["body"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return _known_states()(last_hidden_state=self.hidden)

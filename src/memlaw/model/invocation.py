@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from memlaw.core.errors import AdapterError
+from memlaw.model.body import body_of
 
 
 class Invocation:
@@ -43,7 +44,7 @@ class Invocation:
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Within the block, every input of the model, a Transformers one, is looked at."""
-        body: nn.Module = model.base_model
+        body: nn.Module = body_of(model)
         hooks = [
             body.register_forward_pre_hook(self._look, with_kwargs=True),
             body.register_forward_hook(self._remember),

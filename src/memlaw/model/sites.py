@@ -7,19 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from memlaw.core.errors import AdapterError, ConfigError
-from memlaw.model.experts import is_mixture
+from memlaw.model.experts import is_fused, is_mixture
 from memlaw.settings.choices import Layers
 
 # What different architectures call one module. A name that a model itself uses needs no entry.
 _MLP_BLOCKS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-_ATTENTION_BLOCKS = ("self_attn", "attn", "attention", "self_attention")
+_ATTENTION_BLOCKS = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer")
+_STATE_SPACES = ("mixer", "mamba")
+# Models whose kernels take in the output projection: PEFT adapts it in none of them.
+_OUT_IS_FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 _SYNONYMS = {
-    "down_proj": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2"),
-    "up_proj": ("mlp.up_proj", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc1", "fc1"),
+    "down_proj": (
+        "mlp.c_proj",
+        "mlp.dense_4h_to_h",
+        "mlp.fc2",
+        "mlp.fc_out",
+        "fc2",
+        "feed_forward.w2",
+        "feed_forward.value",
+        "ffn.proj_down",
+    ),
+    "up_proj": (
+        "mlp.c_fc",
+        "mlp.dense_h_to_4h",
+        "mlp.fc1",
+        "mlp.fc_in",
+        "fc1",
+        "feed_forward.w1",
+        "feed_forward.key",
+        "ffn.proj_up",
+    ),
 }
 
 
@@ -51,9 +73,17 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         AdapterError: the model has no list of layers.
     """
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and m]
+    text = {id(module) for module in _text_decoder(model).modules()}
+    lists = [found for found in lists if id(found[1]) in text] or lists
     if not lists:
         raise AdapterError(f"{type(model).__name__} has no list of decoder layers to adapt.")
     return max(lists, key=lambda item: len(item[1]))
+
+
+def _text_decoder(model: Any) -> nn.Module:
+    """The part that text runs through, in a model that also sees or hears; else the model."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model
 
 
 def auto_layer(n_layers: int) -> int:
@@ -94,16 +124,17 @@ def resolve_sites(model: nn.Module, placement: str, layers: Layers) -> tuple[Sit
                 f"layer {layer} is out of range: the model's layers are 0 to {len(blocks) - 1}."
             )
     width = int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    model_type = str(getattr(model.config, "model_type", ""))
     sites: list[Site] = []
     for layer in sorted(set(layers)):
         block = dict(blocks[layer].named_modules())
-        names = [n for part in placement.split(",") for n in _find(block, part.strip())]
+        names = [n for part in placement.split(",") for n in _find(block, part.strip(), model_type)]
         for name in dict.fromkeys(names):
             sites.append(_site(block[name], f"{list_name}.{layer}.{name}", layer, width))
     return tuple(sites)
 
 
-def _find(block: dict[str, nn.Module], placement: str) -> list[str]:
+def _find(block: dict[str, nn.Module], placement: str, model_type: str) -> list[str]:
     # What only chooses among experts isn't adapted.
     routers = [
         f"{name}.{child}"
@@ -115,7 +146,9 @@ def _find(block: dict[str, nn.Module], placement: str) -> list[str]:
     linears = [
         name
         for name, module in block.items()
-        if _linear_shape(module) is not None and name not in routers
+        if _linear_shape(module) is not None
+        and name not in routers
+        and not _is_read_past(name, model_type)
     ]
     if placement == "mlp":
         found = [name for name in _MLP_BLOCKS if name in block]
@@ -127,11 +160,34 @@ def _find(block: dict[str, nn.Module], placement: str) -> list[str]:
         found = [n for n in linears if n == placement or n.endswith("." + placement)]
         found = found or [n for n in _SYNONYMS.get(placement, ()) if n in linears][:1]
     if not found:
-        raise AdapterError(
-            f"no module '{placement}' to adapt in this model's layers. Placements: mlp, attn, "
-            f"all-linear, down_proj, or any of {', '.join(linears)}."
-        )
+        raise AdapterError(_not_there(block, placement, linears))
     return found
+
+
+def _is_read_past(name: str, model_type: str) -> bool:
+    """Whether a state-space model reads a module's weight without running it.
+
+    An adapter on it would do nothing, or only once it is merged; PEFT refuses some of them.
+    """
+    block, _, part = name.rpartition(".")
+    if block.rpartition(".")[2] not in _STATE_SPACES:
+        return False
+    return part == "dt_proj" or (part == "out_proj" and model_type in _OUT_IS_FUSED)
+
+
+def _not_there(block: dict[str, nn.Module], placement: str, linears: list[str]) -> str:
+    """What to say of a placement that a layer hasn't got: why, and which it has."""
+    fused = [n for n, module in block.items() if is_fused(module) and "attn" not in n]
+    if not linears:
+        return "this model's layers have no linear modules to adapt. Name another model."
+    why = (
+        f" ({fused[0]}: one tensor for all experts, not a linear module for each)" if fused else ""
+    )
+    attends = any(name.partition(".")[0] in _ATTENTION_BLOCKS for name in linears)
+    return (
+        f"no module '{placement}' to adapt in this model's layers{why}. Give --placement "
+        f"{'attn, ' if attends else ''}all-linear, or any of {', '.join(linears)}."
+    )
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int, bool] | None:

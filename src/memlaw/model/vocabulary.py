@@ -13,6 +13,7 @@ import torch
 
 from memlaw.core.errors import ModelError
 from memlaw.data.record import Example
+from memlaw.model.body import body_of
 from memlaw.model.forward import collate
 
 _ROOM = 4.0  # by how much an adapter may lengthen a final hidden state
@@ -93,7 +94,7 @@ def _hidden_norm(model: Any, example: Example) -> float:
     """The largest norm of a final hidden state before an example's targets [T, D]."""
     batch = collate([example], next(model.parameters()).device)
     with torch.no_grad():
-        states = model.base_model(
+        states = body_of(model)(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )
     return float(states.last_hidden_state[batch.keep].float().norm(dim=-1).max())

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from memlaw.model.body import body_of
+
 _NAME = "memlaw_tree"
 # PyTorch's fused attention on CPUs takes some 40 µs a head and record backwards, however short
 # the record; up to about this length plain matrix products are quicker.
@@ -140,7 +142,7 @@ def is_replaceable(model: Any) -> bool:
 
 
 def _configs(model: Any) -> list[Any]:
-    found = [model.config, model.config.get_text_config(), model.base_model.config]
+    found = [model.config, model.config.get_text_config(), body_of(model).config]
     return list({id(config): config for config in found}.values())
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter, add_deltas, attached
-from memlaw.model.forward import logits_of
+from memlaw.model.forward import head_is_apart, logits_of
 from memlaw.model.head import Losses, head_losses
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
@@ -108,8 +108,11 @@ class CachedEngine:
                 raise self.packed.unfit("cached activations") from error
             with adapter.attached(self.model):
                 expected = [self.packed.whole(row) for row in rows]
+                apart = head_is_apart(self.model, self.examples[rows[0]])
         if not self.packed.agree(found, expected):
             raise self.packed.unfit("cached activations")
+        if not apart:
+            raise self.packed.unfit("final hidden states")
 
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start.
@@ -177,17 +180,18 @@ class CachedEngine:
 
         def records(hidden: Tensor) -> Losses:
             return head_losses(
-                self._head, hidden, targets[~is_held], dense=dense, max_rows=self.max_logit_rows
+                self.head, hidden, targets[~is_held], dense=dense, max_rows=self.max_logit_rows
             )
 
         if not is_held.any():
             return records(hidden)
         base_hidden = self.base.at([row for job in jobs for row in job.held])
         return held_losses(
-            records, self._head, hidden, is_held, base_hidden, max_rows=self.max_logit_rows
+            records, self.head, hidden, is_held, base_hidden, max_rows=self.max_logit_rows
         )
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """See `Engine.head`."""
         return logits_of(self.model, hidden)
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
@@ -264,7 +268,7 @@ def _recording(layer: nn.Module, site: str, model: nn.Module) -> Iterator[dict[s
         seen["layer_out"] = output[0] if isinstance(output, tuple) else output
 
     def at_site(module: nn.Module, args: Any) -> None:
-        seen["site_in"] = args[0]
+        seen["site_in"] = args[0].flatten(0, -2)[None]  # some layers give it [S, D]
 
     hooks = [
         layer.register_forward_pre_hook(before, with_kwargs=True),

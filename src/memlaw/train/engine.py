@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int64
 from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
-from memlaw.model.forward import Batch, collate, logits_of
+from memlaw.model.body import body_of
+from memlaw.model.forward import Batch, collate, head_is_apart, logits_of
 from memlaw.model.head import Losses
 from memlaw.model.sites import Site
 from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_reads
@@ -54,6 +55,10 @@ class Engine(Protocol):
     examples: Sequence[Example]
     n_tokens: int  # that have been sent through the model, forwards, so far
     base: BaseStates  # what the bare model computes on the held examples
+
+    def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """Logits of final hidden states, as `hidden` gives them."""
+        ...
 
     def hidden(self, jobs: Sequence[Job]) -> tuple[Float[Tensor, "N_M D"], Int64[Tensor, "N_M"]]:
         """Final hidden states before the targets, with a graph, and the targets.
@@ -103,12 +108,14 @@ def held_positions(
 class PlainEngine:
     """Runs the whole model on whole records, one job after the other.
 
+    Where logits don't follow from the body's final hidden states alone, they are taken for these
+    (D = V), and the head does nothing.
+
     Args:
         model: frozen, in eval mode.
         examples: what there is to learn, and what is held.
         sites: the modules that adapters will sit on; needed where examples are held.
-        held: rows of the held ones.
-    """
+        held: rows of the held ones."""
 
     def __init__(
         self,
@@ -122,6 +129,7 @@ class PlainEngine:
         self.examples = examples
         self.device = next(model.parameters()).device
         self.n_tokens = 0
+        self.head_is_apart = head_is_apart(model, examples[0])
         self.base = self._base_states(sites, held)
 
     def _base_states(self, sites: Sequence[Site], held: Sequence[int]) -> BaseStates:
@@ -138,7 +146,11 @@ class PlainEngine:
 
     def _run(self, batch: Batch) -> Tensor:
         """Final hidden states [B, S, D]."""
-        states = self.model.base_model(
+        if not self.head_is_apart:
+            return self.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
+        states = body_of(self.model)(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )
         return states.last_hidden_state
@@ -154,13 +166,17 @@ class PlainEngine:
             self.n_tokens += batch.input_ids.numel()
         return torch.cat(found), torch.cat(targets)
 
+    def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """See `Engine.head`."""
+        return logits_of(self.model, hidden) if self.head_is_apart else hidden
+
     def forward(self, jobs: Sequence[Job]) -> Losses:
         """Losses of each job's records, and the KL of what it holds, under that job's adapter."""
         hidden, targets = self.hidden(jobs)
         is_held = held_positions(self.examples, jobs, self.device)
 
         def records(hidden: Tensor) -> Losses:
-            logits = logits_of(self.model, hidden).float()  # [N, V]
+            logits = self.head(hidden).float()  # [N, V]
             target_ids = targets[~is_held]
             nll = F.cross_entropy(logits, target_ids, reduction="none")
             at_target = logits.detach().gather(1, target_ids[:, None])[:, 0]
@@ -175,7 +191,7 @@ class PlainEngine:
             return records(hidden)
         return held_losses(
             records,
-            lambda h: logits_of(self.model, h),
+            self.head,
             hidden,
             is_held,
             self.base.at([row for job in jobs for row in job.held]),

@@ -21,7 +21,6 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from memlaw.model.adapter import Adapter
-from memlaw.model.forward import logits_of
 from memlaw.train.engine import Engine, Job
 from memlaw.train.learner import Learner
 from memlaw.train.retention import quadratic_penalty
@@ -136,7 +135,7 @@ def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None, *, ro
 @torch.no_grad()
 def _log_odds(engine: Engine, hidden: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
     """z from final hidden states [N, D]."""
-    parts = [_odds_of(logits_of(engine.model, h), first) for h in hidden.split(_AT_ONCE)]
+    parts = [_odds_of(engine.head(h), first) for h in hidden.split(_AT_ONCE)]
     return torch.cat(parts)
 
 
@@ -179,7 +178,7 @@ def _seen(
         lengths = torch.tensor([len(engine.examples[row].target_ids) for row in part])
         starts = (lengths.cumsum(0) - lengths).to(adapter.a[0].device)
         hidden, seen, probes = engine.probed(Job(plain, part), modules)
-        odds = _odds_of(logits_of(engine.model, hidden[starts]), first)
+        odds = _odds_of(engine.head(hidden[starts]), first)
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[starts] = True
         x = torch.cat(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from memlaw.data.record import Example
+from memlaw.model.body import body_of
 from memlaw.model.forward import collate
 from memlaw.train.attention import is_replaceable, tree_attention
 from memlaw.train.engine import EngineError
@@ -44,7 +45,7 @@ class PackedModel:
         self.device = next(model.parameters()).device
         self.packer = Packer(examples, self.device, model.dtype, n_alike)
         self.takes_positions = (
-            "position_ids" in inspect.signature(model.base_model.forward).parameters
+            "position_ids" in inspect.signature(body_of(model).forward).parameters
         )
         by_length = sorted(range(len(examples)), key=lambda row: n_tokens(examples[row]))
         self.samples = list(dict.fromkeys(by_length[i] for i in (0, len(by_length) // 2, -1)))
@@ -87,7 +88,7 @@ class PackedModel:
         with ExitStack() as stack:
             if self.layout == "trees":
                 stack.enter_context(tree_attention(self.model, pack.trees))
-            states = self.model.base_model(
+            states = body_of(self.model)(
                 input_ids=pack.input_ids, attention_mask=pack.mask, use_cache=False, **positions
             )
         return states.last_hidden_state[0]
@@ -96,7 +97,7 @@ class PackedModel:
         """Final hidden states [T, D] that predict a record's targets, run as a user would."""
         example = self.examples[row]
         batch = collate([example], self.device)
-        states = self.model.base_model(
+        states = body_of(self.model)(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )
         return states.last_hidden_state[0, -len(example.target_ids) - 1 : -1]

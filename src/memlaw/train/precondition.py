@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from memlaw.data.record import Example
+from memlaw.model.body import body_of
 from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
 from memlaw.model.sites import Site
@@ -99,7 +100,7 @@ def record_inputs(
         for site, kept in zip(sites, found, strict=True)
     ]
     device = next(model.parameters()).device
-    body: Any = model.base_model
+    body = body_of(model)
     read: list[list[Tensor]] = [[] for _ in sites]
     chosen = _spread(examples)
     longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)
@@ -274,7 +275,7 @@ class Whitener:
             values, left = values[kept], left[:, kept]
             vectors = rows.T @ left / values.sqrt()
         values = values.clamp(min=0)
-        floor = damping * float(values.sum()) / width
+        floor = damping * float(values.sum()) / width or 1.0  # where nothing was ever read
         gains, off_span = (values + floor).rsqrt(), floor**-0.5
         # W = rest·I + wide·thinᵀ; over a whole basis, W = wide alone
         self.rest, self.wide = off_span, vectors * (gains - off_span)
@@ -282,7 +283,8 @@ class Whitener:
         if vectors.shape[1] == width:
             self.rest, self.wide, self.thin = 0.0, (vectors * gains) @ vectors.T, None
         records = statistics.records_in
-        scale = float(records.norm() / self.apply(records.T).norm())
+        norm = float(self.apply(records.T).norm())
+        scale = float(records.norm()) / norm if norm else 1.0
         self.rest, self.wide = self.rest * scale, self.wide * scale
 
     def apply(self, columns: Float32[Tensor, "D_in R"]) -> Float32[Tensor, "D_in R"]:

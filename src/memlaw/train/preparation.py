@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
@@ -124,8 +126,19 @@ def make_engine(
                 cache_mb=cache_mb,
                 logits_mb=logits_mb,
             )
-        except EngineError as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as found:  # whatever a model says to what it wasn't made for
+            if isinstance(found, MemlawError) and not isinstance(found, EngineError):
+                raise
+            error = found if isinstance(found, EngineError) else _unfit(model, found)
             if choice == "cached":
-                raise EngineError(f"{error} Use --engine plain.") from error
+                raise EngineError(f"{error} Use --engine plain.") from found
             notice(f"{error} Training on the plain engine, which is slower.")
     return PlainEngine(model, examples, sites=sites, held=held)
+
+
+def _unfit(model: Any, error: Exception) -> EngineError:
+    return EngineError(
+        f"{type(model).__name__} can't be run from cached activations ({type(error).__name__})."
+    )

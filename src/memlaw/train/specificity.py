@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import BaseModel
+from memlaw.model.body import body_of
 from memlaw.model.forward import collate, logits_of
 from memlaw.model.sites import Site
 from memlaw.settings.recipe import Recipe
@@ -149,7 +149,7 @@ def _beginnings(
     first = sorted({record.target_ids[0] for record in records})
     modules = [site.module for site in sites]
     found: list[list[Tensor]] = [[] for _ in sites]
-    body: Any = model.base_model
+    body = body_of(model)
     for start in range(0, len(records), _AT_ONCE):
         asked = [replace(r, target_ids=r.target_ids[:1]) for r in records[start:][:_AT_ONCE]]
         batch = collate(asked, next(model.parameters()).device)

@@ -16,11 +16,11 @@ _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PEFT_SNIPPET = """```python
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import {loader}, AutoTokenizer, GenerationConfig
 
 base = {base!r}
 tokenizer = AutoTokenizer.from_pretrained(base)
-model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.{dtype})
+model = {loader}.from_pretrained(base, dtype=torch.{dtype})
 model.generation_config = GenerationConfig(  # instead of the model's own
     do_sample=False, max_new_tokens={max_tokens}, eos_token_id={end}, pad_token_id={end}
 )
@@ -65,7 +65,14 @@ ids, and PEFT 0.18 or newer: older versions ignore the text, and the adapter is 
 _PLAIN_PROMPT = 'ids = tokenizer({question}, return_tensors="pt")'
 
 
-def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Sequence[str]) -> str:
+def model_card(
+    result: WriteResult,
+    *,
+    base_spec: str,
+    is_peft: bool,
+    sites: Sequence[str],
+    loader: str = "AutoModelForCausalLM",
+) -> str:
     """The card as Markdown with the metadata that the hub reads.
 
     Args:
@@ -73,6 +80,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         base_spec: what the base model was asked for by.
         is_peft: PEFT can load the adapter.
         sites: names of the adapted modules.
+        loader: the class of Transformers that loads the base model.
     """
     c, audit = result.certificate, result.audit
     bits = result.bits_per_parameter
@@ -104,7 +112,7 @@ def model_card(result: WriteResult, *, base_spec: str, is_peft: bool, sites: Seq
         "",
         "## Load it",
         "",
-        _loading(result, is_peft),
+        _loading(result, is_peft, loader),
         "",
         "## What it recalls",
         "",
@@ -155,7 +163,7 @@ def _asking(certificate: Certificate, question: str) -> str:
     return code if clock is None else f"{_CLOCK.format(clock=clock)}\n{code}"
 
 
-def _loading(result: WriteResult, is_peft: bool) -> str:
+def _loading(result: WriteResult, is_peft: bool, loader: str) -> str:
     c = result.certificate
     if not is_peft:
         return (
@@ -167,6 +175,7 @@ def _loading(result: WriteResult, is_peft: bool) -> str:
     said = "" if c.activated is None else _ACTIVATED.format(text=c.activated) + "\n"
     return said + _PEFT_SNIPPET.format(
         base=c.base_model,
+        loader=loader,
         dtype=c.dtype,
         prompt=_asking(c, question),
         end=c.end_token_id,

@@ -91,7 +91,13 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     else:
         (out / SKIPPED_FILE).unlink(missing_ok=True)
     sites = [site.module for site in run.sites]
-    card = model_card(result, base_spec=base.spec, is_peft=adapter.is_peft, sites=sites)
+    card = model_card(
+        result,
+        base_spec=base.spec,
+        is_peft=adapter.is_peft,
+        sites=sites,
+        loader=base.loader,
+    )
     write_text(out / CARD_FILE, card)
     write_json(out / CERTIFICATE_FILE, certificate.to_json())
     if result.succeeded:

@@ -35,6 +35,7 @@ from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
 from memlaw.writer.forgetting import to_forget
+from memlaw.writer.rehearsal import rehearse, require_causal
 from memlaw.writer.setup import (
     activate,
     chosen_layers,
@@ -114,6 +115,7 @@ class Run:
         )
         bad.settle(len(self.examples), skip=config.skip_bad, notice=observer.notice)
         require_rows(base.model, tokenizer, (e.prompt_ids + e.target_ids for e in self.examples))
+        require_causal(base, self.examples)
         require_sayable(base.model, tokenizer, self.examples, config.threshold + config.margin)
         if said := generation_notice(base.model, tokenizer, self.examples[0].target_ids[-1]):
             observer.notice(said)
@@ -130,6 +132,13 @@ class Run:
                 self.examples, config.activated, tokenizer, self.prompt_format, observer.notice
             )
         self.sites = resolve_sites(base.model, config.placement, chosen_layers(base.model, config))
+        rehearse(
+            base,
+            self.sites,
+            self.examples,
+            invocation_ids=self.invocation_ids,
+            specificity=config.specificity,
+        )
         self.subject = Subject(
             base=base,
             texts=texts,
