@@ -13,13 +13,14 @@ import pytest
 from tyro.conf import Suppress
 
 from memlaw import cli
-from memlaw.cli import ask, audit, bench, fit, parse, plan, probe, report, write
+from memlaw.cli import ask, audit, bench, export, fit, parse, plan, probe, report, write
 from memlaw.report.make import FORMATS
 
 COMMANDS = {
     "write": (write.WriteArguments, write.GROUPS),
     "audit": (audit.AuditArguments, audit.GROUPS),
     "ask": (ask.AskArguments, ask.GROUPS),
+    "export": (export.ExportArguments, export.GROUPS),
     "report": (report.ReportArguments, report.GROUPS),
     "probe": (probe.ProbeArguments, probe.GROUPS),
     "bench objectives": (bench.BenchObjectivesArguments, bench.GROUPS),
@@ -30,6 +31,7 @@ POSITIONAL = {
     "write": ["data"],
     "audit": ["data"],
     "ask": ["adapter", "prompt"],
+    "export": ["adapter", "data"],
     "report": ["paths"],
     "probe": [],
     "bench": [],

@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": [
         ("DATA", "measure, token by token, what an adapter or a model recalls"),
         ("DATA --certificate OUT/certificate.json", "measure again what a certificate says"),
+        ("DATA --endpoint URL --name MODEL", "ask a server for each record"),
     ],
     "ask": [("OUT PROMPT", "print what an adapter answers to a prompt")],
     "export": [("OUT DATA --to FORM -o DEST", "merge it, or make GGUF files, and audit those")],
