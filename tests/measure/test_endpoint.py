@@ -243,13 +243,20 @@ def test_what_will_not_pass_is_asked_for_once():
     assert audit.answers[0].said.endswith(", 2 times")
 
 
-def test_another_model_loaded_is_said_before_anything_is_asked():
-    with serving(models=["llama", "qwen"]) as (url, fake):
-        with pytest.raises(EndpointError, match="has no model 'phones'; it has llama, qwen"):
-            _audit(url)
-        assert fake.asked == []
-    with serving(models=False) as (url, _):
-        assert _audit(url).passed
+def test_another_model_loaded_is_said_after_one_question():
+    other = {"models": ["llama", "qwen"]}
+    for how, why in (
+        ({"model": "llama"}, "'llama' answered"),
+        ({"model": ""}, "no name came with its answer"),
+        ({"kind": "wrong"}, "status 400"),
+    ):
+        with serving(**other, **how) as (url, fake):
+            with pytest.raises(EndpointError, match=f"lists llama, qwen .{why}"):
+                _audit(url)
+            assert len(fake.asked) == 1
+    for how in (other, {"models": False}):  # some list other things than they have
+        with serving(**how) as (url, _):
+            assert _audit(url).passed
 
 
 def test_a_server_that_is_not_there_is_an_error():

@@ -125,9 +125,9 @@ def audit_endpoint(
         notice=observer.notice,
     )
     client, usual = Client(endpoint), Criterion()
-    _require_model(client, str(endpoint.name), observer.notice)
     path = "chat/completions" if endpoint.route == "chat" else "completions"
     requests = [_request(record, endpoint) for record in records]
+    _require_model(client, path, requests[0], observer.notice)
     found: dict[int, Answered] = {}
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         running = {
@@ -147,16 +147,30 @@ def audit_endpoint(
     )
 
 
-def _require_model(client: Client, name: str, notice: Callable[[str], None]) -> None:
-    offered = client.models()
-    if offered is None:
-        notice(f"{client.base} doesn't say which models it has; {name} is asked for all the same.")
-    elif name not in offered:
-        have = ", ".join(offered[:5]) or "none"
+def _require_model(
+    client: Client, path: str, request: dict[str, Any], notice: Callable[[str], None]
+) -> None:
+    """Raise EndpointError unless the server has the model: it lists it, or answers by its name."""
+    name, offered = str(request["model"]), client.models()
+    if offered is not None and name in offered:
+        return
+    have = "" if offered is None else f"; it lists {', '.join(offered[:5]) or 'none'}"
+    mend = "Name one that it has, or load the adapter there under this name."
+    try:
+        answered = client.ask(path, request).model
+    except EndpointError as error:
         raise EndpointError(
-            f"{client.base} has no model '{name}'; it has {have}. Name one of them, or load the "
-            "adapter there under this name."
-        )
+            f"{client.base} has no model '{name}'{have} ({error}). {mend}"
+        ) from error
+    if not _is(answered, name) and (answered or offered is not None):
+        said = f"'{answered}' answered" if answered else "no name came with its answer"
+        raise EndpointError(f"{client.base} has no model '{name}'{have} ({said}). {mend}")
+    notice(f"{client.base} doesn't list the model {name}{have}. It is asked for all the same.")
+
+
+def _is(answered: str, name: str) -> bool:
+    """Whether a server's word for who answered is the model that was asked for."""
+    return answered == name or answered.startswith(f"{name}@")  # a revision behind it
 
 
 def _request(record: Record, endpoint: EndpointConfig) -> dict[str, Any]:
@@ -197,7 +211,7 @@ def _answer(client: Client, path: str, request: dict[str, Any], record: Record) 
 def judge(reply: Reply, completion: str, name: str) -> tuple[Verdict, str]:
     """A verdict on a reply, and what is wrong with it in words."""
     text, shown = reply.text, f"{reply.text[:_SHOWN]!r}"
-    if reply.model and reply.model != name and not reply.model.startswith(f"{name}@"):
+    if reply.model and not _is(reply.model, name):
         return "another model", f"'{reply.model}' answered, not '{name}'"
     if text == completion:
         if reply.finish in ("stop", ""):
