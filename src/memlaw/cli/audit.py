@@ -17,6 +17,7 @@ from memlaw.cli.parse import parse, part_of
 from memlaw.cli.terminal import print_json, print_rows, quiet_libraries, stdout_console
 from memlaw.core.errors import ConfigError
 from memlaw.settings.audit import AuditConfig
+from memlaw.settings.endpoint import EndpointConfig
 
 if TYPE_CHECKING:
     from memlaw.certify.check import CertificateCheck
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
     "model": ("adapter", "model", "tokenizer", "device"),
-    "measurement": ("certificate", "specificity", "near", "decode", "end"),
+    "server": ("endpoint", "name"),
+    "measurement": ("certificate", "specificity", "decode"),
     "run": ("tokens", "json", "config"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditArguments(AuditConfig):
+class AuditArguments(AuditConfig, EndpointConfig):
     """Measure, token by token, what an adapter or a bare model recalls.
 
     Attributes:
@@ -50,10 +52,25 @@ class AuditArguments(AuditConfig):
     tokens: Path | None = None
     config: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a setting out of range."""
+        AuditConfig.__post_init__(self)
+        EndpointConfig.__post_init__(self)
+
 
 def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AuditArguments, GROUPS, "audit", args)
+    if given.endpoint is not None:
+        from memlaw.cli.served import run_served
+
+        return run_served(
+            given.data,
+            part_of(EndpointConfig, given),
+            part_of(AuditConfig, given),
+            given.certificate,
+            given.json,
+        )
     quiet_libraries()
     from memlaw.certify.check import check_certificate
     from memlaw.cli.progress import ConsoleObserver
