@@ -117,6 +117,11 @@ class MeanGoals(Goals):
 
     def _share_passed(self, weights: Weights) -> float:
         """The share of the records that other weights recite, teacher-forced."""
+        passed = self._passed(weights)
+        return sum(passed) / len(passed)
+
+    def _passed(self, weights: Weights) -> list[bool]:
+        """Of each record, whether other weights recite it, teacher-forced."""
         run, config = self.run, self.run.config
         self._show(weights)
         with run.learner.adapter.folded().attached(run.base.model) as model:
@@ -130,7 +135,7 @@ class MeanGoals(Goals):
                 decode="none",
             )
         self._hide()
-        return sum(record.passed for record in audit.records) / len(audit.records)
+        return [record.passed for record in audit.records]
 
     def _finish(self) -> str:
         """Look at what was kept as a user will; returns why training is over, if it is."""
