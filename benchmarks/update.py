@@ -7,12 +7,11 @@
         --removals 0
     python benchmarks/update.py kill --records 20 --kills 30
 
-`change` writes records, updates a tenth or so of them (half replaced, half added), and writes the
-changed ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at
-random moments; whatever is left must be the old generation or the new one. Records are made-up phone
-numbers. Each command prints a line of JSON a step, and adds them to results/update.jsonl with --save.
-`--specificity` trains with specificity; without it, harm elsewhere is not held. On one core of an
-AMD EPYC that others shared, 20 records without specificity took minutes.
+`change` writes records, updates some of them (half replaced, half added), and writes the changed
+ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at random
+moments; whatever is left must be the old generation or the new one. Records are made-up phone
+numbers. Each command prints a line of JSON a step; --save adds them to results/update.jsonl.
+`--specificity` trains with specificity; without it, harm elsewhere is not held.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from against_trl import ROOT, git_state, machine
 
 import memlaw
@@ -217,7 +217,11 @@ def main() -> None:
     run = {"change": change, "stream": stream, "kill": kill}[args.command]
     with tempfile.TemporaryDirectory() as folder:
         lines = run(args, Path(folder))
-    about = {"command": sys.argv[1:], "git": git_state(), "machine": machine()}
+    about = {
+        "command": sys.argv[1:],
+        "git": git_state(),
+        "machine": machine(torch.get_num_threads()),
+    }
     for line in lines:
         print(json.dumps(line), flush=True)
         if args.save:

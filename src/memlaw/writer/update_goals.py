@@ -50,6 +50,8 @@ class Watching(Goals):
         now = learner.rows.tolist()
         if new := sorted(set(rows) - set(now)):
             learner.train_on([*now, *new])
+            if learner.keeping:  # fewer are left to hold, and more have to move
+                learner.keeping.weight /= 4
             self.least_under, self.progress_at = math.inf, learner.epoch
 
     def _give_way(self, stats: EpochStats) -> None:
