@@ -7,11 +7,10 @@ import math
 import torch
 
 from memlaw.core.observer import EpochStats
-from memlaw.train.engine import Job
 from memlaw.train.gate import can_gate, put_gate, renew_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
-from memlaw.writer.goals import PATIENCE_EPOCHS, Goals
+from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
 from memlaw.writer.state import Run
 
 
@@ -117,21 +116,23 @@ class MeanGoals(Goals):
         if self._share_passed(renewed) == 1:
             holding.kept = renewed
 
-    @torch.no_grad()
     def _share_passed(self, weights: Weights) -> float:
-        """The share of the records whose tokens are over the line with other weights.
+        """The share of the records that other weights recite."""
+        passed = self._passed(weights)
+        return sum(passed) / len(passed)
+
+    def _passed(self, weights: Weights) -> list[bool]:
+        """Of each record, whether all its tokens are over the line with other weights.
 
         As training sees it, in the engine: the audit of what is saved comes when it is over.
         """
         run = self.run
         self._show(weights)
-        plain = run.learner.adapter.folded()
-        rows = run.learner.rows.tolist()
-        nll = run.trainer.engine.forward([Job(plain, rows, dense=False)]).nll
+        found = losses(run, range(len(run.examples)))
         self._hide()
-        over = (-nll).exp() >= run.learner.seen.line_p
-        parts = over.split([len(run.examples[row].target_ids) for row in rows])
-        return sum(bool(part.all()) for part in parts) / len(parts)
+        over = (-torch.cat([nll for _, nll in found])).exp() >= run.learner.seen.line_p
+        parts = over.split([len(example.target_ids) for example in run.examples])
+        return [bool(part.all()) for part in parts]
 
     def _finish(self) -> str:
         """Look at what was kept as a user will; returns why training is over, if it is."""

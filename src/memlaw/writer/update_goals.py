@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
-from memlaw.train.engine import Job
-from memlaw.writer.goals import Goals
-from memlaw.writer.state import Run
+from memlaw.train.holding import Weights
+from memlaw.writer.goals import Goals, losses
+from memlaw.writer.mean_goals import MeanGoals
 
-_AT_ONCE = 64  # records
 _HARDER = 2.0
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
 _FALLING = 0.8  # of those that had slipped at the last look: fewer are coming back by themselves
 
 
-class UpdateGoals(Goals):
-    """Looks at the records that aren't trained, and lets those that slip be trained again.
+class Watching(Goals):
+    """What updates look at besides: records that aren't trained, and what is to be forgotten.
 
     When what is trained is learnt, many of the others have slipped. Most come back by themselves,
     drawn by the hold on them; those that don't are trained, too.
@@ -34,17 +29,23 @@ class UpdateGoals(Goals):
     least_under: float = math.inf  # tokens under the line, of what is trained
     progress_at = 0  # the epoch in which there were so few first, or the hold was loosened last
 
-    def after(self, stats: EpochStats) -> str:
-        """Why training is over after this epoch, if it is."""
-        self.forget()
-        if stats.n_under:
-            self._give_way(stats)
-            return super().after(stats)
+    def _old_ones_hold(self) -> bool:
+        """Look at the records that aren't trained; those that have slipped for good are then."""
         slipped = self._slipped()
         if len(slipped) > _FALLING * self.n_slipped or not self.run.learner.keeping:
-            join(self.run, slipped)
+            self._join(slipped)
         self.n_slipped = len(slipped)
-        return super().after(stats) if not slipped and self._is_forgotten() else ""
+        return not slipped
+
+    def _join(self, rows: Sequence[int]) -> None:
+        """Train these records, too, from now on."""
+        learner = self.run.learner
+        now = learner.rows.tolist()
+        if new := sorted(set(rows) - set(now)):
+            learner.train_on([*now, *new])
+            if learner.keeping:  # fewer are left to hold, and more have to move
+                learner.keeping.weight /= 4
+            self.least_under, self.progress_at = math.inf, learner.epoch
 
     def _give_way(self, stats: EpochStats) -> None:
         """Hold old records less tightly where what is new isn't learnt for them."""
@@ -54,15 +55,14 @@ class UpdateGoals(Goals):
             keeping.weight /= 2
             self.progress_at = stats.epoch
 
-    def _look(self) -> str:
-        if not (ended := super()._look()) or self.run.lost is None:
-            return ended
+    def _nothing_is_left(self) -> bool:
+        """Whether what was removed is gone by all measures; if not, that weighs more from now."""
         if all(one.holds for one in self.what_is_left()):
-            return ended
+            return True
         self.run.observer.notice("Certified, but not all is forgotten: that weighs more now.")
         assert self.run.learner.forgetting is not None
         self.run.learner.forgetting.harder *= _HARDER
-        return ""
+        return False
 
     def _is_forgotten(self) -> bool:
         """Whether every token that tells what is to be forgotten is within its bound."""
@@ -84,25 +84,55 @@ class UpdateGoals(Goals):
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
         audit = super()._audit()
-        join(self.run, [row for row, r in enumerate(audit.records) if not r.certified])
+        self._join([row for row, r in enumerate(audit.records) if not r.certified])
         return audit
 
 
-def join(run: Run, rows: Sequence[int]) -> bool:
-    """Let records be trained from now on; returns whether any of them wasn't."""
-    now = run.learner.rows.tolist()
-    new = sorted(set(rows) - set(now))
-    if new:
-        run.learner.train_on([*now, *new])
-    return bool(new)
+class UpdateGoals(Watching):
+    """When an update of a folder without specificity is over; see `Watching`."""
+
+    def after(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
+        self.forget()
+        if stats.n_under:
+            self._give_way(stats)
+            return super().after(stats)
+        # Before that, at a high rate, no look is worth its time.
+        hold = self._old_ones_hold()
+        return super().after(stats) if hold and self._is_forgotten() else ""
+
+    def _look(self) -> str:
+        ended = super()._look()
+        return ended if ended and self._nothing_is_left() else ""
 
 
-@torch.no_grad()
-def losses(run: Run, rows: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """The NLL of target tokens of the engine's examples, in parts: rows, and their tokens' [N]."""
-    found = []
-    for start in range(0, len(rows), _AT_ONCE):
-        part = list(rows[start : start + _AT_ONCE])
-        job = Job(run.learner.adapter, part, False)
-        found.append((part, run.trainer.engine.forward([job]).nll))
-    return found
+class UpdateMeanGoals(Watching, MeanGoals):
+    """When an update of a folder with specificity is over: the mean of the weights counts."""
+
+    looked_at = 0  # the epoch in which records that aren't trained were looked at last
+
+    def after(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
+        self.forget()
+        learner, recipe = self.run.learner, self.holding.recipe
+        rows = learner.rows.tolist()
+        share = sum(learner.seen.n_under([row]) > 0 for row in rows) / len(rows)
+        if share >= recipe.look_share:
+            self._give_way(stats)
+        elif stats.epoch - self.looked_at >= recipe.look_epochs:
+            self.looked_at = stats.epoch
+            self._old_ones_hold()
+        return super().after(stats)
+
+    def _passed(self, weights: Weights) -> list[bool]:
+        passed = super()._passed(weights)
+        self._join([row for row, good in enumerate(passed) if not good])
+        return passed
+
+    def _finish(self) -> str:
+        ended = super()._finish()
+        if not ended or self._nothing_is_left():
+            return ended
+        self._hide()
+        self.holding.forget_kept()
+        return ""

@@ -27,7 +27,7 @@ from memlaw.writer.mean_goals import MeanGoals
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
-from memlaw.writer.update_goals import UpdateGoals
+from memlaw.writer.update_goals import UpdateGoals, UpdateMeanGoals
 from memlaw.writer.warm import start_warm
 
 
@@ -123,7 +123,7 @@ def update(
             goals: Goals = MeanGoals(run) if how.holds else Goals(run)
             if config.forget == "suppress":
                 start_warm(run, out, {record.sha256 for record in found.unchanged})
-                goals = UpdateGoals(run)
+                goals = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
             ended = train(run, goals)
             measured = goals.found()
             left = goals.what_is_left()
