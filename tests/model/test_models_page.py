@@ -10,7 +10,8 @@ from test_peft_folder import KINDS
 from memlaw.model.peft_folder import REFUSED
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
-ROWS = dict(re.findall(r"^\| ([A-Z0-9_]+) \| (\w+) \|", PAGE, re.MULTILINE))
+ADAPTERS = PAGE.partition("## Adapters")[2]
+ROWS = dict(re.findall(r"^\| ([A-Z0-9_]+) \| (\w+) \|", ADAPTERS, re.MULTILINE))
 
 
 def test_the_refused_kinds_are_those_of_the_page():
