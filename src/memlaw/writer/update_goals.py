@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
