@@ -86,8 +86,8 @@ def test_an_unknown_command_is_named(run):
     status, out, err = run("wirte", "x")
     assert (status, out) == (2, "")
     assert err == (
-        "memlaw: no command 'wirte'. There are write, audit, ask, report, probe, fit, plan, bench; "
-        "see 'memlaw --help'.\n"
+        "memlaw: no command 'wirte'. There are write, audit, diff, update, log, revert, ask, export, "
+        "report, probe, fit, plan, bench; see 'memlaw --help'.\n"
     )
 
 
@@ -884,7 +884,7 @@ def test_a_certificate_that_claims_too_much_is_found_out(run, llama, phone_file,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 2, but this version reads 1"),
+        ({"format": 3}, "format 3, but this version reads 1 and 2"),
         ({"dtype": "teapot"}, "not a certificate"),
         ({"prompt_format": "teapot"}, "not a certificate"),
         ({"threshold": "high"}, "not a certificate"),

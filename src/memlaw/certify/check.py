@@ -75,7 +75,6 @@ def check_certificate(
         MemlawError: as for `audit`, or the certificate can't be read.
     """
     certificate = read_certificate(Path(path))
-    key = read_key(Path(path).parent) if certificate.is_salted else None
     config = settled(AuditConfig, config, settings)
     config = dataclasses.replace(
         config,
@@ -86,6 +85,9 @@ def check_certificate(
         prompt_format=certificate.prompt_format,  # type: ignore[arg-type]
         decode="all",
     )
+    key = None
+    if certificate.is_salted:  # the key may have stayed with the adapter
+        key = read_key(Path(path).parent) or read_key(Path(str(config.adapter)))
     if not config.end:
         raise ConfigError(
             "a certificate is about records with their end: leave --no-end out, or --certificate."
