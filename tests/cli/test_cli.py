@@ -141,10 +141,10 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
         "adapter_config.json",
         "adapter_model.safetensors",
         "certificate.json",
+        "private",
         "run.json",
         "snapshots.npz",
         "tokens.parquet",
-        "private",
         ".gitignore",
     }
     report = json.loads((out / "run.json").read_text(encoding="utf-8"))

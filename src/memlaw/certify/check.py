@@ -119,7 +119,9 @@ def check_certificate(
                 harms,
                 base_sha256=session.base.sha256,
                 tokenizer_sha256=session.base.tokenizer_sha256,
-                adapter_sha256=adapter_sha256(config.adapter) if config.adapter else "none",
+                adapter_sha256=(
+                    adapter_sha256(session.config.adapter) if session.config.adapter else "none"
+                ),
                 invocation_ids=ids,
                 invocation_text=decoded_text(session.base.tokenizer, ids),
                 key=key,

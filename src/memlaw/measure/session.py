@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from memlaw.measure.examine import Audit, audit_examples
 from memlaw.measure.harm import KINDS, Harm, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.formats import invocation_ids, loaded_adapter
+from memlaw.model.formats import found_adapter, invocation_ids, loaded_adapter
 from memlaw.model.tokenizer import with_tokenizer
 from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
@@ -103,6 +104,11 @@ class Session:
         default_model: str | None = None,
         rendering: Mapping[str, Any] | None = None,
     ) -> None:
+        if config.adapter is not None:
+            adapter, said = found_adapter(config.adapter)
+            config = dataclasses.replace(config, adapter=adapter)
+            if said:
+                observer.notice(said)
         self.config, self.observer = config, observer
         self._examples: list[Example] | None = None
         self._rendering = rendering

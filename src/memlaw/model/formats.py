@@ -7,6 +7,7 @@ their files, uses that table.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -99,6 +100,42 @@ def loaded_adapter(folder: Path, model: nn.Module) -> Iterator[nn.Module]:
         raise AdapterError(_no_adapter(folder))
     with format.loaded(folder, model) as adapted:
         yield adapted
+
+
+def found_adapter(folder: Path) -> tuple[Path, str]:
+    """The adapter that a trainer left in a folder, and a sentence on which one was taken.
+
+    The folder itself, if it is one; else of `checkpoint-N`, as trainers leave them, the one with
+    the highest N; else the only adapter in a subfolder. The sentence is empty where there was no
+    choice to make; if nothing is found, or several that no number orders, the folder comes back.
+    """
+    if _format_of(folder) is not None or not folder.is_dir():
+        return folder, ""
+    within = sorted(
+        {
+            p.parent
+            for f in FORMATS
+            for depth in ("*", "*/*")
+            for p in folder.glob(f"{depth}/{f.config_file}")
+        }
+    )
+    numbered = {
+        int(match[1]): path
+        for path in within
+        if (match := _CHECKPOINT.fullmatch(path.relative_to(folder).parts[0]))
+    }
+    if numbered:
+        last = max(numbered)
+        others = f", the last of {len(numbered)} checkpoints" if len(numbered) > 1 else ""
+        return numbered[last], f"{folder} itself is no adapter: {numbered[last]} is taken{others}."
+    if len(within) == 1:
+        return within[
+            0
+        ], f"{folder} itself is no adapter: {within[0]}, the only one in it, is taken."
+    return folder, ""
+
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def _no_adapter(folder: Path) -> str:
