@@ -14,6 +14,8 @@ from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Goals
 from memlaw.writer.state import Run
 
+_BEYOND = 0.25  # of the way from the certificate's line to what training aims at
+
 
 class MeanGoals(Goals):
     """Looks at the running mean now and then, and keeps it when all records pass.
@@ -121,15 +123,17 @@ class MeanGoals(Goals):
     def _share_passed(self, weights: Weights) -> float:
         """The share of the records whose tokens are over the line with other weights.
 
-        As training sees it, in the engine: the audit of what is saved comes when it is over.
+        As training sees it, in the engine, and a little beyond the line, since the audit of what is
+        saved rounds otherwise.
         """
-        run = self.run
+        run, learner = self.run, self.run.learner
+        line = learner.seen.line_p + _BEYOND * (learner.goal_p - learner.seen.line_p)
         self._show(weights)
         plain = run.learner.adapter.folded()
         rows = run.learner.rows.tolist()
         nll = run.trainer.engine.forward([Job(plain, rows, dense=False)]).nll
         self._hide()
-        over = (-nll).exp() >= run.learner.seen.line_p
+        over = (-nll).exp() >= line
         parts = over.split([len(run.examples[row].target_ids) for row in rows])
         return sum(bool(part.all()) for part in parts) / len(parts)
 
