@@ -86,8 +86,8 @@ def test_an_unknown_command_is_named(run):
     status, out, err = run("wirte", "x")
     assert (status, out) == (2, "")
     assert err == (
-        "memlaw: no command 'wirte'. There are write, audit, diff, update, log, revert, ask, export, "
-        "report, probe, fit, plan, bench; see 'memlaw --help'.\n"
+        "memlaw: no command 'wirte'. There are write, audit, diff, update, log, revert, ask, "
+        "export, report, probe, fit, plan, bench; see 'memlaw --help'.\n"
     )
 
 

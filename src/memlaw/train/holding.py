@@ -41,7 +41,8 @@ class Holding:
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
         kept: the last of these with which all records passed.
-        first_kept, last_kept: the epochs of the first and the last one; 0 before.
+        first_kept, last_kept: the epochs of the first that ever was, and of the last one that
+            counts; 0 before.
         looked: the epoch in which the mean was last audited.
         gate: the rank of the adapter that the gate sits in, once it was put in.
     """
@@ -144,7 +145,7 @@ class Holding:
     def is_due(self, epoch: int, share_under: float) -> bool:
         """Whether the mean is worth an audit, `share_under` of the records not being there yet."""
         waited = epoch - self.looked >= self.recipe.look_epochs
-        near_there = share_under < self.recipe.look_share or self.kept is not None
+        near_there = share_under < self.recipe.look_share or self.first_kept > 0
         return self.mean is not None and waited and near_there
 
     def after_look(self, epoch: int, share_passed: float) -> None:
@@ -160,8 +161,8 @@ class Holding:
 
     @property
     def rate(self) -> float:
-        """What the learning rate is multiplied by: less, once something was kept."""
-        return 1.0 if self.kept is None else self.recipe.last_rate
+        """What the learning rate is multiplied by: less, once all records have passed."""
+        return self.recipe.last_rate if self.first_kept else 1.0
 
     def hold_looser(self) -> None:
         """Nothing improves: the records come first."""
@@ -169,8 +170,9 @@ class Holding:
         self.push = self.least_push
 
     def forget_kept(self) -> None:
-        """What passed here failed the audit of the saved folder."""
-        self.kept, self.first_kept, self.last_kept = None, 0, 0
+        """What passed here failed the audit of the saved folder: hold as loosely as before it."""
+        self.kept, self.last_kept = None, 0
+        self.push = max(self.least_push, self.push / self.recipe.tighter)
 
     @property
     def last_epoch(self) -> int:

@@ -13,6 +13,8 @@ from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
 from memlaw.writer.state import Run
 
+_BEYOND = 0.25  # of the way from the certificate's line to what training aims at
+
 
 class MeanGoals(Goals):
     """Looks at the running mean now and then, and keeps it when all records pass.
@@ -124,13 +126,15 @@ class MeanGoals(Goals):
     def _passed(self, weights: Weights) -> list[bool]:
         """Of each record, whether all its tokens are over the line with other weights.
 
-        As training sees it, in the engine: the audit of what is saved comes when it is over.
+        As training sees it, in the engine, and a little beyond the line, since the audit of what is
+        saved rounds otherwise.
         """
-        run = self.run
+        run, learner = self.run, self.run.learner
+        line = learner.seen.line_p + _BEYOND * (learner.goal_p - learner.seen.line_p)
         self._show(weights)
         found = losses(run, range(len(run.examples)))
         self._hide()
-        over = (-torch.cat([nll for _, nll in found])).exp() >= run.learner.seen.line_p
+        over = (-torch.cat([nll for _, nll in found])).exp() >= line
         parts = over.split([len(example.target_ids) for example in run.examples])
         return [bool(part.all()) for part in parts]
 
