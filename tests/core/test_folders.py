@@ -106,3 +106,17 @@ def test_a_linked_copy_shares_bytes_and_leaves_a_part_out(tmp_path):
     assert _texts(tmp_path / "copy", tmp_path / "copy" / "within") == ["old", "w"]
     assert not (tmp_path / "copy" / "but").exists()
     assert (tmp_path / "copy" / "a").stat().st_nlink == 2
+
+
+def test_the_work_of_a_process_that_lives_is_left_alone(tmp_path):
+    """Two folders may be updated into one new one; whoever is second isn't the first one's end."""
+    with folder_beside(tmp_path / "new") as first, folder_beside(tmp_path / "new") as second:
+        assert first.is_dir()
+        assert second.is_dir()
+        assert first != second
+
+
+def test_a_new_folder_is_as_open_as_others(tmp_path):
+    (tmp_path / "usual").mkdir()
+    with folder_beside(tmp_path / "new") as work:
+        assert work.stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -97,7 +97,7 @@ def show_changes(found: Changes) -> None:
     if total > shown:
         console.print(f"  and {total - shown} more")
     if found.nothing:
-        console.print("NO CHANGE: the adapter recites exactly these records.")
+        console.print("NO CHANGE: these are the records that it was written with.")
     elif found.removed:
         console.print(
             "An update makes the adapter forget what is removed, and drops the generations before "

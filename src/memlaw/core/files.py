@@ -42,7 +42,7 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
         yield work
         with work.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(work, 0o600 if private else 0o666 & ~_umask())
+        os.chmod(work, 0o600 if private else 0o666 & ~umask())
         os.replace(work, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
@@ -50,7 +50,8 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
         work.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The bits that new files and folders don't get."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

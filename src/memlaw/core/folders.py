@@ -7,6 +7,7 @@ clears it away.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memlaw.core.errors import OutputError
+from memlaw.core.files import umask
 
 _HERE, _SWAP = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
 _CANT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
@@ -60,14 +62,14 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     """
     for leftover in folder.parent.iterdir():
         if leftover.name.startswith(_prefix(folder)):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with contextlib.suppress(OutputError, OSError), locked(leftover):  # its maker is dead
+                shutil.rmtree(leftover, ignore_errors=True)
     try:
         work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
     except OSError as error:
         raise OutputError(f"{folder.parent}: can't write there ({error.strerror}).") from error
     try:
-        if folder.exists():
-            work.chmod(folder.stat().st_mode & 0o7777)
+        work.chmod(folder.stat().st_mode & 0o7777 if folder.exists() else 0o777 & ~umask())
         with locked(work):
             yield work
     finally:

@@ -51,7 +51,7 @@ class Changes:
 
     @property
     def nothing(self) -> bool:
-        """The folder's adapter says exactly the data already."""
+        """The data are the records that the folder was written with."""
         return not (self.added or self.replaced or self.removed or self.lost)
 
     @property

@@ -55,10 +55,10 @@ def revert(out: str | Path, *, to: int) -> list[dict[str, Any]]:
     """
     out = Path(out)
     restore(out)
-    folder = finished_folder(out)
+    finished_folder(out)
     place = out.resolve()
     with locked(out):
-        lines = generations_of(folder.run)
+        lines = generations_of(finished_folder(out).run)
         _check(out, lines, to)
         with folder_beside(place) as work:
             linked_tree(_kept(out, to), work, but=GENERATIONS)

@@ -86,18 +86,24 @@ def update(
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
     started, out = time.perf_counter(), Path(out)
     restore(out)
-    folder = finished_folder(out)
+    finished_folder(out)
     target = out if new is None else Path(new)
     if new is not None:
         check_out(target, resume=False)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
     target = target.resolve()
     with locked(out):
+        folder = finished_folder(out)
         how = config.over(folder.run).resolved()
         bad = BadRows()
         records = records_of(data, how, bad, observer)
         found = changes(folder, records, observer)
         if found.nothing:
+            if folder.run.get("status") != "certified":
+                observer.notice(
+                    f"{out} isn't certified. To go on with its training, use 'memlaw write' with "
+                    "--resume and the settings that it was begun with."
+                )
             return UpdateResult(changes=found)
         if found.lost and config.forget != "rewrite":
             raise ConfigError(
