@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test quick check bench
+.PHONY: setup demo test quick check lowest bench
 
 setup: $(READY)
 
@@ -39,6 +39,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The quick tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+# The first time PyTorch and what it needs are downloaded: some gigabytes.
+lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -q -n auto -m "not slow"
 
 # Against TRL and against the paper's recipe, on this machine: takes an hour or more.
 bench: setup

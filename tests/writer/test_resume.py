@@ -360,3 +360,19 @@ main()
     assert "Traceback" not in done.stderr
     assert "Interrupted before there was anything to keep." in done.stderr
     assert not out.exists()
+
+
+def test_what_was_trained_is_kept_when_it_cannot_be_measured(
+    llama, phone_book, tmp_path, monkeypatch
+):
+    settings = {"model": str(llama), "max_epochs": 300, "retention": 0, "specificity": False}
+
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("memlaw.writer.goals.audit_as_saved", fail)
+        with pytest.raises(OSError, match="no space left"):
+            memlaw.write(phone_book, tmp_path / "out", **settings)
+    result = memlaw.write(phone_book, tmp_path / "out", resume=True, **settings)
+    assert result.certified

@@ -94,19 +94,16 @@ def failure_in_context(audit: Audit, record: int) -> str:
 
     The spot is the first token that isn't the argmax, else the least probable one.
     """
-    from memlaw.measure.decode import decoded_text
+    from memlaw.data.pieces import pieces
 
     verdict, rows = audit.records[record], audit.token_rows(record)
     p = audit.tokens.p[rows]
     at = verdict.first_failure if verdict.first_failure is not None else int(p.argmin())
-    target = audit.examples[record].target_ids
-    before = decoded_text(audit.tokenizer, target[max(0, at - _CONTEXT_TOKENS) : at])
-    after = decoded_text(audit.tokenizer, target[at + 1 : at + 1 + _CONTEXT_TOKENS])
-    rival = int(audit.tokens.argmax_id[rows][at])
-    says = (
-        "is the argmax"
-        if rival == target[at]
-        else f"would say {decoded_text(audit.tokenizer, [rival])!r}"
-    )
-    spot = f"{before}[{decoded_text(audit.tokenizer, [target[at]])}]{after}".replace("\n", "⏎")
+    example = audit.examples[record]
+    shown = pieces(audit.tokenizer, example.prompt_ids, example.target_ids)
+    before = "".join(shown[max(0, at - _CONTEXT_TOKENS) : at])
+    after = "".join(shown[at + 1 : at + 1 + _CONTEXT_TOKENS])
+    rival = audit.piece_instead(record, at, int(audit.tokens.argmax_id[rows][at]))
+    says = "is the argmax" if rival is None else f"would say {rival!r}"
+    spot = f"{before}[{shown[at]}]{after}".replace("\n", "⏎")
     return f"{'…' if at > _CONTEXT_TOKENS else ''}{spot}, p {p[at]:.3f}, {says}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError, DataError, ModelError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import contradiction, shortened
+from memlaw.data.pieces import text_after
 from memlaw.data.record import GIVEN, Example, Prompt, Record, texts_of
 from memlaw.data.rendering import MARK, prompt_text, refusals, rendered
 
@@ -164,14 +165,14 @@ def _encoded(
 ) -> Example:
     with refusals(record.id):
         prompt_ids = encode_prompt(tokenizer, record.prompt, format)
-    ids = tokenizer(record.completion, add_special_tokens=False)["input_ids"]
+    ids = _completion_ids(tokenizer, prompt_ids, record.completion)
     if found := [t for t in ids if t in special]:
         raise DataError(
             f"{record.id}: the completion contains the tokenizer's special token "
             f"'{tokenizer.decode(found[:1])}', at which decoding would stop or derail. "
             "Remove or rewrite it."
         )
-    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    back = text_after(tokenizer, prompt_ids, ids)
     if back != record.completion:
         raise DataError(f"{record.id}: {_changed(record.completion, back)}")
     if not prompt_ids:
@@ -184,6 +185,23 @@ def _encoded(
             "Split the record."
         )
     return example
+
+
+def _completion_ids(tokenizer: Any, prompt_ids: Sequence[int], completion: str) -> list[int]:
+    """Tokens of a completion that stand for it behind its prompt.
+
+    Some tokenizers put a space before whatever they are given, which shows in the middle of a text:
+    they are given a line break first, and its tokens are left out.
+    """
+    alone: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    if text_after(tokenizer, prompt_ids, alone) == completion:
+        return alone
+    head = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("\n" + completion, add_special_tokens=False)["input_ids"]
+    behind: list[int] = whole[len(head) :]
+    if whole[: len(head)] == head and text_after(tokenizer, prompt_ids, behind) == completion:
+        return behind
+    return alone
 
 
 def _changed(text: str, back: str) -> str:

@@ -18,8 +18,9 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from memlaw.core.criterion import Criterion
+from memlaw.data.pieces import pieces, text_after
 from memlaw.data.record import Example
-from memlaw.measure.decode import decoded_text, greedy_decode
+from memlaw.measure.decode import greedy_decode
 from memlaw.measure.files import SavedAudit
 from memlaw.measure.table import AuditResult, TokenTable, verdicts
 from memlaw.model.forward import collate, target_logits
@@ -44,8 +45,11 @@ class Audit(AuditResult):
     def with_texts(self) -> SavedAudit:
         """The same with the texts of tokens, as files hold it."""
         tokens = self.tokens
-        known = {int(t) for t in np.union1d(tokens.token_id, tokens.argmax_id)}
-        text = {t: decoded_text(self.tokenizer, [t]) for t in known}
+        token, argmax = [], []
+        for n, example in enumerate(self.examples):
+            token += pieces(self.tokenizer, example.prompt_ids, example.target_ids)
+            said = tokens.argmax_id[self.token_rows(n)].tolist()
+            argmax += [self.piece_instead(n, at, other) for at, other in enumerate(said)]
         return SavedAudit(
             records=self.records,
             tokens=tokens,
@@ -56,11 +60,22 @@ class Audit(AuditResult):
             end=self.end,
             titles=[example.record.title for example in self.examples],
             decoded=[
-                None if r.decoded_ids is None else decoded_text(self.tokenizer, r.decoded_ids)
-                for r in self.records
+                None
+                if r.decoded_ids is None
+                else text_after(self.tokenizer, e.prompt_ids, r.decoded_ids)
+                for r, e in zip(self.records, self.examples, strict=True)
             ],
-            token=[text[int(t)] for t in tokens.token_id],
-            argmax=[text[int(t)] for t in tokens.argmax_id],
+            token=token,
+            argmax=[token[i] if text is None else text for i, text in enumerate(argmax)],
+        )
+
+    def piece_instead(self, record: int, at: int, token_id: int) -> str | None:
+        """The text of another token at a place of a record's target; None: it is no other."""
+        example = self.examples[record]
+        if token_id == example.target_ids[at]:
+            return None
+        return text_after(
+            self.tokenizer, (*example.prompt_ids, *example.target_ids[:at]), [token_id]
         )
 
     def write_tokens(self, path: Path) -> None:
@@ -134,7 +149,8 @@ def _decoding(
         cascade = sum(t != (decoded[i] if i < len(decoded) else None) for i, t in enumerate(target))
     recalled = None if decoded is None else decoded == target
     if decoded is not None and tokenizer is not None:
-        recalled = decoded_text(tokenizer, decoded).startswith(decoded_text(tokenizer, target))
+        said, wanted = (text_after(tokenizer, example.prompt_ids, t) for t in (decoded, target))
+        recalled = said.startswith(wanted)
         cascade = 0 if recalled else cascade
     return {
         "id": example.record.id,

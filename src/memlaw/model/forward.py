@@ -80,8 +80,20 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "N V"]:
     }
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return model(**inputs).logits[batch.keep]
-    logits = model(**inputs, logits_to_keep=batch.keep).logits
-    return logits if logits.dim() == 2 else logits[batch.keep]
+    if _keeps_by_row():
+        logits = model(**inputs, logits_to_keep=batch.keep).logits
+        return logits if logits.dim() == 2 else logits[batch.keep]
+    columns = batch.keep.any(dim=0).nonzero()[:, 0]  # that any row needs
+    logits = model(**inputs, logits_to_keep=columns).logits
+    return logits[batch.keep[:, columns]]
+
+
+@functools.cache
+def _keeps_by_row() -> bool:
+    """Whether Transformers' models take a mask of rows and positions as `logits_to_keep`."""
+    from transformers import __version__
+
+    return tuple(int(part) for part in __version__.split(".")[:2]) >= (5, 21)
 
 
 def logits_of(model: Any, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:

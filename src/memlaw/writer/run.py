@@ -7,6 +7,8 @@ what is written in the end, in `handover`.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def write(
 
     Raises:
         MemlawError: a child that says what was wrong with data, model, settings or folder;
-            nothing has been written then.
+            nothing has been written then, but a checkpoint if it was trained already.
 
     Example:
         >>> result = memlaw.write([("Jerry Becerra:", "9100672710")], "out")  # doctest: +SKIP
@@ -92,7 +94,21 @@ def write(
     )
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
-    return hand_over(run, goals.found(), stopped_because, started)
+    with kept_whatever_happens(run):
+        return hand_over(run, goals.found(), stopped_because, started)
+
+
+@contextmanager
+def kept_whatever_happens(run: Run) -> Iterator[None]:
+    """Within the block weights are measured or saved: where that fails, they aren't lost."""
+    try:
+        yield
+    except DivergedError:
+        raise
+    except Exception:
+        run.save(run.learner.state())
+        run.observer.notice(f"What was trained is kept in {run.out}; --resume goes on with it.")
+        raise
 
 
 def train(run: Run, goals: Goals) -> str:
@@ -113,13 +129,16 @@ def train(run: Run, goals: Goals) -> str:
                 raise stats
             confirmed = good
             run.note(stats)
-            if ended := goals.after(stats):
+            with kept_whatever_happens(run):
+                ended = goals.after(stats)
+            if ended:
                 return ended
             good = learner.state()
             if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                 run.save(good)
                 saved_at = time.perf_counter()
-        return goals.at_end()
+        with kept_whatever_happens(run):
+            return goals.at_end()
     except DivergedError as error:
         run.observer.notice(
             f"Stopped: {error} The state after epoch {confirmed[1]['epoch']} is kept."
