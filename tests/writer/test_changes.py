@@ -7,6 +7,7 @@ import pytest
 
 import memlaw
 from memlaw import cli
+from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, DataError, OutputError
 
 
@@ -83,11 +84,18 @@ def test_without_private_records_hashes_tell_what_they_can(forgetful, phone_book
     assert {r.prompt for r in found.added} == {"Bo:", "Jerry Becerra:"}
     assert (found.replaced, found.removed) == ((), ())
     assert found.counts["lost"] == 2
-    assert [line.sha256 for line in found.lost] == [
-        line["sha256"]
-        for line in json.loads((forgetful / "certificate.json").read_text())["records"]
-        if line["sha256"] not in {r.sha256 for r in found.unchanged}
+    key = read_key(forgetful)
+    here = {commitment(key, record.sha256) for record in found.unchanged}
+    lines = json.loads((forgetful / "certificate.json").read_text())["records"]
+    assert [line.name for line in found.lost] == [
+        line["commitment"] for line in lines if line["commitment"] not in here
     ]
+
+
+def test_without_private_records_and_key_nothing_can_be_told(forgetful):
+    (forgetful / OPENINGS_FILE).unlink()
+    with pytest.raises(OutputError, match="neither its private records nor the key"):
+        memlaw.diff(forgetful, NEW)
 
 
 def test_private_records_of_another_folder_are_refused(forgetful):

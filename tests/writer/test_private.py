@@ -6,6 +6,7 @@ import stat
 import pytest
 
 import memlaw
+from memlaw.core.commitment import commitment, read_key
 from memlaw.data.record import Record
 from memlaw.writer.private import read_learner, read_private_records, write_private
 
@@ -22,7 +23,10 @@ def test_the_records_are_kept_as_they_were_given(written, phone_book):
     kept = read_private_records(written)
     assert [(r.prompt, r.completion) for r in kept] == phone_book
     lines = json.loads((written / "certificate.json").read_text())["records"]
-    assert [(r.id, r.sha256) for r in kept] == [(line["id"], line["sha256"]) for line in lines]
+    key = read_key(written)
+    assert [(r.id, commitment(key, r.sha256)) for r in kept] == [
+        (line["id"], line["commitment"]) for line in lines
+    ]
 
 
 def test_only_the_owner_can_read_what_is_private(written):

@@ -8,12 +8,13 @@ don't have is then *lost*, and whether it was replaced or removed can't be told.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import CertifiedRecord, read_certificate
+from memlaw.core.commitment import OPENINGS_FILE, PRIVATE_FOLDER, commitment, read_key
 from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
@@ -69,7 +70,7 @@ class Changes:
             "added": [_line(record) for record in self.added],
             "replaced": [{**_line(new), "was": old.completion} for old, new in self.replaced],
             "removed": [_line(record) for record in self.removed],
-            "lost": [{"id": line.id, "sha256": line.sha256} for line in self.lost],
+            "lost": [{"id": line.id, "name": line.name} for line in self.lost],
         }
 
 
@@ -162,6 +163,7 @@ def records_of(data: Any, config: WriteConfig, bad: BadRows, observer: Observer)
         format=config.data_format,
         delimiter=config.delimiter,
         recite_prompt=config.recite_prompt,
+        paraphrases=config.paraphrases,
         bad=bad,
         notice=observer.notice,
     )
@@ -171,12 +173,25 @@ def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer
     """What is other in `records` than in a finished folder."""
     assert folder.path is not None
     known = read_private_records(folder.path)
-    lines = read_certificate(folder.path / CERTIFICATE_FILE).records
-    if known is not None and {r.sha256 for r in known} != {line.sha256 for line in lines}:
+    certificate = read_certificate(folder.path / CERTIFICATE_FILE)
+    key = read_key(folder.path) if certificate.is_salted else None
+    is_readable = key is not None or not certificate.is_salted
+
+    def name(record: Record) -> str:
+        return record.sha256 if key is None else commitment(key, record.sha256)
+
+    lines = certificate.records
+    if known is None and not is_readable:
+        raise OutputError(
+            f"{folder.path} has neither its private records nor the key to its certificate "
+            f"({OPENINGS_FILE}), so what is in it can't be told. Fetch its {PRIVATE_FOLDER} folder "
+            "again, or write anew with 'memlaw write'."
+        )
+    if known is not None and is_readable and {*map(name, known)} != {line.name for line in lines}:
         raise OutputError(
             f"{folder.path}: its private records are not those of its certificate. Remove "
-            f"private/{RECORDS_FILE}: the certificate's hashes then tell what has changed, as far "
-            "as they can."
+            f"{PRIVATE_FOLDER}/{RECORDS_FILE}: the certificate then tells what has changed, "
+            "as far as it can."
         )
     if known is None:
         observer.notice(
@@ -184,7 +199,7 @@ def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer
             "data still have can be told and held; whether a prompt is new or was replaced can't, "
             "and what the data don't have any more can't be forgotten but by --forget rewrite."
         )
-        found = _by_hash(lines, records)
+        found = _by_name(lines, records, name)
     else:
         found = _by_prompt(known, records)
     return Changes(**found, cost_s=_cost_s(folder.run, found, len(records)))
@@ -206,12 +221,14 @@ def _by_prompt(known: Sequence[Record], records: Sequence[Record]) -> dict[str, 
     return {kind: tuple(records) for kind, records in found.items()}
 
 
-def _by_hash(lines: Sequence[CertifiedRecord], records: Sequence[Record]) -> dict[str, Any]:
-    then, now = {line.sha256 for line in lines}, {record.sha256 for record in records}
+def _by_name(
+    lines: Sequence[CertifiedRecord], records: Sequence[Record], name: Callable[[Record], str]
+) -> dict[str, Any]:
+    then, now = {line.name for line in lines}, {name(record) for record in records}
     return {
-        "added": tuple(record for record in records if record.sha256 not in then),
-        "unchanged": tuple(record for record in records if record.sha256 in then),
-        "lost": tuple(line for line in lines if line.sha256 not in now),
+        "added": tuple(record for record in records if name(record) not in then),
+        "unchanged": tuple(record for record in records if name(record) in then),
+        "lost": tuple(line for line in lines if line.name not in now),
     }
 
 
