@@ -13,6 +13,7 @@ from memlaw.core.folders import locked
 from memlaw.model.formats import saved_factors
 from memlaw.model.sites import Site
 from memlaw.writer import warm
+from memlaw.writer.private import read_private_records
 
 SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
 ADDED = ("Bo Ek:", "271828")
@@ -110,9 +111,7 @@ def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, t
         out=tmp_path,
         observer=Observer(),
     )
-    hashes = {
-        r["sha256"] for r in json.loads((written / "certificate.json").read_text())["records"]
-    }
+    hashes = {record.sha256 for record in read_private_records(written)}
     warm.start_warm(run, written, hashes)
     learner = run.learner
     for (a, b), (was_a, was_b) in zip(
