@@ -903,7 +903,8 @@ def test_a_certificate_that_is_none_is_a_bad_request(run, copy, phone_file, chan
 
 
 def test_a_certificate_without_its_adapter_is_a_bad_request(run, copy, phone_file, tmp_path):
-    alone = shutil.copy(copy / "certificate.json", tmp_path)
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(copy / "certificate.json", tmp_path / "alone")
     status, _, err = run("audit", phone_file, "--certificate", alone)
     assert status == 2
     assert "holds no adapter" in err

@@ -87,7 +87,7 @@ def microphone(monkeypatch):
 def test_the_kinds_that_are_there_keep_the_protocol():
     for name, kind in KINDS.items():
         assert kind.name == name
-        assert hasattr(memlaw.WriteConfig(), kind.bound)
+        assert not kind.bound or hasattr(memlaw.WriteConfig(), kind.bound)
         for method in ("of_run", "of_claim", "limit", "read", "measure", "details", "answers"):
             assert callable(getattr(kind, method))
     assert isinstance(Loudness(1.0), Harm)

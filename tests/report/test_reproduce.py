@@ -35,6 +35,7 @@ CHANGED = {
     "prompt_rendering": "generation",
     "template_args": ("enable_thinking=false", "now='a b'"),
     "recite_prompt": "--- go on $HOME",
+    "paraphrases": "e.jsonl",
     "damage_text": "b.txt",
     "audit_batch_size": 3,
     "trust_remote_code": True,
