@@ -80,7 +80,7 @@ class Recipe:
     text_windows: int = 64
     text_tokens: int = 96
     most_positions: int = 6000
-    retention_parts: int = 4
+    retention_parts: int = 8
     gate_share: float = 0.9
     mean: float = 0.95
     look_epochs: int = 3

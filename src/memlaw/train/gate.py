@@ -31,8 +31,10 @@ _MARGIN = 2.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
-_SLOPES = 256  # near misses whose gradients are looked at; the others are taken to have the mean
-_ROUNDS = 2  # z is linear but nearly; while training goes on, one will do
+_ROUNDS = 2  # z is linear but nearly
+# While training goes on, one round will do, and the gradients of so many near misses: the others
+# are taken to have their mean. What is solved at the end is what counts.
+_SLOPES = 256
 _ITERATIONS = 200
 _TINY = 1e-12
 
@@ -79,7 +81,7 @@ def put_gate(engine: Engine, learner: Learner) -> None:
     assert holding is not None
     learner.grow(learner.adapter.rank + 1)
     holding.gate = learner.adapter.rank - 1
-    _part(engine, learner, rounds=1)
+    _part(engine, learner, rounds=1, n_slopes=_SLOPES)
     holding.begin_mean(learner.adapter)
 
 
@@ -101,13 +103,21 @@ def _gate_sites(adapter: Adapter) -> list[int]:
     return [i for i, s in enumerate(adapter.sites) if s.layer > lowest][-_MOST_SITES:]
 
 
-def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None, *, rounds: int) -> None:
+def _part(
+    engine: Engine,
+    learner: Learner,
+    b: list[Tensor] | None = None,
+    *,
+    rounds: int,
+    n_slopes: int | None = None,
+) -> None:
     """Solve the gate and install it, round after round.
 
     Args:
         engine, learner: as for `put_gate`.
         b: output directions of length 1 at its sites; default: those that move z most.
         rounds: how often; the later ones go by what the first has made of z.
+        n_slopes: the gradients of about so many near misses are looked at; None: of all.
     """
     holding, adapter = learner.holding, learner.adapter
     assert holding is not None
@@ -119,7 +129,7 @@ def _part(engine: Engine, learner: Learner, b: list[Tensor] | None = None, *, ro
     problem: _Problem | None = None
     for _ in range(rounds):
         at_records = _look(engine, adapter, sites, records, first)
-        at_near = _look(engine, adapter, sites, near, first, n_slopes=_SLOPES)
+        at_near = _look(engine, adapter, sites, near, first, n_slopes=n_slopes)
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
