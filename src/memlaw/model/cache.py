@@ -75,7 +75,8 @@ def _read(path: Path) -> Kept | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: a file's own memory is aligned otherwise, and so products would be rounded.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _sha256(metadata["content"], tensors):
             return None
         return Kept(json.loads(metadata["content"]), tensors)
