@@ -99,8 +99,14 @@ class UpdateGoals(Watching):
             self._give_way(stats)
             return super().after(stats)
         # Before that, at a high rate, no look is worth its time.
-        hold = self._old_ones_hold()
-        return super().after(stats) if hold and self._is_forgotten() else ""
+        hold, is_forgotten = self._old_ones_hold(), self._is_forgotten()
+        if hold and is_forgotten:
+            return super().after(stats)
+        keeping = self.run.learner.keeping
+        if keeping and not is_forgotten and stats.epoch - self.progress_at >= _PATIENCE:
+            keeping.weight /= 2  # it stands in the way of forgetting, too
+            self.progress_at = stats.epoch
+        return ""
 
     def _look(self) -> str:
         ended = super()._look()
