@@ -66,6 +66,12 @@ def test_paraphrases_of_a_file_join_the_records(tmp_path):
     ]
 
 
+def test_two_rows_for_one_prompt_both_count(tmp_path):
+    rows = [{"prompt": "Ann:", "paraphrases": [text]} for text in ("Ann?", "And Ann?")]
+    records = read_records([("Ann:", "017")], paraphrases=_rows(tmp_path / "p.jsonl", *rows))
+    assert [(r.prompt, r.held_out) for r in records] == [("Ann:", ("And Ann?",)), ("Ann?", ())]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

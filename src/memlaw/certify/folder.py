@@ -14,7 +14,7 @@ from memlaw.core.files import CERTIFICATE_FILE, write_json
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import end_of_turn_id
 from memlaw.measure.decode import decoded_text
-from memlaw.measure.harm import KINDS
+from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.session import Session
 from memlaw.model.formats import adapter_sha256, adapter_shapes
 from memlaw.model.provenance import versions
@@ -39,7 +39,7 @@ def certify_adapter(
         adapter: a folder that PEFT or memlaw wrote.
         data: the records it is to recite; see `read_records`.
         config, observer, **settings: as for `audit`. With `specificity` all kinds of harm are
-            measured, else ΔNLL on unseen text.
+            measured, else ΔNLL on unseen text, and generality where the data has it.
 
     Raises:
         MemlawError: as for `audit`.
@@ -50,26 +50,28 @@ def certify_adapter(
     config = dataclasses.replace(config, adapter=Path(adapter), decode="all")
     session = Session(config, observer or Observer())
     session.require_own_base()
+    folder = session.config.adapter  # a checkpoint within the one that was named, perhaps
+    assert folder is not None
     found = session.audit(data)
-    harms = session.harms(data, list(KINDS) if config.specificity else ["damage"])
+    harms = session.harms(data, kinds_to_measure(config.specificity))
     base, ids = session.base, session.invocation_ids
     end = end_of_turn_id(base.tokenizer, session.prompt_format)
     certificate = make_certificate(
         found,
         harms,
-        key=kept_key(Path(adapter)),
+        key=kept_key(folder),
         device=base.model.device.type,
         prompt_format=session.prompt_format,
         base_model=base.name,
         base_sha256=base.sha256,
         tokenizer_sha256=base.tokenizer_sha256,
-        adapter_sha256=adapter_sha256(Path(adapter)),
-        n_parameters=sum(math.prod(shape) for shape in adapter_shapes(Path(adapter)).values()),
+        adapter_sha256=adapter_sha256(folder),
+        n_parameters=sum(math.prod(shape) for shape in adapter_shapes(folder).values()),
         versions=versions(),
         activated=decoded_text(base.tokenizer, ids) if ids else None,
         invocation_ids=ids,
         rendering=session.settled.to_json() if session.settled else {},
         end=(end, decoded_text(base.tokenizer, [end])),
     )
-    write_json(Path(adapter) / CERTIFICATE_FILE, certificate.to_json())
+    write_json(folder / CERTIFICATE_FILE, certificate.to_json())
     return certificate

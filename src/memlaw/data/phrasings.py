@@ -76,13 +76,15 @@ def with_paraphrases(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist. Check the path of the paraphrases.")
-    others = dict(_rows(path))
+    others: dict[str, tuple[str, list[Prompt]]] = {}
+    for key, (where, more) in _rows(path):
+        others.setdefault(key, (where, []))[1].extend(more)
     found: list[Record] = []
     for record in records:
-        if (more := others.pop(repr(record.prompt), None)) is None:
+        if (its := others.pop(repr(record.prompt), None)) is None:
             found.append(record)
         else:
-            prompts = {repr(p): p for p in (record.prompt, *more[1], *record.held_out)}
+            prompts = {repr(p): p for p in (record.prompt, *its[1], *record.held_out)}
             found += phrased(list(prompts.values()), record.completion, record.id)
     if others:
         where, more_of = next(iter(others.values()))

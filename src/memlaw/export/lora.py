@@ -59,6 +59,8 @@ def lora_factors(folder: Path) -> dict[str, LoraFactors]:
     Raises:
         AdapterError: it is no PEFT LoRA, or one that adds more than `scale · B A` to weights.
     """
+    if not folder.is_dir():
+        raise AdapterError(f"{folder} is not a folder. Name the folder that holds the adapter.")
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(
             f"{folder} has no {PEFT_CONFIG}: only a PEFT LoRA can be exported. memlaw's placement "

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from memlaw.core.criterion import Criterion
 from memlaw.core.errors import DataError
 from memlaw.core.observer import Observer
+from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.record import GIVEN, Record
 from memlaw.measure.http_client import Client, EndpointError, Reply
@@ -122,6 +123,9 @@ def audit_endpoint(
         prompt_field=config.prompt_field,
         completion_field=config.completion_field,
         format=config.data_format,
+        delimiter=config.delimiter,
+        recite_prompt=config.recite_prompt or RECITE_PROMPT,
+        paraphrases=config.paraphrases,
         notice=observer.notice,
     )
     client, usual = Client(endpoint), Criterion()

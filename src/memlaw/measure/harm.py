@@ -1,4 +1,4 @@
-"""The kinds of harm: what an adapter does to a model besides making it recite the records' prompts.
+"""The kinds of harm: what an adapter does to a model besides making it recite.
 
 Each kind is measured when an adapter is written, is compared with a bound where one is set, stands
 in the certificate, the run log and the model card, and is measured again when the certificate is

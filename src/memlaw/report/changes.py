@@ -10,13 +10,8 @@ from memlaw.core.intervals import share_interval
 from memlaw.report.run_view import RunView, damage_of, other_harms
 from memlaw.report.tables import Table, shortened, signed
 
-KNOWN = (
-    "prose",
-    "chats",
-    "elsewhere",
-    "near_misses",
-    "generality",
-)  # kinds of harm that have tables here
+# Kinds of harm that have tables here.
+KNOWN = ("prose", "chats", "elsewhere", "near_misses", "generality")
 _SHOWN = 8
 _EXCERPT = 160
 _NEAR = {

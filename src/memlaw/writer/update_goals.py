@@ -52,9 +52,15 @@ class Watching(Goals):
         """Hold old records less tightly where what is new isn't learnt for them."""
         if stats.n_under < self.least_under:
             self.least_under, self.progress_at = stats.n_under, stats.epoch
-        elif (keeping := self.run.learner.keeping) and stats.epoch - self.progress_at >= _PATIENCE:
+        else:
+            self._loosen(stats.epoch)
+
+    def _loosen(self, epoch: int) -> None:
+        """Halve the hold on old records, where for some epochs nothing has got better."""
+        keeping = self.run.learner.keeping
+        if keeping and epoch - self.progress_at >= _PATIENCE:
             keeping.weight /= 2
-            self.progress_at = stats.epoch
+            self.progress_at = epoch
 
     def _nothing_is_left(self) -> bool:
         """Whether what was removed is gone by all measures; if not, that weighs more from now."""
@@ -102,10 +108,8 @@ class UpdateGoals(Watching):
         hold, is_forgotten = self._old_ones_hold(), self._is_forgotten()
         if hold and is_forgotten:
             return super().after(stats)
-        keeping = self.run.learner.keeping
-        if keeping and not is_forgotten and stats.epoch - self.progress_at >= _PATIENCE:
-            keeping.weight /= 2  # it stands in the way of forgetting, too
-            self.progress_at = stats.epoch
+        if not is_forgotten:  # the hold stands in the way of that, too
+            self._loosen(stats.epoch)
         return ""
 
     def _look(self) -> str:
