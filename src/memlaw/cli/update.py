@@ -75,7 +75,7 @@ def show_update(result: UpdateResult, out: Path) -> None:
     if result.forgotten:
         show_forgotten(result.forgotten)
     if not result.taken:
-        stdout_console().print(f"REFUSED: {out} is as it was.")
+        stdout_console().print(f"REFUSED: {out} is as it was.", soft_wrap=True)
 
 
 def show_forgotten(found: Sequence[Forgotten]) -> None:
