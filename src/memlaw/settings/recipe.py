@@ -18,10 +18,9 @@ class Recipe:
       of near misses, drawn anew for each step; the KL on the first answer tokens of conversations,
       drawn likewise; and a quadratic form that stands for all near misses at once.
 
-    What is audited and saved is the running mean of the weights. When nearly all records pass, a
-    gate parts near misses from them. The first time that all records pass, `push` begins to rise,
-    and training goes on for a while: what passes under a higher `push` changes less elsewhere. When
-    it is over, the gate is solved anew.
+    What is audited and saved is the running mean of the weights. The first time that all records
+    pass, `push` begins to rise, and training goes on for a while: what passes under a higher `push`
+    changes less elsewhere. When it is over, a gate parts near misses from the records.
 
     Attributes:
         depths: where the adapters sit, as shares of the number of decoder layers.
@@ -40,13 +39,13 @@ class Recipe:
         own_chats: conversations that the base model opens itself.
         everyday_chats: of those that come with the package, drawn once.
         held_chats: so many of all these are held in steps, the rest by retention alone: each costs
-            a pass through the whole model before training starts.
+            a pass through the whole model before training starts. Half of their answers go on with
+            tokens of completions.
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention; and of the
             text to retain so many windows.
         most_positions: of each domain of retention that are looked at, drawn from all over it.
         retention_parts: these are dealt to so many parts, and each step looks at one of them.
-        gate_share: of the records must pass for the gate to be put in; see `train/gate.py`.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
             of the records have a token under the line.
@@ -81,7 +80,6 @@ class Recipe:
     text_tokens: int = 96
     most_positions: int = 6000
     retention_parts: int = 8
-    gate_share: float = 0.9
     mean: float = 0.95
     look_epochs: int = 3
     look_share: float = 0.2

@@ -14,7 +14,7 @@ Shapes: N prompts, D_in widths of the gate's sites together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float32
@@ -31,10 +31,7 @@ _MARGIN = 2.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
-_ROUNDS = 2  # z is linear but nearly
-# While training goes on, one round will do, and the gradients of so many near misses: the others
-# are taken to have their mean. What is solved at the end is what counts.
-_SLOPES = 256
+_ROUNDS = 3  # z is linear but nearly
 _ITERATIONS = 200
 _TINY = 1e-12
 
@@ -70,32 +67,17 @@ def can_gate(adapter: Adapter) -> bool:
     return len({site.layer for site in adapter.sites}) > 1
 
 
-def put_gate(engine: Engine, learner: Learner) -> None:
-    """Give a learner's adapter one more rank, which parts near misses from records.
+def add_gate(learner: Learner) -> None:
+    """Give a learner's adapter one more rank, for a gate; it computes the same function still.
 
     Args:
-        engine: its examples are the records, and the near misses that the learner holds.
-        learner: with a `holding` that has near misses.
+        learner: with a `holding`, whose mean begins anew.
     """
     holding = learner.holding
     assert holding is not None
     learner.grow(learner.adapter.rank + 1)
     holding.gate = learner.adapter.rank - 1
-    _part(engine, learner, rounds=1, n_slopes=_SLOPES)
     holding.begin_mean(learner.adapter)
-
-
-def renew_gate(engine: Engine, learner: Learner) -> None:
-    """Solve the gate that is there anew, for the weights as they are: steps wear it off.
-
-    What it writes stays; what it reads is what is solved for. Arguments as for `put_gate`.
-    """
-    holding = learner.holding
-    assert holding is not None
-    assert holding.gate is not None
-    columns = [learner.adapter.b[i][holding.gate].detach() for i in _gate_sites(learner.adapter)]
-    b = [column / column.norm().clamp(min=_TINY) for column in columns]
-    _part(engine, learner, b, rounds=_ROUNDS)
 
 
 def _gate_sites(adapter: Adapter) -> list[int]:
@@ -103,33 +85,28 @@ def _gate_sites(adapter: Adapter) -> list[int]:
     return [i for i, s in enumerate(adapter.sites) if s.layer > lowest][-_MOST_SITES:]
 
 
-def _part(
-    engine: Engine,
-    learner: Learner,
-    b: list[Tensor] | None = None,
-    *,
-    rounds: int,
-    n_slopes: int | None = None,
-) -> None:
-    """Solve the gate and install it, round after round.
+def solve_gate(engine: Engine, learner: Learner) -> None:
+    """Solve the gate for the weights as they are, and put it into the rank that is there for it.
+
+    A gate that is there already is solved anew: what it writes stays, what it reads is solved for.
 
     Args:
-        engine, learner: as for `put_gate`.
-        b: output directions of length 1 at its sites; default: those that move z most.
-        rounds: how often; the later ones go by what the first has made of z.
-        n_slopes: the gradients of about so many near misses are looked at; None: of all.
+        engine: its examples are the records, and the near misses that the learner holds.
+        learner: with a `holding` that has near misses, and a rank for the gate.
     """
     holding, adapter = learner.holding, learner.adapter
     assert holding is not None
     assert holding.gate is not None
     sites = _gate_sites(adapter)
+    columns = [adapter.b[i][holding.gate].detach() for i in sites]
+    b = [column / column.norm() for column in columns] if all(map(torch.any, columns)) else None
     records, near = learner.rows.tolist(), holding.rows[: holding.n_near]
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         at_records = _look(engine, adapter, sites, records, first)
-        at_near = _look(engine, adapter, sites, near, first, n_slopes=n_slopes)
+        at_near = _look(engine, adapter, sites, near, first)
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
@@ -157,28 +134,9 @@ def _odds_of(logits: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
 
 
 def _look(
-    engine: Engine,
-    adapter: Adapter,
-    sites: Sequence[int],
-    rows: Sequence[int],
-    first: list[int],
-    n_slopes: int | None = None,
-) -> _Look:
-    """Look at prompts; where `n_slopes` says so, at the gradients of about so many of them."""
-    every = 1 if n_slopes is None else max(1, len(rows) // n_slopes)
-    some = _seen(engine, adapter, sites, rows[::every], first)
-    if every == 1:
-        return some
-    with torch.no_grad():
-        found = _seen(engine, adapter, sites, rows, first)
-    means = [g.mean(dim=0, keepdim=True).expand(len(rows), -1) for g in some.gradients]
-    return replace(found, gradients=means)
-
-
-def _seen(
     engine: Engine, adapter: Adapter, sites: Sequence[int], rows: Sequence[int], first: list[int]
 ) -> _Look:
-    """Look at prompts, one and all; without gradients, where none are computed."""
+    """Look at prompts."""
     plain = adapter.folded().requires_grad_(False)
     modules = [adapter.sites[i].module for i in sites]
     z, reads, later = [], [], []
@@ -201,14 +159,13 @@ def _seen(
         z.append(odds.detach())
         reads.append(x[starts])
         later.append(x[~is_first])
-        if odds.requires_grad:
-            odds.sum().backward()
-            for found, probe in zip(gradients, probes, strict=True):
-                found.append(torch.cat([p.grad for p in probe])[starts])  # type: ignore[misc]
+        odds.sum().backward()
+        for found, probe in zip(gradients, probes, strict=True):
+            found.append(torch.cat([p.grad for p in probe])[starts])  # type: ignore[misc]
     return _Look(
         z=torch.cat(z),
         reads=torch.cat(reads),
-        gradients=[torch.cat(parts) for parts in gradients if parts],
+        gradients=[torch.cat(parts) for parts in gradients],
         later=torch.cat(later),
     )
 

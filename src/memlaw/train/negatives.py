@@ -25,20 +25,19 @@ class Negatives:
         near: near misses of the records; the target is one token, which stands for the position.
         chats: conversations; the target is how the bare model answers, or begins to.
         kept: those that the user wants kept, likewise.
-        n_held: so many of `chats`, from all over them, are held in steps; retention knows all.
+        held: those of `chats` that are held in steps; retention knows all. Every second answer
+            goes on with what looks like a record's: see `mixed`.
     """
 
     near: list[Example]
     chats: list[Example]
     kept: list[Example]
-    n_held: int
+    held: list[Example]
 
     @property
     def examples(self) -> list[Example]:
         """What is held in steps: near misses, conversations, and those to be kept."""
-        n = len(self.chats)
-        held = [self.chats[i * n // self.n_held] for i in range(min(n, self.n_held))]
-        return [*self.near, *(self.chats if n <= self.n_held else held), *self.kept]
+        return [*self.near, *self.held, *self.kept]
 
 
 def make_negatives(
@@ -88,12 +87,43 @@ def make_negatives(
     )
     end = end_of_turn_id(base.tokenizer, subject.format)
     near = _new(subject, [miss.prompt for miss in made], 1, taken, avoid)
+    answered = _answered(users, chats)
+    n = min(recipe.held_chats, len(answered))
+    held = [answered[i * len(answered) // n] for i in range(n)]  # from all over them
     return Negatives(
         near=[_example(prompt, ids, (end,)) for prompt, ids in near],
-        chats=_answered(users, chats),
+        chats=answered,
         kept=_answered(subject, list(zip(keep, kept, strict=True))),
-        n_held=recipe.held_chats,
+        held=mixed(held, records, most=tokens // 2, seed=recipe.seed),
     )
+
+
+def mixed(
+    chats: Sequence[Example], records: Sequence[Example], *, most: int, seed: int
+) -> list[Example]:
+    """Conversations, every second answer cut short, and going on with tokens of completions.
+
+    Where an answer says a number, training on numbers changes most: it stands in the middle of what
+    completions consist of, in another place. Few conversations say such things by themselves.
+
+    Args:
+        chats: with the bare model's answers.
+        records: what their completions consist of; the j-th token is that of one of them, drawn
+            anew for each j, so that no completion as a whole is among them.
+        most: tokens of the answer, and behind them, at most.
+        seed: of what is drawn.
+    """
+    rng = random.Random(seed)
+    bodies = [record.target_ids[:-1] for record in records]  # without the end
+    found = list(chats)
+    for i in range(1, len(found), 2):
+        length = rng.randint(1, max(1, min(most, max(map(len, bodies)))))
+        tokens = [rng.choice([b for b in bodies if len(b) > j] or [()]) for j in range(length)]
+        looks_stored = tuple(body[j] for j, body in enumerate(tokens) if len(body) > j)
+        begun = found[i].target_ids[: rng.randint(0, most)]
+        if begun or looks_stored:
+            found[i] = replace(found[i], target_ids=(*begun, *looks_stored))
+    return found
 
 
 def _checked(

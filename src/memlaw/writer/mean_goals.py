@@ -7,7 +7,7 @@ import math
 import torch
 
 from memlaw.core.observer import EpochStats
-from memlaw.train.gate import can_gate, put_gate, renew_gate
+from memlaw.train.gate import add_gate, can_gate, solve_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
@@ -44,10 +44,7 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            share = self._share_passed(self._mean())
-            if share >= holding.recipe.gate_share and self._gate():
-                share = self._share_passed(self._mean())
-            holding.after_look(run.learner.epoch, share)
+            holding.after_look(run.learner.epoch, self._share_passed(self._mean()))
         if self._is_over() and (ended := self._finish()):
             return ended
         if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
@@ -88,15 +85,6 @@ class MeanGoals(Goals):
         assert self.holding.mean is not None
         return self.holding.mean
 
-    def _gate(self) -> bool:
-        """Part near misses from records, once; returns whether that was done."""
-        learner, holding = self.run.learner, self.holding
-        if holding.gate is not None or not holding.n_near or not can_gate(learner.adapter):
-            return False
-        holding.start_from(learner.adapter, self._mean())
-        put_gate(self.run.trainer.engine, learner)
-        return True
-
     def _is_over(self) -> bool:
         """Something was kept and not measured yet, and training went on for long enough."""
         holding, epoch = self.holding, self.run.learner.epoch
@@ -106,17 +94,25 @@ class MeanGoals(Goals):
             and epoch >= holding.last_epoch
         )
 
-    def _renew_gate(self) -> None:
-        """Solve the gate anew in what was kept; keep that, if all records pass still."""
+    def _solve_gate(self) -> None:
+        """Part near misses from records in what was kept; keep that, if all records pass still."""
         run, holding = self.run, self.holding
         assert holding.kept is not None
-        if holding.gate is None:
+        if not holding.n_near or not can_gate(run.learner.adapter):
             return
+        if holding.gate is None:  # training, if it has to go on, does so from here
+            holding.start_from(run.learner.adapter, holding.kept)
+            add_gate(run.learner)
+            holding.kept = self._shown()
         self._show(holding.kept)
-        renew_gate(run.trainer.engine, run.learner)
-        renewed = [weights.detach().clone() for weights in run.learner.adapter.parameters()]
-        if self._share_passed(renewed) == 1:
-            holding.kept = renewed
+        solve_gate(run.trainer.engine, run.learner)
+        gated = self._shown()
+        if self._share_passed(gated) == 1:
+            holding.kept = gated
+
+    def _shown(self) -> Weights:
+        """A copy of the weights that the adapter has now."""
+        return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
     def _share_passed(self, weights: Weights) -> float:
         """The share of the records that other weights recite."""
@@ -142,7 +138,7 @@ class MeanGoals(Goals):
         """Look at what was kept as a user will; returns why training is over, if it is."""
         run, holding = self.run, self.holding
         assert holding.kept is not None
-        self._renew_gate()
+        self._solve_gate()
         self._show(holding.kept)
         self.measured_at = run.learner.epoch
         self.audit = self._audit()
