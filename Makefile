@@ -26,9 +26,9 @@ demo: setup
 	$(BIN)/memlaw report demo -o demo/report.html
 	@echo "Open demo/report.html in a browser: it shows what was remembered, token by token."
 
-# A process a core, one thread each.
+# A process a core, one thread each. Who has nothing left to do takes over tests from the others.
 test: setup
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # What to run while working: all but the tests that take seconds.
 quick: setup

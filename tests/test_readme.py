@@ -31,6 +31,7 @@ def test_what_costs_no_training_is_shown_as_it_is_now(name):
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @NEEDS_MODEL
 def test_the_demo_does_what_is_shown(tmp_path):
     for name, block in refresh.demo_blocks(tmp_path).items():
