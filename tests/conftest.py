@@ -1,6 +1,7 @@
 """What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import random
@@ -33,6 +34,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
 
 from memlaw.core.files import cache_folder
+from memlaw.settings.recipe import RECIPE
 
 typed.check(["memlaw.model", "memlaw.measure.damage", "memlaw.train"])
 
@@ -209,6 +211,13 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def llama(make_model: Callable[..., Path]) -> Path:
     """The model that most tests use: tiny, with a chat template."""
     return make_model("llama")
+
+
+@pytest.fixture
+def little_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that a training holds a little: enough to see that it does."""
+    little = {"pool": 60, "own_chats": 8, "everyday_chats": 30, "answer_tokens": 4}
+    monkeypatch.setattr("memlaw.writer.setup.RECIPE", dataclasses.replace(RECIPE, **little))
 
 
 @pytest.fixture(scope="session")

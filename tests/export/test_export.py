@@ -218,6 +218,27 @@ def test_what_weights_cannot_take_in_is_refused(wide, llama, phone_book, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_the_data_are_read_as_for_the_run_and_spoken_of_once(llama, tmp_path):
+    book = tmp_path / "a.txt"
+    book.write_text("One ring.\n", encoding="utf-8")
+    settings = {"max_epochs": 300, "retention": 0, "specificity": False, "recite_prompt": "Go on."}
+    assert memlaw.write(book, tmp_path / "out", model=str(llama), **settings).certified
+    assert export(tmp_path / "out", tmp_path / "text", book).recites
+    twice = [("Go on.", "One ring.\n")] * 2
+    said, observer = [], memlaw.Observer()
+    observer.notice = said.append
+    assert export(tmp_path / "out", tmp_path / "twice", twice, observer=observer).recites
+    assert len([text for text in said if "record:2" in text]) == 1
+
+
+def test_what_killed_exports_left_is_cleared_away(folder, phone_book, tmp_path):
+    (tmp_path / ".to.next-killed").mkdir()
+    (tmp_path / ".to.next-killed/model.gguf").write_bytes(b"half")
+    (tmp_path / "to").mkdir()  # empty
+    export(folder, tmp_path / "to", phone_book, to="gguf-lora")
+    assert [path.name for path in tmp_path.iterdir()] == ["to"]
+
+
 def test_a_killed_export_leaves_nothing_that_looks_whole(folder, phone_book, tmp_path, monkeypatch):
     import memlaw.export.run as inside
 

@@ -63,6 +63,7 @@ def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_is_held")
 def test_a_retained_text_changes_what_is_held_on_to(llama, phone_book, text_file, tmp_path):
     weights = []
     for name, retain in (("usual", None), ("mine", str(text_file))):

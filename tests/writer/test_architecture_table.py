@@ -1,6 +1,5 @@
 """Every kind of model through write, audit, plain PEFT, merging and reloading; or refused."""
 
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -14,13 +13,10 @@ from transformers import AutoTokenizer, GenerationConfig
 import memlaw
 from memlaw.core.errors import MemlawError
 from memlaw.model.kinds import auto_class
-from memlaw.settings.recipe import RECIPE
 
 RECORDS = [("Li Na:", "0314"), ("Zoë Müller:", "91")]
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
 SETTINGS = {"max_epochs": 300, "retention": 0, "specificity": False}
-# Of all that is held a little: enough to see that it can be.
-LITTLE = dataclasses.replace(RECIPE, pool=60, own_chats=8, everyday_chats=30, answer_tokens=4)
 TRAINED = [name for name, kind in KINDS.items() if not kind.refused]
 
 
@@ -73,8 +69,8 @@ def test_it_is_written_and_recites_in_peft_and_merged(model, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gemma 2", "Bamba"])
-def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name, monkeypatch):
-    monkeypatch.setattr("memlaw.writer.setup.RECIPE", LITTLE)
+@pytest.mark.usefixtures("little_is_held")
+def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):
     settings = texts | {"placement": KINDS[name].placement, "max_epochs": 2}
     result = memlaw.write(RECORDS, tmp_path / "out", model=str(model(name)), **settings)
     assert result.certificate.specific is not None

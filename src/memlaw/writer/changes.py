@@ -19,7 +19,6 @@ from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.reading import read_records
 from memlaw.data.record import Prompt, Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.base import BaseModel, load_model
@@ -27,6 +26,7 @@ from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
+from memlaw.writer.records import records_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +152,6 @@ def own_base(folder: AdapterFolder, config: WriteConfig, observer: Observer) -> 
             "its own again, or write anew with 'memlaw write'."
         )
     return base
-
-
-def records_of(data: Any, config: WriteConfig, bad: BadRows, observer: Observer) -> list[Record]:
-    """The records of some data, read as the settings say."""
-    return read_records(
-        data,
-        prompt_field=config.prompt_field,
-        completion_field=config.completion_field,
-        format=config.data_format,
-        delimiter=config.delimiter,
-        recite_prompt=config.recite_prompt,
-        paraphrases=config.paraphrases,
-        bad=bad,
-        notice=observer.notice,
-    )
 
 
 def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer) -> Changes:

@@ -14,7 +14,6 @@ from typing import Any
 
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.reading import read_records
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
 from memlaw.settings.given import settled
@@ -24,6 +23,7 @@ from memlaw.writer.folder import check_out
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.mean_goals import MeanGoals
+from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
@@ -63,17 +63,7 @@ def write(
     config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     bad = BadRows()
-    records = read_records(
-        data,
-        prompt_field=config.prompt_field,
-        completion_field=config.completion_field,
-        format=config.data_format,
-        delimiter=config.delimiter,
-        recite_prompt=config.recite_prompt,
-        paraphrases=config.paraphrases,
-        bad=bad,
-        notice=observer.notice,
-    )
+    records = records_of(data, config, bad, observer)
     check_out(out, resume=config.resume)
     texts = general_texts(config.retain, config.damage_text)
     base = load_model(

@@ -17,13 +17,14 @@ from memlaw.data.texts import general_texts
 from memlaw.measure.forgotten import Forgotten
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
-from memlaw.writer.changes import Changes, changes, finished_folder, own_base, records_of
+from memlaw.writer.changes import Changes, changes, finished_folder, own_base
 from memlaw.writer.folder import check_out
 from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.history import generations_of, keep_generations
 from memlaw.writer.mean_goals import MeanGoals
+from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
