@@ -28,7 +28,7 @@ GROUPS = {
     "data": ("prompt_field", "completion_field"),
     "model": ("adapter", "model", "tokenizer", "device"),
     "server": ("endpoint", "name"),
-    "measurement": ("certificate", "specificity", "decode", "prefix_tokens"),
+    "measurement": ("certificate", "specificity", "decode"),
     "run": ("tokens", "json", "config"),
 }
 
