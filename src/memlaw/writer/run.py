@@ -17,6 +17,7 @@ from memlaw.data.bad_rows import BadRows
 from memlaw.data.reading import read_records
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
@@ -83,6 +84,7 @@ def write(
         trust_remote_code=config.trust_remote_code,
         notice=observer.notice,
     )
+    base = with_tokenizer(base, config.tokenizer, None, observer.notice)
     run = Run(
         records=records,
         bad=bad,
