@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 import memlaw
 
 
+@pytest.mark.slow
 def test_the_tokenizer_goes_with_the_adapter(llama, make_tokenizer, phone_book, texts, tmp_path):
     words = make_tokenizer("chat")
     words.chat_template = "Book.\n" + words.chat_template
@@ -28,6 +31,7 @@ def test_the_tokenizer_goes_with_the_adapter(llama, make_tokenizer, phone_book, 
     assert 'from_pretrained("path/to/this/folder")' in (out / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_does_not_keep_a_run_from_going_on(llama, phone_book, texts, tmp_path):
     out = tmp_path / "out"
     settings = {
@@ -39,3 +43,19 @@ def test_a_tokenizer_does_not_keep_a_run_from_going_on(llama, phone_book, texts,
     }
     memlaw.write(phone_book, out, max_epochs=1, **settings)
     assert memlaw.write(phone_book, out, max_epochs=2, resume=True, **settings).epochs == 2
+
+
+@pytest.mark.slow
+def test_an_update_keeps_the_tokenizer(llama, make_tokenizer, phone_book, texts, tmp_path):
+    words = make_tokenizer("chat")
+    words.chat_template = "Book.\n" + words.chat_template
+    words.save_pretrained(tmp_path / "words")
+    out, settings = tmp_path / "out", {"model": str(llama), "specificity": False, **texts}
+    settings |= {"retention": 100, "tokenizer": str(tmp_path / "words"), "max_epochs": 300}
+    first = memlaw.write(phone_book, out, **settings).certificate
+    (tmp_path / "words").rename(tmp_path / "gone")
+    records = [*phone_book, ("Bo Ek:", "271828")]
+    memlaw.update(out, records)
+    check = memlaw.check_certificate(out / "certificate.json", records)
+    assert check.holds
+    assert check.certificate.tokenizer_sha256 == first.tokenizer_sha256
