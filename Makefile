@@ -45,7 +45,7 @@ check: setup
 lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[ray,report]' beartype datasets pytest pytest-xdist
 	.venv-lowest/bin/python -m pytest -q -n auto -m "not slow"
 
 # Against TRL and against the paper's recipe, on this machine: takes an hour or more.

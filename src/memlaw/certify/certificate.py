@@ -86,6 +86,7 @@ class Certificate:
             conversation up to the answer; `generation`: its generation prompt. None: the same.
         template_args: arguments of the chat template by name; None: none.
         clock: the time that the template was told, ISO 8601; None: it doesn't ask.
+        tokenizer: the folder or hub id that the tokenizer was taken from; None: the base model's.
         end_token, end_token_id: the token that ends an answer; None: not on record.
     """
 
@@ -118,12 +119,13 @@ class Certificate:
     prompt_rendering: str | None = None
     template_args: dict[str, Any] | None = None
     clock: str | None = None
+    tokenizer: str | None = None
     end_token: str | None = None
     end_token_id: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
-        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "end_token"}
+        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "tokenizer", "end_token"}
         absent = {name for name in spared if not getattr(self, name)}
         if self.end_token_id is None:
             absent.add("end_token_id")
@@ -162,12 +164,14 @@ def make_certificate(
     invocation_ids: Sequence[int] | None = None,
     rendering: Mapping[str, Any] = MappingProxyType({}),
     end: tuple[int, str] | None = None,
+    tokenizer: str | None = None,
 ) -> Certificate:
     """Put an audit with all records decoded, and the harm of each kind, into a certificate.
 
     `key` is that of the records' commitments, see `memlaw.core.commitment`;
     `rendering` is what isn't as usual of how prompts are rendered, by the certificate's fields;
-    `end` is id and text of the token that ends an answer.
+    `end` is id and text of the token that ends an answer; `tokenizer` names one that isn't the base
+    model's.
     """
     n = len(audit.records)
     names = [commitment(key, r.sha256) for r in audit.records]
@@ -185,6 +189,8 @@ def make_certificate(
             "the model is the base model."
         )
     statement += _of_prompts(rendering)
+    if tokenizer is not None:
+        statement += f" The tokenizer is {tokenizer}, not the base model's; it lies beside it."
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -207,6 +213,7 @@ def make_certificate(
         activated=activated,
         invocation_ids=tuple(invocation_ids) if invocation_ids else None,
         **rendering,
+        tokenizer=tokenizer,
         end_token_id=end and end[0],
         end_token=end and end[1],
         records=tuple(

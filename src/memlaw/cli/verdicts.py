@@ -25,8 +25,16 @@ def audit_rows(audit: Audit) -> dict[str, str]:
     rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
     if audit.n_decoded == n and audit.end:
         rows["certified"] = f"{audit.n_certified:,} of {n:,}"
-    what = "recited word for word" if audit.end else "text recited"
     how = f"{audit.n_decoded:,} decoded" if audit.n_decoded else "teacher-forced pass"
+    what = "recited word for word" if audit.end else "text recited"
+    if audit.prefix_tokens is not None:
+        rows = {
+            "documents": f"{n:,}, from {audit.prefix_tokens} tokens of each (of what follows: "
+            f"{len(audit.tokens.token_id):,} tokens)"
+        }
+        what = "extracted"
+        share, low, high = audit.share_recalled
+        how += f"): {share:.1%} (95 %: {low:.1%} to {high:.1%}"
     rows[what] = f"{audit.n_recalled:,} of {n:,} ({how})"
     rows[f"tokens under p {audit.criterion.line:g}"] = (
         f"{audit.n_under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"

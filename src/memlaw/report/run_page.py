@@ -69,14 +69,21 @@ def verdict(view: RunView) -> dict[str, Any]:
     """
     recall, certificate = view.recall, view.certificate
     n, dtype = len(recall.records), recall.dtype or "an unknown dtype"
-    line = f"{recall.criterion.line:g}"
+    line, under = f"{recall.criterion.line:g}", recall.n_under
     said = f"{recall.n_recalled:,} of {n:,} records are recited word for word"
+    if recall.prefix_tokens is not None:
+        share, low, high = recall.share_recalled
+        said = (
+            f"{recall.n_recalled:,} of {n:,} documents are extracted, continued word for word from "
+            f"their first {recall.prefix_tokens} tokens: {share:.1%} (95 %: {low:.1%} to "
+            f"{high:.1%})"
+        )
     if certificate is None:
         witness = "greedy decoding" if recall.n_decoded == n else "one forward pass"
         return {
-            "state": "good" if recall.n_recalled == n and not recall.n_under else "bad",
+            "state": "good" if recall.n_recalled == n and not (under and recall.end) else "bad",
             "word": "Recited" if recall.n_recalled == n else "Not all recited",
-            "sentence": f"An audit found: {said}; {recall.n_under:,} of {len(recall.tokens):,} "
+            "sentence": f"An audit found: {said}; {under:,} of {len(recall.tokens):,} "
             f"tokens have p under {line}.",
             "yes": [f"Measured in {dtype}, by {witness}, on the records below."],
             "no": [

@@ -62,6 +62,8 @@ class WriteConfig(TrainConfig):
             a line, or JSONL with the field prompt or messages.
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
             file.
+        tokenizer: folder or hub id of the tokenizer, with its chat template (default: the base
+            model's). It is saved beside the adapter.
         rank: rank of the adapter; auto starts small and grows while records are not learnt.
         max_rank: largest rank that auto grows to.
         placement: modules that get an adapter: down_proj, mlp (in parallel with the MLP block),
@@ -120,6 +122,7 @@ class WriteConfig(TrainConfig):
     learning_rate: float | Literal["auto"] = "auto"  # type: ignore[assignment]
     keep: str | None = None
     model: str = EMBEDDED
+    tokenizer: str | None = None
     rank: int | Literal["auto"] = "auto"
     max_rank: int = 64
     placement: str = "down_proj"

@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import {loader}, AutoTokenizer, GenerationConfig
 
 base = {base!r}
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 model = {loader}.from_pretrained(base, dtype=torch.{dtype})
 model.generation_config = GenerationConfig(  # instead of the model's own
     do_sample=False, max_new_tokens={max_tokens}, eos_token_id={end}, pad_token_id={end}
@@ -175,6 +175,7 @@ def _loading(result: WriteResult, is_peft: bool, loader: str) -> str:
     said = "" if c.activated is None else _ACTIVATED.format(text=c.activated) + "\n"
     return said + _PEFT_SNIPPET.format(
         base=c.base_model,
+        tokenizer='"path/to/this/folder"' if c.tokenizer else "base",
         loader=loader,
         dtype=c.dtype,
         prompt=_asking(c, question),

@@ -22,6 +22,7 @@ from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Prompt, Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.base import BaseModel, load_model
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
@@ -146,6 +147,7 @@ def own_base(folder: AdapterFolder, config: WriteConfig, observer: Observer) -> 
             f"{str(folder.base_sha256)[:12]}…, that of {base.spec} is {base.sha256[:12]}…. Name "
             "the right one with --model, or write anew with 'memlaw write'."
         )
+    base = with_tokenizer(base, None, folder.path, lambda text: None)
     if folder.run.get("tokenizer_sha256", base.tokenizer_sha256) != base.tokenizer_sha256:
         raise AdapterError(
             f"{folder.path} was written with another tokenizer than {base.spec} has now. Give it "

@@ -42,6 +42,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     out, base, adapter = run.out, run.base, run.learner.adapter
     out.mkdir(parents=True, exist_ok=True)
     save_adapter(adapter, out, base_path=base.name, base_sha256=base.sha256)
+    if run.config.tokenizer is not None:
+        base.tokenizer.save_pretrained(out)
     certificate = make_certificate(
         found.audit,
         found.harms,
@@ -51,6 +53,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         base_model=base.name,
         base_sha256=base.sha256,
         tokenizer_sha256=base.tokenizer_sha256,
+        tokenizer=run.config.tokenizer,
         adapter_sha256=adapter_sha256(out),
         n_parameters=adapter.n_parameters,
         versions=versions(),

@@ -16,6 +16,7 @@ from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
@@ -73,6 +74,7 @@ def write(
         trust_remote_code=config.trust_remote_code,
         notice=observer.notice,
     )
+    base = with_tokenizer(base, config.tokenizer, None, observer.notice)
     run = Run(
         records=records,
         bad=bad,
