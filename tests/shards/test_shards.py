@@ -13,33 +13,6 @@ from memlaw.model.peft_folder import PEFT_WEIGHTS
 from memlaw.shards import writing
 from memlaw.shards.spreading import place, spread
 
-SETTINGS = {"specificity": False, "retention": 0, "max_epochs": 300}
-MORE = [("Bo Ek:", "271828"), ("Cy Ro:", "161803")]
-
-
-@pytest.fixture(scope="module")
-def book(phone_book):
-    return [*phone_book, *MORE]
-
-
-@pytest.fixture(scope="module")
-def settings(llama, texts):
-    return {"model": str(llama), **SETTINGS, **texts}
-
-
-@pytest.fixture(scope="module")
-def written(book, settings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("shards") / "out"
-    result = memlaw.write_shards(book, out, shards=3, **settings)
-    assert result.succeeded
-    return out
-
-
-@pytest.fixture
-def folder(written, tmp_path):
-    shutil.copytree(written, tmp_path / "home" / "out")
-    return tmp_path / "home" / "out"
-
 
 def _weights(out):
     return {

@@ -53,9 +53,14 @@ def run(args: list[str]) -> int:
     given = parse(UpdateArguments, GROUPS, "update", args)
     quiet_libraries()
     from memlaw.cli.progress import ConsoleObserver
+    from memlaw.shards.layout import is_sharded
     from memlaw.writer.updating import update
 
     config = part_of(UpdateConfig, given)
+    if is_sharded(given.out):
+        from memlaw.cli.shards import run_update
+
+        return run_update(given, config)
     with closing(ConsoleObserver()) as observer:
         try:
             result = update(given.out, given.data, config, new=given.new, observer=observer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.folders import exchange, folder_beside, locked, restore
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
@@ -99,6 +99,8 @@ def update(
     target = target.resolve()
     with locked(out):
         folder = finished_folder(out)
+        if "shards" in folder.run:
+            raise OutputError(f"{out} holds shards: memlaw.update_shards updates it.")
         how = config.over(folder.run).resolved()
         bad = BadRows()
         records = records_of(data, how, bad, observer)
