@@ -19,7 +19,7 @@ from memlaw.shards.routing import Route
 
 
 def ask(
-    adapter: str | Path,
+    adapter: str | Path | None,
     prompt: str | Sequence[Message] | None = None,
     *,
     system: str | None = None,
@@ -37,7 +37,7 @@ def ask(
     record whose prompt is nearest, see `memlaw.shards.routing`; or the bare model answers.
 
     Args:
-        adapter: a folder that `write`, `write_shards` or PEFT wrote.
+        adapter: a folder that `write`, `write_shards` or PEFT wrote; None: the bare model is asked.
         prompt, system, model, tokenizer, prompt_format, template_args, max_tokens: see
             `memlaw.measure.asking.ask`.
         threshold: of shards: the likeness, up to 1, under which the bare model answers; None: the
@@ -50,7 +50,6 @@ def ask(
     Raises:
         MemlawError: as for `audit`; or the folder's index or certificate can't be read.
     """
-    folder = Path(adapter)
     how: dict[str, Any] = {
         "system": system,
         "model": model,
@@ -60,8 +59,9 @@ def ask(
         "max_tokens": max_tokens,
         "observer": observer,
     }
-    if not is_sharded(folder):
-        return asking.ask(folder, prompt, **how)
+    if adapter is None or not is_sharded(adapter):
+        return asking.ask(adapter, prompt, **how)
+    folder = Path(adapter)
     asked = asking.question(AdapterFolder(folder), prompt, system)
     name = read_index(folder).adapter_of(asked, index_key(folder))
     route = Route(adapter=name, exact=True)

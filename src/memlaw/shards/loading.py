@@ -52,11 +52,23 @@ class Loaded:
         """The adapter of each prompt, as PEFT's `generate` takes them: `adapter_names=`."""
         return [self.route(prompt).adapter or BARE for prompt in prompts]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_tokens: int = 512) -> list[str]:
-        """The answer to each prompt, decoded greedily, one after the other, each by its adapter."""
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        names: Sequence[str] | None = None,
+        max_tokens: int = 512,
+    ) -> list[str]:
+        """The answer to each prompt, decoded greedily, one after the other, each by its adapter.
+
+        Args:
+            prompts: as records have them.
+            names: of the adapters; None: as `names` finds them.
+            max_tokens: of an answer, at most.
+        """
         end = end_of_turn_id(self.tokenizer, self.format)
         answers = []
-        for prompt, name in zip(prompts, self.names(prompts), strict=True):
+        for prompt, name in zip(prompts, names or self.names(prompts), strict=True):
             ids = encode_prompt(self.tokenizer, prompt, self.format)
             with _active(self.model, name) as model:
                 (found,) = greedy_decode(model, [ids], end_id=end, max_tokens=[max_tokens])
