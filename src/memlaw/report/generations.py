@@ -14,7 +14,7 @@ from memlaw.report.tables import Table, signed
 _SHOWN = 500  # records
 _HEAD = (
     *("generation", "records", "added", "replaced", "removed", "certified", "rank", "epochs"),
-    *("ΔNLL, nats a token", "seconds", "created"),
+    *("ΔNLL, nats a token", "seconds", "created, UTC"),
 )
 
 
@@ -64,7 +64,7 @@ def _rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 number(line.get("epochs")),
                 "" if damage is None else signed(damage, 4),
                 number(line.get("wall_s"), ",.0f"),
-                str(line.get("created") or ""),
+                str(line.get("created") or "").replace("T", " ").partition("+")[0],
             )
         )
     return rows
