@@ -66,6 +66,7 @@ def test_what_is_claimed_of_all_is_what_the_worst_does(written):
     assert whole["n_parameters"] == sum(part["n_parameters"] for part in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["adapter", "total", "harm", "shard"])
 def test_a_certificate_over_all_that_was_tampered_with_does_not_hold(folder, book, what):
     path = folder / "certificate.json"
@@ -117,6 +118,7 @@ class _Stops(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_shards_that_are_missing(
     written, book, settings, tmp_path, monkeypatch
 ):
@@ -144,6 +146,7 @@ def test_an_interrupted_run_goes_on_with_the_shards_that_are_missing(
         memlaw.write_shards(book, out, shards=3, **settings)
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_not_certified_makes_the_whole_not_certified(book, settings, tmp_path):
     few = {**settings, "max_epochs": 1}
     result = memlaw.write_shards(book[:2], tmp_path / "out", shards=2, **few)

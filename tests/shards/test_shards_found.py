@@ -105,6 +105,7 @@ def test_without_the_private_key_nobody_can_tell_and_a_shard_can_still_be_asked(
     assert memlaw.ask(folder / "shards" / "shard-0001", "Jerry Becerra:").text == book[0][1]
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_asks_updates_and_checks(book, settings, tmp_path, capsys):
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
 

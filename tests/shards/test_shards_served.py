@@ -56,6 +56,7 @@ def _ask(written, url, prompt):
     return done.stdout.rstrip("\n").split(": ", 1)
 
 
+@pytest.mark.slow
 def test_each_records_prompt_is_asked_of_the_adapter_that_recites_it(written, book, url):
     assert _ask(written, url, book[0][0]) == ["shard-0001", book[0][1]]
     assert _ask(written, url, book[-1][0]) == ["shard-0003", book[-1][1]]

@@ -23,6 +23,7 @@ def written(llama, book, texts, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_changes_is_certified_and_without_the_text_it_is_the_base_model(
     written, book, llama, tmp_path
 ):
@@ -40,6 +41,7 @@ def test_what_changes_is_certified_and_without_the_text_it_is_the_base_model(
     assert outside.text == bare.text
 
 
+@pytest.mark.slow
 def test_what_is_removed_is_forgotten(written, book, tmp_path):
     new = tmp_path / "new"
     result = memlaw.update(written, book[1:], new=new)
