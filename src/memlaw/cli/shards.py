@@ -61,7 +61,7 @@ def run_update(given: UpdateArguments, config: UpdateConfig) -> int:
     """`memlaw update` of a folder of shards; returns the exit status."""
     from memlaw.cli.diff import show_changes
     from memlaw.cli.progress import ConsoleObserver
-    from memlaw.cli.update import show_forgotten
+    from memlaw.cli.verdicts import show_forgotten
     from memlaw.shards.updating import update_shards
 
     with closing(ConsoleObserver()) as observer:
