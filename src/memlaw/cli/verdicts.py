@@ -1,4 +1,4 @@
-"""What several commands show: an audit's totals, where recall breaks, what is left of the removed."""
+"""What several commands show: totals, where recall breaks, what is left of removed records."""
 
 from __future__ import annotations
 
