@@ -88,6 +88,8 @@ class Certificate:
         clock: the time that the template was told, ISO 8601; None: it doesn't ask.
         tokenizer: the folder or hub id that the tokenizer was taken from; None: the base model's.
         end_token, end_token_id: the token that ends an answer; None: not on record.
+        adapters: of records that are spread over several adapters, the hash of each by its name;
+            `adapter_sha256` is that of this table. None: there is one adapter.
     """
 
     statement: str
@@ -122,10 +124,12 @@ class Certificate:
     tokenizer: str | None = None
     end_token: str | None = None
     end_token_id: int | None = None
+    adapters: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
-        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "tokenizer", "end_token"}
+        spared = {"harms", "activated", "invocation_ids", *_RENDERING}
+        spared |= {"tokenizer", "end_token", "adapters"}
         absent = {name for name in spared if not getattr(self, name)}
         if self.end_token_id is None:
             absent.add("end_token_id")
@@ -308,6 +312,11 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+        adapters = content.adapters
+        if adapters is not None and not (
+            isinstance(adapters, dict) and adapters and all(map(_is_text, adapters.values()))
+        ):
+            raise TypeError(f"adapters are {adapters!r:.40}")
         arguments, clock = content.template_args, content.clock
         if not isinstance(arguments, dict | None):
             raise TypeError(f"template_args is {arguments!r:.40}")
@@ -318,3 +327,7 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
             ids is None or (isinstance(text, str) and ids and all(type(i) is int for i in ids))
         ):
             raise ValueError(f"activated is {text!r:.40} and invocation_ids are {ids!r:.40}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

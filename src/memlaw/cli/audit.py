@@ -76,10 +76,15 @@ def run(args: list[str]) -> int:
     from memlaw.cli.progress import ConsoleObserver
     from memlaw.measure.session import audit, audit_and_harms
     from memlaw.measure.specificity import specificity
+    from memlaw.shards.layout import is_sharded
 
     if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
         raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Create it first.")
     config = part_of(AuditConfig, given)
+    if given.certificate is not None and is_sharded(given.certificate.parent):
+        from memlaw.cli.shards import run_check
+
+        return run_check(given, config)
     with closing(ConsoleObserver()) as observer:
         if given.certificate is not None:
             check = check_certificate(given.certificate, given.data, config, observer=observer)

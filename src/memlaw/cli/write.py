@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -36,11 +36,24 @@ class WriteArguments(WriteConfig):
         data: the records: JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of datasets, or plain
             text.
         out: folder to create, for adapter, certificate, token table, run log and model card.
+        shards: spread the records over so many adapters, each in a folder of its own, with one
+            certificate over all; auto: as many as none holds more than 200 records, or 32 kB of
+            text (default: one adapter).
+        launcher: of shards. local writes one after the other; ray writes each as a Ray task.
+        ray_address: address of a Ray cluster (default: the one this machine belongs to, or a new
+            one).
+        ray_cpus: CPUs per Ray task.
+        ray_gpus: GPUs per Ray task.
         config: TOML file with options by these names; options on the command line win.
     """
 
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     out: Annotated[Path, arg(aliases=["-o"])]
+    shards: int | Literal["auto"] | None = None
+    launcher: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_cpus: float = 2
+    ray_gpus: float = 0
     config: Path | None = None
 
 
@@ -48,6 +61,10 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(WriteArguments, GROUPS, "write", args)
     quiet_libraries()
+    if given.shards is not None:
+        from memlaw.cli.shards import run_write
+
+        return run_write(given, part_of(WriteConfig, given))
     from memlaw.cli.progress import ConsoleObserver
     from memlaw.writer.folder import CHECKPOINT_FILE
     from memlaw.writer.run import write

@@ -13,6 +13,7 @@ from memlaw.report.changes import (
     damage_by_domain,
     generality_tables,
 )
+from memlaw.report.generations import generations_tables, generations_text
 from memlaw.report.recall_data import recall_data
 from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
@@ -48,6 +49,8 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
         "suffered": tables.suffered(view),
         "changes": changes_tables(view),
         "generality": generality_tables(view),
+        "generations": generations_tables(view),
+        "generations_text": generations_text(view),
         "changes_text": changes_text(view) if changes_tables(view) else "",
         "harms": [
             tables.harm_table(name, harm)

@@ -7,15 +7,16 @@ what is written in the end, in `handover`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.texts import general_texts
-from memlaw.model.base import load_model
+from memlaw.data.record import Record
+from memlaw.data.texts import GeneralTexts, general_texts
+from memlaw.model.base import BaseModel, load_model
 from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
@@ -75,6 +76,43 @@ def write(
         notice=observer.notice,
     )
     base = with_tokenizer(base, config.tokenizer, None, observer.notice)
+    return write_records(
+        records,
+        out,
+        config,
+        base=base,
+        texts=texts,
+        bad=bad,
+        observer=observer,
+        started=started,
+    )
+
+
+def write_records(
+    records: Sequence[Record],
+    out: Path,
+    config: WriteConfig,
+    *,
+    base: BaseModel,
+    texts: GeneralTexts,
+    bad: BadRows,
+    observer: Observer,
+    started: float,
+    clock: str | None = None,
+) -> WriteResult:
+    """`write`, from records that are read and a model that is loaded on.
+
+    Args:
+        records: at least one.
+        out: a folder that `check_out` lets pass.
+        config: resolved settings.
+        base: the model that they name.
+        texts: to retain, and to measure damage on.
+        bad: rows that can't be used so far.
+        observer: is told of progress.
+        started: when the run was begun, by `time.perf_counter`.
+        clock: the time that chat templates are told, ISO 8601; None: now.
+    """
     run = Run(
         records=records,
         bad=bad,
@@ -83,6 +121,7 @@ def write(
         config=config,
         out=out,
         observer=observer,
+        clock=clock,
     )
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
