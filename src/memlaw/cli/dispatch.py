@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": [
         ("DATA", "measure, token by token, what an adapter or a model recalls"),
         ("DATA --certificate OUT/certificate.json", "measure again what a certificate says"),
+        ("DATA --adapter OUT --survival", "audit an adapter in every form in which it is run"),
         ("DATA --endpoint URL --name MODEL", "ask a server for each record"),
     ],
     "diff": [("OUT DATA", "say what must change so that an adapter recites exactly DATA")],

@@ -100,6 +100,8 @@ def audit_examples(
     batch_size: int = 64,
     decode: Decode = "all",
     end_id: int | None = None,
+    use_cache: bool = True,
+    pad_left: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
     """Measure what `model`, with the adapter that is attached to it, if any, recalls of `examples`.
@@ -115,13 +117,16 @@ def audit_examples(
         decode: decode greedily: all records, none, or this many, evenly spread.
         end_id: the end-of-turn token of targets without it: then a record counts when what is
             decoded begins with its text. None: it is the last of each target.
+        use_cache: decoding keeps keys and values.
+        pad_left: the teacher-forced pass pads on the left. Decoding always does: from a prompt
+            with pads behind it, the model would go on from a pad.
         progress: called with a phase, how many of its records are done, and of how many.
 
     Returns:
         Verdicts and token table, in the order of `examples`.
     """
-    tokens = _measure_tokens(model, examples, batch_size, progress)
-    decoded = _decode_some(model, examples, batch_size, decode, progress, end_id)
+    tokens = _measure_tokens(model, examples, batch_size, progress, pad_left)
+    decoded = _decode_some(model, examples, batch_size, decode, progress, end_id, use_cache)
     texts = None if end_id is None else tokenizer
     found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
     return Audit(
@@ -180,11 +185,12 @@ def _measure_tokens(
     examples: Sequence[Example],
     batch_size: int,
     progress: Callable[[str, int, int], None],
+    pad_left: bool,
 ) -> TokenTable:
     device = next(model.parameters()).device
     parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for rows in _batches(examples, batch_size):
-        batch = collate([examples[i] for i in rows], device)
+        batch = collate([examples[i] for i in rows], device, pad_left=pad_left)
         measured = _token_measures(target_logits(model, batch), batch.target_ids)
         ends = np.cumsum([len(examples[i].target_ids) for i in rows])[:-1]
         split = [np.split(column.cpu().numpy(), ends) for column in measured]
@@ -225,6 +231,7 @@ def _decode_some(
     decode: Decode,
     progress: Callable[[str, int, int], None],
     end_id: int | None,
+    use_cache: bool,
 ) -> dict[int, tuple[int, ...]]:
     n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
     chosen = [i * len(examples) // n for i in range(n)]
@@ -244,6 +251,7 @@ def _decode_some(
                 )
                 for i in picked
             ],
+            use_cache=use_cache,
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)
