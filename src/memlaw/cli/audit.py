@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
-    "model": ("adapter", "model", "tokenizer", "device"),
+    "model": ("adapter", "model", "device"),
     "server": ("endpoint", "name"),
-    "measurement": ("certificate", "survival", "forms", "specificity", "decode"),
+    "measurement": ("certificate", "survival", "specificity", "decode"),
     "run": ("tokens", "json", "config"),
 }
 
