@@ -43,7 +43,7 @@ class AuditArguments(AuditConfig, EndpointConfig):
         certificate: measure again what this certificate.json says of the adapter in its folder.
         survival: audit the adapter in every form in which people run it: dtypes, merged, GGUF,
             quantised base models, batches, padding, attention.
-        forms: the forms of --survival, with commas between them (default: all).
+        forms: the forms of --survival, as merged-bf16,batch-1 (default: all).
         json: print JSON: totals, records, tokens.
         tokens: also write the token table to this Parquet file.
         config: TOML file with options by these names; options on the command line win.
@@ -52,7 +52,7 @@ class AuditArguments(AuditConfig, EndpointConfig):
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     certificate: Path | None = None
     survival: bool = False
-    forms: str | None = None
+    forms: tuple[str, ...] = ()
     json: bool = False
     tokens: Path | None = None
     config: Path | None = None
@@ -61,7 +61,7 @@ class AuditArguments(AuditConfig, EndpointConfig):
         """Raise ConfigError on a setting out of range."""
         AuditConfig.__post_init__(self)
         EndpointConfig.__post_init__(self)
-        if self.forms is not None and not self.survival:
+        if self.forms and not self.survival:
             raise ConfigError("--forms are those of --survival: give both.")
         others = ("certificate", "endpoint", "tokens", "specificity")
         if self.survival and (given := [name for name in others if getattr(self, name)]):

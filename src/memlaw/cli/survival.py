@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from memlaw.export.survival import Survival
 
 
-def run_survival(data: Path, config: AuditConfig, forms: str | None, json: bool) -> int:
+def run_survival(data: Path, config: AuditConfig, forms: tuple[str, ...], json: bool) -> int:
     """Audit an adapter in each form; returns the exit status."""
     from memlaw.cli.progress import ConsoleObserver
     from memlaw.export.survival import survival
 
     with closing(ConsoleObserver()) as observer:
-        found = survival(data, config, forms=[forms] if forms else [], observer=observer)
+        found = survival(data, config, forms=forms, observer=observer)
     if json:
         print_json(found.to_json())
     else:

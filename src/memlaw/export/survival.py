@@ -85,7 +85,7 @@ def survival(
     data: Any,
     config: AuditConfig | None = None,
     *,
-    forms: Sequence[str] = (),
+    forms: str | Sequence[str] = (),
     observer: Observer | None = None,
     **settings: Any,
 ) -> Survival:

@@ -72,7 +72,7 @@ FORMS: dict[str, Form] = {
 }
 
 
-def forms_named(names: Sequence[str], setting: str) -> list[Form]:
+def forms_named(names: str | Sequence[str], setting: str) -> list[Form]:
     """The forms with these names; a text with commas names several.
 
     Args:
@@ -82,7 +82,8 @@ def forms_named(names: Sequence[str], setting: str) -> list[Form]:
     Raises:
         ConfigError: no form has such a name.
     """
-    apart = [name.strip() for text in names for name in text.split(",") if name.strip()]
+    texts = [names] if isinstance(names, str) else names
+    apart = [name.strip() for text in texts for name in text.split(",") if name.strip()]
     if unknown := [name for name in apart if name not in FORMS]:
         raise ConfigError(
             f"{setting} names {', '.join(unknown)}, which is no form. There are {', '.join(FORMS)}."
