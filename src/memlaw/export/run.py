@@ -19,6 +19,7 @@ from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, w
 from memlaw.export.lora import LoraFactors, lora_factors
 from memlaw.export.merged import write_merged
 from memlaw.export.modelfile import modelfile
+from memlaw.export.vllm import write_for_vllm
 from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
 from memlaw.model.base import load_model
@@ -89,9 +90,15 @@ def export(
     session.require_own_base()
     before = session.audit(data)
     with _whole(out) as work:
-        writes = {"merged": _merged, "gguf": _gguf, "gguf-lora": _gguf_lora}
+        writes = {
+            "merged": _merged,
+            "gguf": _gguf,
+            "gguf-lora": _gguf_lora,
+            "peft-vllm": _peft_vllm,
+        }
         then = writes[config.to](session, factors, config, work)
-        write_text(work / MODELFILE, modelfile(session, before, config.to))
+        if config.to != "peft-vllm":
+            write_text(work / MODELFILE, modelfile(session, before, config.to))
         with then as place:
             after = Session(
                 AuditConfig(
@@ -159,6 +166,15 @@ def _gguf_lora(
         scale = next(iter(back.values())).scale
         write_json(Path(place) / PEFT_CONFIG, settings | {"lora_alpha": scale * settings["r"]})
         yield {"model": session.base.spec, "adapter": Path(place)}
+
+
+@contextmanager
+def _peft_vllm(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
+    write_for_vllm(session.base, factors, work, getattr(torch, name))
+    yield {"model": session.base.spec, "adapter": work}
 
 
 @contextmanager
