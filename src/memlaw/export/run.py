@@ -16,6 +16,7 @@ from memlaw.core.errors import AdapterError, ConfigError, OutputError
 from memlaw.core.files import read_json, write_json, write_tensors, write_text
 from memlaw.core.observer import Observer
 from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
+from memlaw.export.lm_eval import write_task
 from memlaw.export.lora import LoraFactors, lora_factors
 from memlaw.export.merged import write_merged
 from memlaw.export.modelfile import modelfile
@@ -81,7 +82,7 @@ def export(
     observer = observer or Observer()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already holds something. Name a folder that is new or empty.")
-    factors = lora_factors(folder)
+    factors = {} if config.to == "lm-eval" else lora_factors(folder)
     shared = {
         name: getattr(config, name) for name in ("device", "prompt_field", "completion_field")
     }
@@ -89,6 +90,10 @@ def export(
     session = Session(own, observer)
     session.require_own_base()
     before = session.audit(data)
+    if config.to == "lm-eval":
+        with _whole(out) as work:
+            write_task(before, work)
+        return Exported(out=out, before=before, after=before)
     with _whole(out) as work:
         writes = {
             "merged": _merged,
