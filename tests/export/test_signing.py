@@ -49,7 +49,7 @@ def test_a_folder_with_one_byte_changed_is_refused(folder, tmp_path, capsys):
     weights.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
     capsys.readouterr()
     assert run(check) == 1
-    assert "adapter_model.safetensors" in capsys.readouterr().err
+    assert "adapter_model.safetensors" in capsys.readouterr().out
     weights.write_bytes(good)
     assert run(check) == 0
 

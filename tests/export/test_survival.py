@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError
 from memlaw.export.forms import Bench
 from memlaw.export.merged import with_weights
-from memlaw.export.survival import survival
+from memlaw.export.survive import survival
 from memlaw.measure.examine import audit_examples
 from memlaw.model.base import load_model
 from memlaw.model.forward import collate, target_logits
@@ -201,3 +202,10 @@ def test_merged_conv1d_weights_are_pefts(make_model, tmp_path):
         for name in weights:
             found = base.model.get_submodule(name).weight
             torch.testing.assert_close(found, expected[f"{name}.weight"])
+
+
+def test_the_page_has_a_row_for_each_form():
+    page = (Path(__file__).resolve().parents[2] / "docs/survival.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = [name.strip(" `") for row in rows for name in row.split(",")]
+    assert told == list(FORMS)

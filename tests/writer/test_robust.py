@@ -8,7 +8,7 @@ import memlaw
 from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError
 from memlaw.export import forms as inside
-from memlaw.export.survival import survival
+from memlaw.export.survive import survival
 
 pytestmark = pytest.mark.slow
 USUAL = {"max_epochs": 600, "retention": 0, "specificity": False, "dtype": "float32"}

@@ -13,13 +13,13 @@ from memlaw.cli.terminal import plain_table, print_json, stdout_console
 from memlaw.settings.audit import AuditConfig
 
 if TYPE_CHECKING:
-    from memlaw.export.survival import Survival
+    from memlaw.export.survive import Survival
 
 
 def run_survival(data: Path, config: AuditConfig, forms: tuple[str, ...], json: bool) -> int:
     """Audit an adapter in each form; returns the exit status."""
     from memlaw.cli.progress import ConsoleObserver
-    from memlaw.export.survival import survival
+    from memlaw.export.survive import survival
 
     with closing(ConsoleObserver()) as observer:
         found = survival(data, config, forms=forms, observer=observer)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from memlaw.cli.dispatch import DONE
+from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
 from memlaw.cli.parse import parse
+from memlaw.core.errors import SignatureError
 
 GROUPS = {"signature": ("key",)}
 
@@ -32,6 +33,10 @@ def run(args: list[str]) -> int:
     given = parse(VerifyArguments, GROUPS, "verify", args)
     from memlaw.export.signing import verify
 
-    verify(given.folder, given.key)
+    try:
+        verify(given.folder, given.key)
+    except SignatureError as error:
+        print(error)
+        return NOT_CERTIFIED
     print(f"{given.folder} is what was signed.")
     return DONE

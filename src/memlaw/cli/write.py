@@ -24,7 +24,6 @@ GROUPS = {
     "model": ("model", "device"),
     "training": ("rank", "max_epochs"),
     "harm": ("max_damage", "min_specificity", "specificity", "keep", "activated"),
-    "robustness": ("robust_to",),
     "run": ("resume", "config"),
 }
 

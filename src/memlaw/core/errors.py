@@ -33,5 +33,3 @@ class CertificateError(MemlawError):
 
 class SignatureError(MemlawError):
     """A folder isn't what was signed, or was signed with another key."""
-
-    exit_code = 1

@@ -12,9 +12,9 @@ from memlaw.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from memlaw.export.run import Exported as Exported
     from memlaw.export.run import export as export
-    from memlaw.export.survival import Survival as Survival
-    from memlaw.export.survival import survival as survival
+    from memlaw.export.survive import Survival as Survival
+    from memlaw.export.survive import survival as survival
 
 __getattr__, __dir__ = lazy_exports(
-    __name__, {"run": ["Exported", "export"], "survival": ["Survival", "survival"]}
+    __name__, {"run": ["Exported", "export"], "survive": ["Survival", "survival"]}
 )
