@@ -19,6 +19,7 @@ from memlaw.export.survive import survival
 from memlaw.measure.examine import audit_examples
 from memlaw.model.base import load_model
 from memlaw.model.forward import collate, target_logits
+from memlaw.model.quantised import load_quantised
 from memlaw.settings.forms import FORMS
 
 pytestmark = pytest.mark.slow
@@ -157,6 +158,22 @@ def test_a_quantised_base_model_is_measured(folder, phone_book, name):
     assert row.audit is not None, row.why_not
     plain = memlaw.audit(phone_book, adapter=folder).tokens.p
     assert abs(row.audit.tokens.p - plain).max() > 1e-3  # it isn't the base model as it was
+
+
+@pytest.mark.skipif(not HAS_QUANT, reason="the extra quant is not installed")
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_adapter_that_does_nothing_leaves_the_quantised_base_model(
+    llama, folder, phone_book, tmp_path, kind
+):
+    """On a CPU 4-bit weights are spoilt where an adapter is loaded after a forward pass."""
+    shutil.copytree(folder, tmp_path / "none")
+    weights = load_file(folder / "adapter_model.safetensors")
+    nothing = {k: w * 0 if "lora_B" in k else w for k, w in weights.items()}
+    save_file(nothing, tmp_path / "none/adapter_model.safetensors")
+    row = survival(phone_book, adapter=tmp_path / "none", forms=[f"base-{kind}"]).rows[1]
+    base = load_model(str(llama), dtype="float32")
+    bare = audit_examples(load_quantised(base, kind), base.tokenizer, row.audit.examples)
+    assert row.audit.tokens.nll_nats == pytest.approx(bare.tokens.nll_nats, abs=1e-3)
 
 
 def test_decoding_without_a_cache_runs_whole_sequences(llama, phone_book, folder, monkeypatch):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
-
-import torch
 
 from memlaw.core.errors import ModelError
 from memlaw.model.base import BaseModel
@@ -19,6 +18,9 @@ _NEEDS = "bitsandbytes"
 def load_quantised(base: BaseModel, kind: Quantised, *, trust_remote_code: bool = False) -> Any:
     """The model of a loaded base model once more, quantised by bitsandbytes.
 
+    Load an adapter before the first forward pass: on a CPU that pass packs 4-bit weights otherwise,
+    and taking the state dict afterwards, as PEFT's loading does, leaves wrong ones behind.
+
     Args:
         base: the base model; its dtype is what is computed in.
         kind: int8 is LLM.int8(), nf4 QLoRA's 4 bits.
@@ -30,6 +32,8 @@ def load_quantised(base: BaseModel, kind: Quantised, *, trust_remote_code: bool 
     if importlib.util.find_spec(_NEEDS) is None:
         raise ModelError(f"{_NEEDS} is not installed. Run pip install '.[quant]'.")
     from transformers import BitsAndBytesConfig
+
+    logging.getLogger(_NEEDS).setLevel(logging.ERROR)  # it tells of each product's dtype
 
     how = {
         "int8": {"load_in_8bit": True},
@@ -49,8 +53,6 @@ def load_quantised(base: BaseModel, kind: Quantised, *, trust_remote_code: bool 
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-        with torch.no_grad():  # some kernels fail only when they are run
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except Exception as error:  # whatever its kernels lack here
         raise ModelError(f"{_NEEDS} can't do {kind} here: {str(error)[:200]}") from error
     return model.requires_grad_(False).eval()
