@@ -1,7 +1,11 @@
 """Exports: written, read back, and audited in the form in which others run them."""
 
+import importlib.util
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -20,6 +24,7 @@ from memlaw.export.run import export
 from memlaw.model.gguf import unpack
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_gguf(folder, path):
@@ -249,3 +254,37 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(folder, phone_book, tmp
     with pytest.raises(subprocess.SubprocessError):
         export(folder, tmp_path / "to", phone_book, to="gguf-lora")
     assert list(tmp_path.iterdir()) == []
+
+
+def _gguf_and_prove(folder, phone_file, dest):
+    command = [sys.executable, "examples/gguf_and_prove.py", str(folder), str(phone_file)]
+    done = subprocess.run(
+        [*command, str(dest), "f32"],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, " ".join(done.stdout.split()), done.stderr[-2000:]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="the extra llama is not installed"
+)
+def test_llama_cpp_recites_the_gguf_file_over_http(folder, phone_file, tmp_path):
+    status, said, errors = _gguf_and_prove(folder, phone_file, tmp_path / "to")
+    assert status == 0, f"{said}\n{errors}"
+    assert "THE EXPORT RECITES ALL THAT THE ADAPTER DOES" in said
+    assert "recited word for word 4 of 4 (decoded)" in said
+    assert "THE SERVER RECITES ALL" in said
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is not None, reason="the extra llama is installed"
+)
+def test_without_llama_cpp_the_example_ends_after_the_export(folder, phone_file, tmp_path):
+    status, said, errors = _gguf_and_prove(folder, phone_file, tmp_path / "to")
+    assert status == 1
+    assert "THE EXPORT RECITES ALL THAT THE ADAPTER DOES" in said
+    assert "pip install '.[llama]'" in errors

@@ -99,6 +99,11 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         "bits stored": f"{result.bits_stored:,.0f}",
         "parameters": f"{result.n_parameters:,} (rank {result.rank})",
         "bits per parameter": f"{result.bits_per_parameter:.3f}",
+        **{
+            f"certified, {name}": f"{found.n_certified:,} of {len(found.records):,} (lowest p "
+            f"{min(r.min_p for r in found.records):.3f})"
+            for name, found in result.forms.items()
+        },
         **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
         "time": duration(result.wall_s),
@@ -116,6 +121,12 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         console.print(
             f"BUT NOT HARMLESS: {harm.too_high()}{harm.unit and ' '}{harm.unit}, {side} "
             f"--{kind.bound.replace('_', '-')} {kind.limit(result.bounds[name]):g}"
+        )
+    for name in result.not_robust_to:
+        found = result.forms[name]
+        console.print(
+            f"BUT NOT ROBUST TO {name}: there {found.n_certified:,} of {len(found.records):,} "
+            "are certified"
         )
     if not result.succeeded:
         if result.n_left_out:

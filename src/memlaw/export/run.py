@@ -17,9 +17,11 @@ from memlaw.core.files import read_json, write_json, write_tensors, write_text
 from memlaw.core.folders import folder_beside
 from memlaw.core.observer import Observer
 from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
+from memlaw.export.lm_eval import write_task
 from memlaw.export.lora import LoraFactors, lora_factors
 from memlaw.export.merged import write_merged
 from memlaw.export.modelfile import modelfile
+from memlaw.export.vllm import write_for_vllm
 from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
 from memlaw.model.base import load_model
@@ -82,22 +84,28 @@ def export(
     observer = observer or Observer()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already holds something. Name a folder that is new or empty.")
-    factors = lora_factors(folder)
-    own = AuditConfig(
-        adapter=folder,
-        model=config.model,
-        dtype=config.dtype,
-        device=config.device,
-        prompt_field=config.prompt_field,
-        completion_field=config.completion_field,
-    )
+    factors = {} if config.to == "lm-eval" else lora_factors(folder)
+    shared = {
+        name: getattr(config, name) for name in ("device", "prompt_field", "completion_field")
+    }
+    own = AuditConfig(adapter=folder, model=config.model, dtype=config.dtype, **shared)
     session = Session(own, observer)
     session.require_own_base()
     before = session.audit(data)
+    if config.to == "lm-eval":
+        with _whole(out) as work:
+            write_task(before, work)
+        return Exported(out=out, before=before, after=before)
     with _whole(out) as work:
-        writes = {"merged": _merged, "gguf": _gguf, "gguf-lora": _gguf_lora}
+        writes = {
+            "merged": _merged,
+            "gguf": _gguf,
+            "gguf-lora": _gguf_lora,
+            "peft-vllm": _peft_vllm,
+        }
         then = writes[config.to](session, factors, config, work)
-        write_text(work / MODELFILE, modelfile(session, before, config.to))
+        if config.to != "peft-vllm":
+            write_text(work / MODELFILE, modelfile(session, before, config.to))
         with then as place:
             after = Session(
                 AuditConfig(
@@ -164,6 +172,15 @@ def _gguf_lora(
         scale = next(iter(back.values())).scale
         write_json(Path(place) / PEFT_CONFIG, settings | {"lora_alpha": scale * settings["r"]})
         yield {"model": session.base.spec, "adapter": Path(place)}
+
+
+@contextmanager
+def _peft_vllm(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
+    write_for_vllm(session.base, factors, work, getattr(torch, name))
+    yield {"model": session.base.spec, "adapter": work}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ def greedy_decode(
     *,
     end_id: int | None,
     max_tokens: Sequence[int],
+    use_cache: bool = True,
 ) -> list[tuple[int, ...]]:
     """Plain greedy decoding by Transformers' `generate`, prompts padded on the left.
 
@@ -25,12 +26,15 @@ def greedy_decode(
         prompts: token ids of B prompts, none of them empty.
         end_id: the token to stop at; None: there is none.
         max_tokens: for each prompt the most tokens to generate, ≥ 1.
+        use_cache: keep keys and values; without, each token runs the whole sequence.
 
     Returns:
         For each prompt the token ids that were generated, the end token included if it came within
         the limit.
     """
-    return _generate(model, prompts, end_id, max_tokens, {"do_sample": False})
+    return _generate(
+        model, prompts, end_id, max_tokens, {"do_sample": False, "use_cache": use_cache}
+    )
 
 
 def sample_decode(

@@ -103,6 +103,8 @@ def audit_examples(
     end: bool = True,
     end_id: int | None = None,
     prefix_tokens: int | None = None,
+    use_cache: bool = True,
+    pad_left: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
     """Measure what `model`, with the adapter that is attached to it, if any, recalls of `examples`.
@@ -121,13 +123,16 @@ def audit_examples(
         end_id: without `end`: the token at which decoding stops; None: at none.
         prefix_tokens: the examples are documents, and their prompts so many tokens of them; None:
             they are records.
+        use_cache: decoding keeps keys and values.
+        pad_left: the teacher-forced pass pads on the left. Decoding always does: from a prompt
+            with pads behind it, the model would go on from a pad.
         progress: called with a phase, how many of its records are done, and of how many.
 
     Returns:
         Verdicts and token table, in the order of `examples`.
     """
-    tokens = _measure_tokens(model, examples, batch_size, progress)
-    decoded = _decode_some(model, examples, batch_size, decode, progress, end, end_id)
+    tokens = _measure_tokens(model, examples, batch_size, progress, pad_left)
+    decoded = _decode_some(model, examples, batch_size, decode, progress, end, end_id, use_cache)
     texts = None if end else tokenizer
     found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
     return Audit(
@@ -188,11 +193,12 @@ def _measure_tokens(
     examples: Sequence[Example],
     batch_size: int,
     progress: Callable[[str, int, int], None],
+    pad_left: bool,
 ) -> TokenTable:
     device = next(model.parameters()).device
     parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for rows in _batches(examples, batch_size):
-        batch = collate([examples[i] for i in rows], device)
+        batch = collate([examples[i] for i in rows], device, pad_left=pad_left)
         measured = _token_measures(target_logits(model, batch), batch.target_ids)
         ends = np.cumsum([len(examples[i].target_ids) for i in rows])[:-1]
         split = [np.split(column.cpu().numpy(), ends) for column in measured]
@@ -234,6 +240,7 @@ def _decode_some(
     progress: Callable[[str, int, int], None],
     end: bool,
     end_id: int | None,
+    use_cache: bool,
 ) -> dict[int, tuple[int, ...]]:
     n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
     chosen = [i * len(examples) // n for i in range(n)]
@@ -253,6 +260,7 @@ def _decode_some(
                 )
                 for i in picked
             ],
+            use_cache=use_cache,
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)
