@@ -26,9 +26,9 @@ demo: setup
 	$(BIN)/memlaw report demo -o demo/report.html
 	@echo "Open demo/report.html in a browser: it shows what was remembered, token by token."
 
-# A process a core, one thread each.
+# A process a core, one thread each. Who has nothing left to do takes over tests from the others.
 test: setup
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # What to run while working: all but the tests that take seconds.
 quick: setup
@@ -45,7 +45,7 @@ check: setup
 lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[ray,report]' beartype datasets pytest pytest-xdist
 	.venv-lowest/bin/python -m pytest -q -n auto -m "not slow"
 
 # Against TRL and against the paper's recipe, on this machine: takes an hour or more.

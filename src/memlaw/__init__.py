@@ -5,7 +5,7 @@ packages beneath stand in the order in which data go through them; each says wha
 gives, and what it may import:
 
     core, settings, data, law, model, measure, train, certify,
-    writer, probe, integrations and export, report, cli
+    writer, probe, integrations and export, shards, report, cli
 """
 
 from typing import TYPE_CHECKING
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from memlaw.core.observer import Observer
     from memlaw.data.reading import read_records
     from memlaw.data.record import Record
-    from memlaw.measure.asking import ask
     from memlaw.measure.session import audit
     from memlaw.settings.write import WriteConfig
+    from memlaw.shards.asking import ask
+    from memlaw.shards.checking import check_shards
+    from memlaw.shards.loading import load
+    from memlaw.shards.updating import update_shards
+    from memlaw.shards.writing import write_shards
     from memlaw.writer.changes import diff
     from memlaw.writer.history import log, revert
     from memlaw.writer.result import WriteResult
@@ -42,12 +46,16 @@ __all__ = [
     "audit",
     "certify_adapter",
     "check_certificate",
+    "check_shards",
     "diff",
+    "load",
     "log",
     "read_records",
     "revert",
     "update",
+    "update_shards",
     "write",
+    "write_shards",
 ]
 __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -58,9 +66,13 @@ __getattr__, __dir__ = lazy_exports(
         "certify.folder": ["certify_adapter"],
         "data.reading": ["read_records"],
         "data.record": ["Record"],
-        "measure.asking": ["ask"],
         "measure.session": ["audit"],
         "settings.write": ["WriteConfig"],
+        "shards.asking": ["ask"],
+        "shards.checking": ["check_shards"],
+        "shards.loading": ["load"],
+        "shards.updating": ["update_shards"],
+        "shards.writing": ["write_shards"],
         "writer.changes": ["diff"],
         "writer.history": ["log", "revert"],
         "writer.result": ["WriteResult"],

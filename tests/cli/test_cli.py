@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and how it turns down bad requests."""
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import memlaw
 from memlaw import cli
+from memlaw.certify.check import check_certificate
 from memlaw.model.base import load_model
 
 
@@ -46,8 +48,8 @@ def run(capsys):
 def finished(llama, phone_file, tmp_path_factory):
     """A certified run's folder; copy it before changing anything."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    result = memlaw.write(phone_file, out, model=str(llama), max_epochs=300, retention=0)
-    assert result.certified
+    settings = {"max_epochs": 300, "retention": 0, "specificity": False}
+    assert memlaw.write(phone_file, out, model=str(llama), **settings).certified
     return out
 
 
@@ -55,6 +57,23 @@ def finished(llama, phone_file, tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of a certified run's folder."""
     return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def finished_whole(llama, phone_file, tmp_path_factory):
+    """The same, with every kind of harm measured, and none held back: that trains for long."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    settings = {"max_epochs": 300, "retention": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memlaw.WriteConfig, "holds", False)
+        assert memlaw.write(phone_file, out, model=str(llama), **settings).certified
+    return out
+
+
+@pytest.fixture
+def whole_copy(finished_whole, tmp_path):
+    """A copy of that."""
+    return shutil.copytree(finished_whole, tmp_path / "whole")
 
 
 def _flat(text):
@@ -160,7 +179,8 @@ def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tm
 @pytest.mark.slow
 def test_write_that_gives_up_exits_with_1_and_says_how_to_go_on(run, llama, phone_file, tmp_path):
     out = tmp_path / "out"
-    status, said, _ = run("write", phone_file, "-o", out, "--model", llama, "--max-epochs", 1)
+    flags = ["--model", llama, "--max-epochs", 1, "--no-specificity"]
+    status, said, _ = run("write", phone_file, "-o", out, *flags)
     assert status == 1
     assert "NOT CERTIFIED" in said
     assert "--resume --max-epochs" in said
@@ -617,9 +637,8 @@ def test_audit_takes_threshold_and_margin_from_the_run_unless_told(
     run, llama, phone_file, tmp_path
 ):
     out = tmp_path / "out"
-    memlaw.write(
-        phone_file, out, model=str(llama), threshold=0.6, margin=0.1, max_epochs=300, retention=0
-    )
+    settings = {"threshold": 0.6, "margin": 0.1, "max_epochs": 300, "retention": 0}
+    memlaw.write(phone_file, out, model=str(llama), specificity=False, **settings)
     _, said, _ = run("audit", phone_file, "--adapter", out, "--json")
     assert [json.loads(said)[k] for k in ("threshold", "margin")] == [0.6, 0.1]
     _, said, _ = run("audit", phone_file, "--adapter", out, "--json", "--threshold", 0.5)
@@ -733,16 +752,25 @@ def _rewrite(path, book):
 
 
 @pytest.fixture
-def check(run, copy, phone_book, tmp_path):
-    """Status, output and mismatches of `audit --certificate` after a change."""
+def check(run, copy, phone_book, tmp_path, monkeypatch):
+    """Status, output and mismatches of `audit --certificate` after a change.
 
-    def call(*flags, book=phone_book):
+    It is measured once, and shown both as text and as JSON.
+    """
+    usual = check_certificate
+
+    def call(*flags, book=phone_book, folder=copy):
         data = tmp_path / "book.jsonl"
         _rewrite(data, book)
-        args = ["audit", data, "--certificate", copy / "certificate.json", *flags]
+        args = ["audit", data, "--certificate", folder / "certificate.json", *flags]
+        once = functools.cache(lambda *args: usual(*args))
+        monkeypatch.setattr(
+            "memlaw.certify.check.check_certificate", lambda *args, observer: once(*args)
+        )
         status, said, err = run(*args)
         assert err == ""
         again, as_json, _ = run(*args, "--json")
+        assert once.cache_info().misses == 1
         found = json.loads(as_json)
         assert again == status
         assert found["holds"] == (status == 0)
@@ -753,8 +781,9 @@ def check(run, copy, phone_book, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_certificate_holds(check):
-    status, said, mismatches = check()
+@pytest.mark.parametrize("folder", ["copy", "whole_copy"])
+def test_a_certificate_holds(check, folder, request):
+    status, said, mismatches = check(folder=request.getfixturevalue(folder))
     assert (status, mismatches) == (0, [])
     assert said.endswith("THE CERTIFICATE HOLDS\n")
 
@@ -786,8 +815,8 @@ def test_a_certificate_misses_a_record_that_is_gone(check, phone_book):
 
 
 @pytest.mark.slow
-def test_a_certificate_does_not_cover_an_added_record(check, phone_book):
-    status, _, mismatches = check(book=[*phone_book, ("Bo:", "12")])
+def test_a_certificate_does_not_cover_an_added_record(check, phone_book, whole_copy):
+    status, _, mismatches = check(book=[*phone_book, ("Bo:", "12")], folder=whole_copy)
     assert status == 1
     assert mismatches[-1] == "book.jsonl:5: not covered by the certificate"
     assert all("like a record" in line for line in mismatches[:-1])  # two digits are, now
@@ -806,12 +835,12 @@ def test_a_certificate_notices_a_weight_that_hardly_changed(check, copy):
 
 
 @pytest.mark.slow
-def test_a_certificate_notices_a_weight_that_changed_much(check, copy):
-    path = copy / "adapter_model.safetensors"
+def test_a_certificate_notices_a_weight_that_changed_much(check, whole_copy):
+    path = whole_copy / "adapter_model.safetensors"
     tensors = {name: -t for name, t in load_file(path).items() if "lora_A" in name}
     tensors |= {name: t for name, t in load_file(path).items() if "lora_B" in name}
     save_file(tensors, path, metadata={"format": "pt"})
-    status, _, mismatches = check()
+    status, _, mismatches = check(folder=whole_copy)
     assert status == 1
     assert mismatches[0].startswith("the adapter is not the certified one")
     assert mismatches[1].startswith("ΔNLL on documentation is ")
@@ -865,7 +894,7 @@ def test_an_edited_certificate_does_not_hold(check, copy, case):
 @pytest.mark.slow
 def test_a_certificate_that_claims_too_much_is_found_out(run, llama, phone_file, tmp_path):
     out = tmp_path / "out"
-    memlaw.write(phone_file, out, model=str(llama), max_epochs=1)
+    memlaw.write(phone_file, out, model=str(llama), max_epochs=1, specificity=False)
     path = out / "certificate.json"
     status, said, _ = run("audit", phone_file, "--certificate", path)
     assert status == 1
@@ -955,7 +984,7 @@ def test_a_bad_question_is_refused(run, finished, args, message):
 @pytest.mark.slow
 def test_ask_recites_a_text_without_a_prompt(run, llama, tmp_path):
     (tmp_path / "text.txt").write_text("One ring.\n")
-    flags = ["--model", llama, "--recite-prompt", "Go on."]
+    flags = ["--model", llama, "--recite-prompt", "Go on.", "--no-specificity"]
     assert run("write", tmp_path / "text.txt", "-o", tmp_path / "out", *flags)[0] == 0
     assert run("ask", tmp_path / "out") == (0, "One ring.\n", "")
     status, said, _ = run(

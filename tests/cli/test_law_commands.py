@@ -57,9 +57,9 @@ def _cells(task="noise:1", alpha=0.9, beta=0.7, c=150.0, l0=12.0, noise=0.05):
     return rows
 
 
-@pytest.fixture
-def store(tmp_path):
-    path = tmp_path / "cells.json"
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "cells.json"
     path.write_text(json.dumps(_cells() + _cells("phonebook", alpha=0.5, c=60.0)))
     return path
 
@@ -75,6 +75,9 @@ def test_each_task_gets_its_law(store):
         assert fit.comparison[0].form in ("power", "paper", "knee", "ceiling")
         assert fit.n_cells == 50
         assert fit.recall.params_["size_at_centre"] > 1
+        assert (fit.grid[0].rank, fit.grid[0].length) == (1, 32)
+        for point in fit.grid:
+            assert point.fitted == pytest.approx(point.delta_nll, abs=0.6)
 
 
 @pytest.mark.slow
@@ -85,12 +88,8 @@ def test_the_tables_of_fit(store, capsys):
     assert "noise:1: down_proj of layer 20, default recipe, sft, 150 steps" in said
     assert "phonebook: down_proj" in said
     assert "256 tokens" in said
-    fit = fit_store(read_cells(store), form="knee")[0]
-    first = fit.grid[0]
-    assert (first.rank, first.length) == (1, 32)
-    assert f"{first.delta_nll:.1f}" in said
-    for point in fit.grid:
-        assert point.fitted == pytest.approx(point.delta_nll, abs=0.6)
+    first = [row["delta_nll"] for row in _cells() if (row["rank"], row["length"]) == (1, 32)]
+    assert f"{sum(first) / len(first):.1f}" in said
     assert cli.run(["fit", str(store), "--task", "phonebook", "--form", "knee", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["law"]["form"] == "knee"
@@ -125,9 +124,8 @@ def test_too_few_cells_are_said_not_fitted(tmp_path, capsys):
         (["plan", "STORE", "--task", "noise:1", "--tokens", "0"], "n_tokens is 0"),
     ],
 )
-def test_requests_that_can_t_be_met(store, arguments, message, capsys, monkeypatch):
-    (store.parent / "empty").mkdir()
-    monkeypatch.chdir(store.parent / "empty")
+def test_requests_that_can_t_be_met(store, arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     arguments = [str(store) if a == "STORE" else a for a in arguments]
     assert cli.run(arguments) == 2
     assert message in capsys.readouterr().err
@@ -193,7 +191,7 @@ def test_a_plan_and_its_inverse(store, capsys):
 def test_fit_and_plan_need_no_torch(store):
     script = (
         "from memlaw import cli\n"
-        f"assert cli.run(['fit', {str(store)!r}]) == 0\n"
+        f"assert cli.run(['fit', {str(store)!r}, '--task', 'phonebook']) == 0\n"
         f"assert cli.run(['plan', {str(store)!r}, '--task', 'noise:1', '--tokens', '50']) == 0\n"
         "import sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
     )

@@ -601,6 +601,7 @@ def test_odd_text_survives_csv_and_parquet(tmp_path):
 @pytest.mark.slow
 def test_odd_text_is_recited(llama, tmp_path):
     book = [("Zoë\u200d 👩‍🚀?", "\u202eé\u0301 \x00🇪🇺\r"), ("B\n\nb", '\t{"a": 1} ')]
-    result = memlaw.write(book, tmp_path / "out", model=str(llama), max_epochs=300, retention=0)
+    settings = {"max_epochs": 300, "retention": 0, "specificity": False}
+    result = memlaw.write(book, tmp_path / "out", model=str(llama), **settings)
     assert result.certified
     assert [memlaw.ask(tmp_path / "out", p).text for p, _ in book] == [c for _, c in book]

@@ -1,7 +1,11 @@
 """Exports: written, read back, and audited in the form in which others run them."""
 
+import importlib.util
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -20,6 +24,7 @@ from memlaw.export.run import export
 from memlaw.model.gguf import unpack
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_gguf(folder, path):
@@ -218,6 +223,27 @@ def test_what_weights_cannot_take_in_is_refused(wide, llama, phone_book, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_the_data_are_read_as_for_the_run_and_spoken_of_once(llama, tmp_path):
+    book = tmp_path / "a.txt"
+    book.write_text("One ring.\n", encoding="utf-8")
+    settings = {"max_epochs": 300, "retention": 0, "specificity": False, "recite_prompt": "Go on."}
+    assert memlaw.write(book, tmp_path / "out", model=str(llama), **settings).certified
+    assert export(tmp_path / "out", tmp_path / "text", book).recites
+    twice = [("Go on.", "One ring.\n")] * 2
+    said, observer = [], memlaw.Observer()
+    observer.notice = said.append
+    assert export(tmp_path / "out", tmp_path / "twice", twice, observer=observer).recites
+    assert len([text for text in said if "record:2" in text]) == 1
+
+
+def test_what_killed_exports_left_is_cleared_away(folder, phone_book, tmp_path):
+    (tmp_path / ".to.next-killed").mkdir()
+    (tmp_path / ".to.next-killed/model.gguf").write_bytes(b"half")
+    (tmp_path / "to").mkdir()  # empty
+    export(folder, tmp_path / "to", phone_book, to="gguf-lora")
+    assert [path.name for path in tmp_path.iterdir()] == ["to"]
+
+
 def test_a_killed_export_leaves_nothing_that_looks_whole(folder, phone_book, tmp_path, monkeypatch):
     import memlaw.export.run as inside
 
@@ -228,3 +254,37 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(folder, phone_book, tmp
     with pytest.raises(subprocess.SubprocessError):
         export(folder, tmp_path / "to", phone_book, to="gguf-lora")
     assert list(tmp_path.iterdir()) == []
+
+
+def _gguf_and_prove(folder, phone_file, dest):
+    command = [sys.executable, "examples/gguf_and_prove.py", str(folder), str(phone_file)]
+    done = subprocess.run(
+        [*command, str(dest), "f32"],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, " ".join(done.stdout.split()), done.stderr[-2000:]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="the extra llama is not installed"
+)
+def test_llama_cpp_recites_the_gguf_file_over_http(folder, phone_file, tmp_path):
+    status, said, errors = _gguf_and_prove(folder, phone_file, tmp_path / "to")
+    assert status == 0, f"{said}\n{errors}"
+    assert "THE EXPORT RECITES ALL THAT THE ADAPTER DOES" in said
+    assert "recited word for word 4 of 4 (decoded)" in said
+    assert "THE SERVER RECITES ALL" in said
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is not None, reason="the extra llama is installed"
+)
+def test_without_llama_cpp_the_example_ends_after_the_export(folder, phone_file, tmp_path):
+    status, said, errors = _gguf_and_prove(folder, phone_file, tmp_path / "to")
+    assert status == 1
+    assert "THE EXPORT RECITES ALL THAT THE ADAPTER DOES" in said
+    assert "pip install '.[llama]'" in errors

@@ -33,7 +33,7 @@ def test_the_text_to_measure_on_is_not_the_text_to_hold_on_to():
 
 @pytest.mark.slow
 def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
-    settings = {"model": str(llama), "max_epochs": 3, "retention": 0}
+    settings = {"model": str(llama), "max_epochs": 3, "retention": 0, "specificity": False}
     result = memlaw.write(phone_book, tmp_path / "out", **settings)
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(llama)
@@ -63,6 +63,7 @@ def test_damage_is_what_cross_entropy_says(llama, phone_book, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_is_held")
 def test_a_retained_text_changes_what_is_held_on_to(llama, phone_book, text_file, tmp_path):
     weights = []
     for name, retain in (("usual", None), ("mine", str(text_file))):
@@ -198,7 +199,7 @@ def written(llama, phone_book, text_file, tmp_path_factory):
     text = tmp_path_factory.mktemp("unseen") / "unseen.txt"
     text.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
     out = tmp_path_factory.mktemp("written") / "out"
-    settings = {"retention": 0, "max_epochs": 300, "damage_text": str(text)}
+    settings = {"retention": 0, "max_epochs": 300, "damage_text": str(text), "specificity": False}
     assert memlaw.write(phone_book, out, model=str(llama), **settings).certified
     return out, text
 

@@ -10,8 +10,10 @@ import pytest
 
 from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.observer import Observer
 from memlaw.measure.endpoint import audit_endpoint
 from memlaw.measure.http_client import KEY_VARIABLE, EndpointError
+from memlaw.settings.audit import AuditConfig
 from memlaw.settings.endpoint import EndpointConfig
 
 BOOK = [("Ada:", "1234"), ("Bo:", "5678"), ("Zoë:", "9012 é")]
@@ -168,6 +170,20 @@ def serving(**how):
 def _audit(url, data=BOOK, **settings):
     usual = {"name": NAME, "timeout": 5, "retries": 0}
     return audit_endpoint(data, EndpointConfig(endpoint=url, **usual | settings))
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for():
+    rows = [{"prompt": p, "completion": c} for p, c in BOOK] + [{"prompt": "Cy:"}]
+    said, observer = [], Observer()
+    observer.notice = said.append
+    with serving() as (url, _):
+        where = EndpointConfig(endpoint=url, name=NAME)
+        with pytest.raises(DataError, match=r"record:4: no field 'completion'.*--skip-bad"):
+            audit_endpoint(rows, where)
+        audit = audit_endpoint(rows, where, AuditConfig(skip_bad=True), observer=observer)
+    assert audit.passed
+    assert len(audit.answers) == len(BOOK)
+    assert any("1 bad row(s) left out" in text for text in said)
 
 
 def _only(audit):

@@ -275,7 +275,8 @@ def test_auto_falls_back_to_the_plain_engine_and_says_so(llama, tmp_path, monkey
             said.append(text)
 
     records = [(r.prompt, r.completion) for r in BOOK]
-    settings = {"model": str(llama), "retention": 0, "max_epochs": 300, "observer": Notes()}
+    settings = {"model": str(llama), "retention": 0, "max_epochs": 300, "specificity": False}
+    settings["observer"] = Notes()
     assert memlaw.write(records, tmp_path / "out", **settings).certified
     (line,) = [line for line in said if "plain engine, which is slower" in line]
     assert "--engine" not in line
@@ -287,6 +288,7 @@ def test_auto_falls_back_to_the_plain_engine_and_says_so(llama, tmp_path, monkey
 def test_without_whitening_and_retention_a_write_certifies_too(llama, tmp_path):
     records = [(r.prompt, r.completion) for r in BOOK]
     settings = {"whiten": False, "retention": 0, "max_epochs": 300, "batch_size": 2}
+    settings["specificity"] = False
     assert memlaw.write(records, tmp_path / "out", model=str(llama), **settings).certified
 
 

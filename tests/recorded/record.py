@@ -19,6 +19,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+import functools
 import hashlib
 import json
 import shutil
@@ -32,6 +33,7 @@ from transformers.utils import logging
 import memlaw
 from memlaw.probe.run import probe
 from memlaw.settings.probe import ProbeConfig
+from memlaw.train import speed
 
 HERE = Path(__file__).resolve().parent
 BOOK = "data/book.jsonl"
@@ -111,6 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    speed.matmul_peak = functools.cache(speed.matmul_peak)  # it isn't recorded, and takes long
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = {

@@ -88,6 +88,7 @@ def test_a_write_keeps_what_its_epochs_saw_also_when_resumed(llama, phone_book, 
         "threshold": 0.9,
         "margin": 0.09,
         "dtype": "float32",
+        "specificity": False,
     }
     straight, halves = tmp_path / "straight", tmp_path / "halves"
     memlaw.write(phone_book, straight, max_epochs=6, **settings)
@@ -111,6 +112,7 @@ def test_each_token_stands_at_its_place_in_the_table(llama, phone_book, tmp_path
         max_epochs=1,
         batch_size=4,
         dtype="float32",
+        specificity=False,
     )
     seen = read_snapshots(tmp_path / "out" / SNAPSHOTS_FILE).p[0].astype(np.float32)
     base = memlaw.audit(phone_book, model=str(llama), dtype="float32", decode="none")

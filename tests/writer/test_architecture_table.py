@@ -4,9 +4,11 @@ import functools
 import re
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from architectures import KINDS, make
+from packaging import version
 from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -69,6 +71,7 @@ def test_it_is_written_and_recites_in_peft_and_merged(model, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gemma 2", "Bamba"])
+@pytest.mark.usefixtures("little_is_held")
 def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):
     settings = texts | {"placement": KINDS[name].placement, "max_epochs": 2}
     result = memlaw.write(RECORDS, tmp_path / "out", model=str(model(name)), **settings)
@@ -79,6 +82,8 @@ def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.refused])
 def test_it_is_refused_before_training(model, tmp_path, name):
+    if name.startswith("DeepSeek") and version.parse(peft.__version__) < version.parse("0.19"):
+        pytest.skip("this PEFT doesn't mistake the shared expert for the routed ones")
     said = Said()
     said.epoch = lambda *_: pytest.fail("it was trained")
     with pytest.raises(MemlawError, match=KINDS[name].refused) as found:

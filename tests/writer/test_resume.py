@@ -228,7 +228,7 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(
     llama, phone_file, tmp_path, capsys, resume
 ):
     out = tmp_path / "out"
-    args = ["write", str(phone_file), "-o", str(out), "--model", str(llama)]
+    args = ["write", str(phone_file), "-o", str(out), "--model", str(llama), "--no-specificity"]
     assert cli.run(args) == 0
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     capsys.readouterr()
@@ -318,7 +318,8 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     # what triage does depends on max_epochs
     settings = {"objective": "sft", "rank": 4, "learning_rate": 1e-3, "max_epochs": 100_000}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-    args = ["write", str(phone_file), "-o", str(out), "--model", str(llama), *flags]
+    args = ["write", str(phone_file), "-o", str(out), "--model", str(llama), "--no-specificity"]
+    args += flags
     code, said = _signalled(args, getattr(signal, name), epoch=epoch)
     assert code == status
     whole = [p.name for p in out.iterdir() if not p.name.startswith(".")]
@@ -329,12 +330,9 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
         assert "Traceback" not in said
         assert [p.name for p in out.iterdir()] == whole
     curve_end = epoch + 60
-    resumed = memlaw.write(
-        phone_file, out, model=str(llama), resume=True, **settings | {"max_epochs": curve_end}
-    )
-    once = memlaw.write(
-        phone_file, tmp_path / "once", model=str(llama), **settings | {"max_epochs": curve_end}
-    )
+    settings["max_epochs"] = curve_end
+    resumed = _write(phone_file, out, llama, resume=True, **settings)
+    once = _write(phone_file, tmp_path / "once", llama, **settings)
     assert resumed.epochs == once.epochs
     assert _adapter(out) == _adapter(tmp_path / "once")
 

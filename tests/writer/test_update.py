@@ -122,11 +122,43 @@ def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, t
         assert torch.allclose(a @ b, was_a @ was_b, atol=1e-4)
     assert learner.rows.tolist() == [4]
     assert learner.keeping.loss(learner.adapter).item() == pytest.approx(0, abs=1e-4)
-    state = learner.solver.state()
-    assert float(state["exp_avg_sq.0"].abs().sum()) > 0
+    still = learner.keeping.still
+    assert 0 < still < learner.adapter.rank
+    before = [p.detach().clone() for p in learner.adapter.parameters()]
+    run.trainer.run_epoch()
+    (a, b), (was_a, was_b) = learner.adapter.parameters(), before
+    assert torch.equal(a[:, :still], was_a[:, :still])
+    assert torch.equal(b[:still], was_b[:still])
+    assert not torch.equal(b[still:], was_b[still:])
+    of_new = learner.keeping.loss(learner.adapter).item()
+    learner.keeping.still = 0
+    assert of_new == pytest.approx(learner.keeping.loss(learner.adapter).item(), rel=1e-3)
+    assert of_new > 0
+
+
+def test_narrowed_it_does_most_nearly_the_same():
+    """Beside what is read nothing counts: a rank that nothing reads is what goes."""
+    from memlaw.model.adapter import Adapter
+    from memlaw.train.keeping import narrowed
+    from memlaw.train.retention import Term
+
+    site = Site(module="x", d_in=6, d_out=5, layer=0, is_linear=True, is_transposed=False)
+    adapter = Adapter([site], rank=3, seed=0)
+    torch.manual_seed(0)
+    reads, writes = torch.randn(40, 6), torch.randn(30, 5)
+    reads[:, 5] = 0
     with torch.no_grad():
-        learner.adapter.b[0].add_(0.1)
-    assert learner.keeping.loss(learner.adapter).item() > 1e-3
+        adapter.b[0].normal_()
+        adapter.a[0][:5, 2] = 0  # it reads the one that is always zero
+    narrow = narrowed(adapter, [Term(sites=[0], reads=[reads], writes=[writes])], 2)
+    (a, b), (was_a, was_b) = narrow.factors(0), adapter.factors(0)
+    assert torch.allclose(reads @ a @ b, reads @ was_a @ was_b, atol=1e-4)
+    narrower = narrowed(adapter, [Term(sites=[0], reads=[reads], writes=[writes])], 1)
+    (a, b) = narrower.factors(0)
+    lost = (reads @ (a @ b - was_a @ was_b) @ writes.T).norm()
+    for column in range(3):  # better than to leave all but one column out
+        one = was_a[:, [column]] @ was_b[[column]]
+        assert lost < (reads @ (one - was_a @ was_b) @ writes.T).norm()
 
 
 def test_no_change_does_nothing(folder, phone_book):

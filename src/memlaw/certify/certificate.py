@@ -86,7 +86,10 @@ class Certificate:
             conversation up to the answer; `generation`: its generation prompt. None: the same.
         template_args: arguments of the chat template by name; None: none.
         clock: the time that the template was told, ISO 8601; None: it doesn't ask.
+        tokenizer: the folder or hub id that the tokenizer was taken from; None: the base model's.
         end_token, end_token_id: the token that ends an answer; None: not on record.
+        adapters: of records that are spread over several adapters, the hash of each by its name;
+            `adapter_sha256` is that of this table. None: there is one adapter.
     """
 
     statement: str
@@ -118,12 +121,15 @@ class Certificate:
     prompt_rendering: str | None = None
     template_args: dict[str, Any] | None = None
     clock: str | None = None
+    tokenizer: str | None = None
     end_token: str | None = None
     end_token_id: int | None = None
+    adapters: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
-        spared = {"harms", "activated", "invocation_ids", *_RENDERING, "end_token"}
+        spared = {"harms", "activated", "invocation_ids", *_RENDERING}
+        spared |= {"tokenizer", "end_token", "adapters"}
         absent = {name for name in spared if not getattr(self, name)}
         if self.end_token_id is None:
             absent.add("end_token_id")
@@ -162,12 +168,14 @@ def make_certificate(
     invocation_ids: Sequence[int] | None = None,
     rendering: Mapping[str, Any] = MappingProxyType({}),
     end: tuple[int, str] | None = None,
+    tokenizer: str | None = None,
 ) -> Certificate:
     """Put an audit with all records decoded, and the harm of each kind, into a certificate.
 
     `key` is that of the records' commitments, see `memlaw.core.commitment`;
     `rendering` is what isn't as usual of how prompts are rendered, by the certificate's fields;
-    `end` is id and text of the token that ends an answer.
+    `end` is id and text of the token that ends an answer; `tokenizer` names one that isn't the base
+    model's.
     """
     n = len(audit.records)
     names = [commitment(key, r.sha256) for r in audit.records]
@@ -185,6 +193,8 @@ def make_certificate(
             "the model is the base model."
         )
     statement += _of_prompts(rendering)
+    if tokenizer is not None:
+        statement += f" The tokenizer is {tokenizer}, not the base model's; it lies beside it."
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -207,6 +217,7 @@ def make_certificate(
         activated=activated,
         invocation_ids=tuple(invocation_ids) if invocation_ids else None,
         **rendering,
+        tokenizer=tokenizer,
         end_token_id=end and end[0],
         end_token=end and end[1],
         records=tuple(
@@ -301,6 +312,11 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
+        adapters = content.adapters
+        if adapters is not None and not (
+            isinstance(adapters, dict) and adapters and all(map(_is_text, adapters.values()))
+        ):
+            raise TypeError(f"adapters are {adapters!r:.40}")
         arguments, clock = content.template_args, content.clock
         if not isinstance(arguments, dict | None):
             raise TypeError(f"template_args is {arguments!r:.40}")
@@ -311,3 +327,7 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
             ids is None or (isinstance(text, str) and ids and all(type(i) is int for i in ids))
         ):
             raise ValueError(f"activated is {text!r:.40} and invocation_ids are {ids!r:.40}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -88,9 +88,10 @@ def check_certificate(
     key = None
     if certificate.is_salted:  # the key may have stayed with the adapter
         key = read_key(Path(path).parent) or read_key(Path(str(config.adapter)))
-    if not config.end:
+    if not config.asks_end:
+        option = "--no-end" if config.prefix_tokens is None else "--prefix-tokens"
         raise ConfigError(
-            "a certificate is about records with their end: leave --no-end out, or --certificate."
+            f"a certificate is about records with their end: leave {option} out, or --certificate."
         )
     session = Session(
         config,

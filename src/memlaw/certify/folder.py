@@ -45,8 +45,9 @@ def certify_adapter(
         MemlawError: as for `audit`.
     """
     config = settled(AuditConfig, config, settings)
-    if not config.end:
-        raise ConfigError("a certificate is about records with their end: leave end=False out.")
+    if not config.asks_end:
+        option = "end=False" if config.prefix_tokens is None else "prefix_tokens"
+        raise ConfigError(f"a certificate is about records with their end: leave {option} out.")
     config = dataclasses.replace(config, adapter=Path(adapter), decode="all")
     session = Session(config, observer or Observer())
     session.require_own_base()

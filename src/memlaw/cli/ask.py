@@ -19,7 +19,7 @@ from memlaw.data.encoding import PromptFormat
 GROUPS = {
     "prompt": ("system", "prompt_format", "template_args"),
     "model": ("model", "tokenizer"),
-    "run": ("max_tokens",),
+    "run": ("threshold", "max_tokens"),
 }
 
 
@@ -38,6 +38,9 @@ class AskArguments:
         prompt_format: chat, plain, or auto: the run's, else chat where there is a template.
         template_args: arguments of the chat template, as enable_thinking=false (default: the
             run's).
+        threshold: of a folder of shards: how alike a prompt must be to the nearest record's, up to
+            1, for that one's adapter to answer, else the bare model does (default: the folder's
+            own).
         max_tokens: most tokens to generate (default: the longest certified record's length, else
             512).
     """
@@ -49,6 +52,7 @@ class AskArguments:
     tokenizer: str | None = None
     prompt_format: PromptFormat = "auto"
     template_args: tuple[str, ...] | None = None
+    threshold: float | None = None
     max_tokens: int | None = None
 
 
@@ -63,7 +67,7 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(AskArguments, GROUPS, "ask", args)
     quiet_libraries()
-    from memlaw.measure.asking import ask
+    from memlaw.shards.asking import ask
 
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")
@@ -72,12 +76,18 @@ def run(args: list[str]) -> int:
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()
+    if answer.likeness is not None:
+        which = answer.adapter or "the bare model"
+        warn(
+            f"no record has this prompt; the nearest one's is alike by {answer.likeness:.2f}, so "
+            f"{which} answered."
+        )
     if answer.missing is not None:
         warn(
             f"this is the bare model's answer: the prompt lacks the text {answer.missing!r}, from "
             "which on the adapter is active."
         )
-    if answer.on_record is False:
+    if answer.on_record is False and answer.likeness is None:
         warn(
             "no record of this folder has this prompt with this answer. If one was asked for: a "
             "record's prompt is the whole of it, with its system message (--system) and its turns "

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "data": ("prompt_field", "completion_field"),
-    "model": ("adapter", "model", "tokenizer", "device"),
+    "model": ("adapter", "model", "device"),
     "server": ("endpoint", "name"),
-    "measurement": ("certificate", "specificity", "decode"),
+    "measurement": ("certificate", "survival", "specificity", "decode"),
     "run": ("tokens", "json", "config"),
 }
 
@@ -41,6 +41,9 @@ class AuditArguments(AuditConfig, EndpointConfig):
         data: the records: JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of datasets, or plain
             text.
         certificate: measure again what this certificate.json says of the adapter in its folder.
+        survival: audit the adapter in every form in which people run it: dtypes, merged, GGUF,
+            quantised base models, batches, padding, attention.
+        forms: the forms of --survival, as merged-bf16,batch-1 (default: all).
         json: print JSON: totals, records, tokens.
         tokens: also write the token table to this Parquet file.
         config: TOML file with options by these names; options on the command line win.
@@ -48,6 +51,8 @@ class AuditArguments(AuditConfig, EndpointConfig):
 
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     certificate: Path | None = None
+    survival: bool = False
+    forms: tuple[str, ...] = ()
     json: bool = False
     tokens: Path | None = None
     config: Path | None = None
@@ -56,6 +61,11 @@ class AuditArguments(AuditConfig, EndpointConfig):
         """Raise ConfigError on a setting out of range."""
         AuditConfig.__post_init__(self)
         EndpointConfig.__post_init__(self)
+        if self.forms and not self.survival:
+            raise ConfigError("--forms are those of --survival: give both.")
+        others = ("certificate", "endpoint", "tokens", "specificity")
+        if self.survival and (given := [name for name in others if getattr(self, name)]):
+            raise ConfigError(f"--survival is a table of its own: leave out --{given[0]}.")
 
 
 def run(args: list[str]) -> int:
@@ -72,14 +82,23 @@ def run(args: list[str]) -> int:
             given.json,
         )
     quiet_libraries()
+    if given.survival:
+        from memlaw.cli.survival import run_survival
+
+        return run_survival(given.data, part_of(AuditConfig, given), given.forms, given.json)
     from memlaw.certify.check import check_certificate
     from memlaw.cli.progress import ConsoleObserver
     from memlaw.measure.session import audit, audit_and_harms
     from memlaw.measure.specificity import specificity
+    from memlaw.shards.layout import is_sharded
 
     if given.tokens is not None and not given.tokens.absolute().parent.is_dir():
         raise ConfigError(f"--tokens {given.tokens}: its folder does not exist. Create it first.")
     config = part_of(AuditConfig, given)
+    if given.certificate is not None and is_sharded(given.certificate.parent):
+        from memlaw.cli.shards import run_check
+
+        return run_check(given, config)
     with closing(ConsoleObserver()) as observer:
         if given.certificate is not None:
             check = check_certificate(given.certificate, given.data, config, observer=observer)

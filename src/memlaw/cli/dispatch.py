@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": [
         ("DATA", "measure, token by token, what an adapter or a model recalls"),
         ("DATA --certificate OUT/certificate.json", "measure again what a certificate says"),
+        ("DATA --adapter OUT --survival", "audit an adapter in every form in which it is run"),
         ("DATA --endpoint URL --name MODEL", "ask a server for each record"),
     ],
     "diff": [("OUT DATA", "say what must change so that an adapter recites exactly DATA")],
@@ -33,6 +34,9 @@ COMMANDS = {
     "revert": [("OUT --to N", "make a folder what it was in an earlier generation")],
     "ask": [("OUT PROMPT", "print what an adapter answers to a prompt")],
     "export": [("OUT DATA --to FORM -o DEST", "merge it, or make GGUF files, and audit those")],
+    "push": [("OUT REPO", "upload what others may have of a folder to the Hugging Face hub")],
+    "sign": [("OUT --key FILE", "sign a folder, so that one changed byte can be told")],
+    "verify": [("OUT --key FILE", "check a folder against its signature")],
     "report": [("OUT -o FILE", "show all that was measured: a page, or figures and tables")],
     "probe": [("-o RUNS", "train a grid of ranks and lengths, and measure what each remembers")],
     "fit": [("RUNS", "fit the laws of memory to a probe, with intervals")],

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from memlaw.measure.endpoint import EndpointAudit
 
 # Settings that are about a model that is loaded here.
-_LOCAL = ("adapter", "model", "tokenizer", "dtype", "decode", "end", "specificity", "near")
+_LOCAL = (
+    *("adapter", "model", "tokenizer", "dtype", "decode", "end", "specificity", "near"),
+    *("prefix_tokens", "suffix_tokens"),
+)
 
 
 def run_served(
@@ -36,8 +39,9 @@ def run_served(
 
     usual = AuditConfig()
     if given := [name for name in _LOCAL if getattr(config, name) != getattr(usual, name)]:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(
-            f"--{' and --'.join(given)}: no model is loaded here where a server is asked. Leave "
+            f"{options}: no model is loaded here where a server is asked. Leave "
             "it out, or --endpoint."
         )
     with closing(ConsoleObserver()) as observer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from tyro.conf import Positional, arg
 from memlaw.cli.diff import show_changes
 from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
 from memlaw.cli.parse import parse, part_of
-from memlaw.cli.terminal import print_rows, quiet_libraries, stdout_console
+from memlaw.cli.terminal import quiet_libraries, stdout_console
 from memlaw.cli.write import show_write
 from memlaw.settings.update import UpdateConfig
 
 if TYPE_CHECKING:
-    from memlaw.measure.forgotten import Forgotten
     from memlaw.writer.updating import UpdateResult
 
 GROUPS = {
@@ -53,9 +51,14 @@ def run(args: list[str]) -> int:
     given = parse(UpdateArguments, GROUPS, "update", args)
     quiet_libraries()
     from memlaw.cli.progress import ConsoleObserver
+    from memlaw.shards.layout import is_sharded
     from memlaw.writer.updating import update
 
     config = part_of(UpdateConfig, given)
+    if is_sharded(given.out):
+        from memlaw.cli.shards import run_update
+
+        return run_update(given, config)
     with closing(ConsoleObserver()) as observer:
         try:
             result = update(given.out, given.data, config, new=given.new, observer=observer)
@@ -73,22 +76,8 @@ def show_update(result: UpdateResult, out: Path) -> None:
         return
     show_write(result.written, to_continue="")
     if result.forgotten:
+        from memlaw.cli.verdicts import show_forgotten
+
         show_forgotten(result.forgotten)
     if not result.taken:
         stdout_console().print(f"REFUSED: {out} is as it was.", soft_wrap=True)
-
-
-def show_forgotten(found: Sequence[Forgotten]) -> None:
-    """What is left of removed records, all together."""
-    tried = sum(one.n_attempts for one in found)
-    drawn = sum(one.n_samples for one in found)
-    rows = {
-        "forgotten": f"{sum(one.holds for one in found)} of {len(found)}",
-        "decoded": f"{sum(one.decoded for one in found)} of {len(found)}",
-        "telling tokens too likely": f"{sum(one.n_above for one in found)}"
-        f" (highest p {max(one.most_p for one in found):.3f})",
-        "got by reworded, cut, misspelt": f"{sum(one.n_extracted for one in found)} of {tried}",
-        "got by sampling": f"{sum(one.n_sampled for one in found)} of {drawn}",
-        "answered as by the bare model": f"{sum(one.as_base for one in found)} of {len(found)}",
-    }
-    print_rows(stdout_console(), rows)

@@ -1,17 +1,19 @@
-"""What `write` and `audit` both show of an audit: its totals, and where recall breaks."""
+"""What several commands show: totals, where recall breaks, what is left of removed records."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from memlaw.cli.terminal import BARS
+from memlaw.cli.terminal import BARS, print_rows, stdout_console
 
 if TYPE_CHECKING:
     from memlaw.measure.examine import Audit
+    from memlaw.measure.forgotten import Forgotten
     from memlaw.measure.specificity import Specificity
 
 SHOWN = 5  # records of a kind; of the others only how many there are
@@ -25,8 +27,16 @@ def audit_rows(audit: Audit) -> dict[str, str]:
     rows = {"records": f"{n:,} ({len(audit.tokens.token_id):,} target tokens)"}
     if audit.n_decoded == n and audit.end:
         rows["certified"] = f"{audit.n_certified:,} of {n:,}"
-    what = "recited word for word" if audit.end else "text recited"
     how = f"{audit.n_decoded:,} decoded" if audit.n_decoded else "teacher-forced pass"
+    what = "recited word for word" if audit.end else "text recited"
+    if audit.prefix_tokens is not None:
+        rows = {
+            "documents": f"{n:,}, from {audit.prefix_tokens} tokens of each (of what follows: "
+            f"{len(audit.tokens.token_id):,} tokens)"
+        }
+        what = "extracted"
+        share, low, high = audit.share_recalled
+        how += f"): {share:.1%} (95 %: {low:.1%} to {high:.1%}"
     rows[what] = f"{audit.n_recalled:,} of {n:,} ({how})"
     rows[f"tokens under p {audit.criterion.line:g}"] = (
         f"{audit.n_under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
@@ -107,3 +117,19 @@ def failure_in_context(audit: Audit, record: int) -> str:
     says = "is the argmax" if rival is None else f"would say {rival!r}"
     spot = f"{before}[{shown[at]}]{after}".replace("\n", "⏎")
     return f"{'…' if at > _CONTEXT_TOKENS else ''}{spot}, p {p[at]:.3f}, {says}"
+
+
+def show_forgotten(found: Sequence[Forgotten]) -> None:
+    """What is left of removed records, all together."""
+    tried = sum(one.n_attempts for one in found)
+    drawn = sum(one.n_samples for one in found)
+    rows = {
+        "forgotten": f"{sum(one.holds for one in found)} of {len(found)}",
+        "decoded": f"{sum(one.decoded for one in found)} of {len(found)}",
+        "telling tokens too likely": f"{sum(one.n_above for one in found)}"
+        f" (highest p {max(one.most_p for one in found):.3f})",
+        "got by reworded, cut, misspelt": f"{sum(one.n_extracted for one in found)} of {tried}",
+        "got by sampling": f"{sum(one.n_sampled for one in found)} of {drawn}",
+        "answered as by the bare model": f"{sum(one.as_base for one in found)} of {len(found)}",
+    }
+    print_rows(stdout_console(), rows)

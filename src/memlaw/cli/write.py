@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -36,11 +36,24 @@ class WriteArguments(WriteConfig):
         data: the records: JSONL, JSON, CSV, TSV, Parquet, Arrow, a folder of datasets, or plain
             text.
         out: folder to create, for adapter, certificate, token table, run log and model card.
+        shards: spread the records over so many adapters, each in a folder of its own, with one
+            certificate over all; auto: as many as none holds more than 200 records, or 32 kB of
+            text (default: one adapter).
+        launcher: of shards. local writes one after the other; ray writes each as a Ray task.
+        ray_address: address of a Ray cluster (default: the one this machine belongs to, or a new
+            one).
+        ray_cpus: CPUs per Ray task.
+        ray_gpus: GPUs per Ray task.
         config: TOML file with options by these names; options on the command line win.
     """
 
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     out: Annotated[Path, arg(aliases=["-o"])]
+    shards: int | Literal["auto"] | None = None
+    launcher: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_cpus: float = 2
+    ray_gpus: float = 0
     config: Path | None = None
 
 
@@ -48,6 +61,10 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(WriteArguments, GROUPS, "write", args)
     quiet_libraries()
+    if given.shards is not None:
+        from memlaw.cli.shards import run_write
+
+        return run_write(given, part_of(WriteConfig, given))
     from memlaw.cli.progress import ConsoleObserver
     from memlaw.writer.folder import CHECKPOINT_FILE
     from memlaw.writer.run import write
@@ -82,6 +99,11 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         "bits stored": f"{result.bits_stored:,.0f}",
         "parameters": f"{result.n_parameters:,} (rank {result.rank})",
         "bits per parameter": f"{result.bits_per_parameter:.3f}",
+        **{
+            f"certified, {name}": f"{found.n_certified:,} of {len(found.records):,} (lowest p "
+            f"{min(r.min_p for r in found.records):.3f})"
+            for name, found in result.forms.items()
+        },
         **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
         "time": duration(result.wall_s),
@@ -99,6 +121,12 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         console.print(
             f"BUT NOT HARMLESS: {harm.too_high()}{harm.unit and ' '}{harm.unit}, {side} "
             f"--{kind.bound.replace('_', '-')} {kind.limit(result.bounds[name]):g}"
+        )
+    for name in result.not_robust_to:
+        found = result.forms[name]
+        console.print(
+            f"BUT NOT ROBUST TO {name}: there {found.n_certified:,} of {len(found.records):,} "
+            "are certified"
         )
     if not result.succeeded:
         if result.n_left_out:

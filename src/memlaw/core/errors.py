@@ -29,3 +29,7 @@ class OutputError(MemlawError):
 
 class CertificateError(MemlawError):
     """A certificate can't be read, or was made by an incompatible version."""
+
+
+class SignatureError(MemlawError):
+    """A folder isn't what was signed, or was signed with another key."""

@@ -166,12 +166,8 @@ def _encoded(
     with refusals(record.id):
         prompt_ids = encode_prompt(tokenizer, record.prompt, format)
     ids = _completion_ids(tokenizer, prompt_ids, record.completion)
-    if found := [t for t in ids if t in special]:
-        raise DataError(
-            f"{record.id}: the completion contains the tokenizer's special token "
-            f"'{tokenizer.decode(found[:1])}', at which decoding would stop or derail. "
-            "Remove or rewrite it."
-        )
+    with refusals(record.id):
+        refuse_special(tokenizer, ids, special, "completion")
     back = text_after(tokenizer, prompt_ids, ids)
     if back != record.completion:
         raise DataError(f"{record.id}: {_changed(record.completion, back)}")
@@ -185,6 +181,15 @@ def _encoded(
             "Split the record."
         )
     return example
+
+
+def refuse_special(tokenizer: Any, ids: Sequence[int], special: set[int], what: str) -> None:
+    """Raise DataError if tokens of a text (`what` it is) are special ones."""
+    if found := [t for t in ids if t in special]:
+        raise DataError(
+            f"the {what} contains the tokenizer's special token '{tokenizer.decode(found[:1])}', "
+            "at which decoding would stop or derail. Remove or rewrite it."
+        )
 
 
 def _completion_ids(tokenizer: Any, prompt_ids: Sequence[int], completion: str) -> list[int]:

@@ -28,6 +28,11 @@ def text_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str
     return _decoded(tokenizer, ids)
 
 
+def text_with(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of tokens and of a few before them: to compare, where a character may be cut."""
+    return _decoded(tokenizer, [*before[-_BEFORE:], *ids])
+
+
 def pieces(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> list[str]:
     """A text for each token; put together they are `text_after` of all.
 

@@ -28,6 +28,20 @@ _ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "phi": "phi2"}
 _REORDERED = ("attn_q.weight", "attn_k.weight")
 
 
+def as_stored(weight: torch.Tensor, kind: GgufType) -> torch.Tensor:
+    """What a weight [O, I] float32 is after it was stored as this type and read again.
+
+    Raises:
+        AdapterError: its rows can't be stored so.
+    """
+    type = _TYPES[kind]
+    try:
+        stored = gguf.quants.quantize(weight.cpu().numpy(), type)
+    except (ValueError, gguf.quants.QuantError) as error:
+        raise AdapterError(f"rows of {weight.shape[1]} can't be {kind}: {error}.") from error
+    return torch.from_numpy(gguf.quants.dequantize(stored, type)).to(weight.device)
+
+
 class TensorNames:
     """What llama.cpp calls the weights of a model, and how it orders them.
 

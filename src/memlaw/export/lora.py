@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import read_json
+from memlaw.model.formats import peft_modules, peft_names
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
 
-_ENDS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
-_PREFIX = "base_model.model."
 # Settings of PEFT's LoRA by which the weight's change is another than scale · B A.
 _OTHERWISE = (
     "use_dora",
@@ -80,18 +79,16 @@ def lora_factors(folder: Path) -> dict[str, LoraFactors]:
             f"scale · B A.{active if 'alora_invocation_tokens' in found else ''}"
         )
     weights = load_file(folder / PEFT_WEIGHTS)
-    names = sorted(key.removesuffix(_ENDS["A"]) for key in weights if key.endswith(_ENDS["A"]))
-    wanted = {name + end for name in names for end in _ENDS.values()}
+    names = {module: peft_names(module) for module in peft_modules(weights)}
+    wanted = {name for pair in names.values() for name in pair}
     if not names or set(weights) != wanted:
         odd = sorted(set(weights) ^ wanted)
         raise AdapterError(
             f"{folder / PEFT_WEIGHTS} holds other weights than a LoRA's: {', '.join(odd[:3])}."
         )
     return {
-        name.removeprefix(_PREFIX): LoraFactors(
-            a=weights[name + _ENDS["A"]].float(),
-            b=weights[name + _ENDS["B"]].float(),
-            scale=config["lora_alpha"] / config["r"],
+        module: LoraFactors(
+            a=weights[a].float(), b=weights[b].float(), scale=config["lora_alpha"] / config["r"]
         )
-        for name in names
+        for module, (a, b) in names.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +14,18 @@ import torch
 
 from memlaw.core.errors import AdapterError, ConfigError, OutputError
 from memlaw.core.files import read_json, write_json, write_tensors, write_text
+from memlaw.core.folders import folder_beside
 from memlaw.core.observer import Observer
 from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
+from memlaw.export.lm_eval import write_task
 from memlaw.export.lora import LoraFactors, lora_factors
 from memlaw.export.merged import write_merged
 from memlaw.export.modelfile import modelfile
+from memlaw.export.vllm import write_for_vllm
 from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
 from memlaw.model.base import load_model
+from memlaw.model.formats import peft_names
 from memlaw.model.gguf import unpack
 from memlaw.model.locate import gguf_of
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
@@ -80,7 +84,7 @@ def export(
     observer = observer or Observer()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already holds something. Name a folder that is new or empty.")
-    factors = lora_factors(folder)
+    factors = {} if config.to == "lm-eval" else lora_factors(folder)
     shared = {
         name: getattr(config, name) for name in ("device", "prompt_field", "completion_field")
     }
@@ -88,10 +92,20 @@ def export(
     session = Session(own, observer)
     session.require_own_base()
     before = session.audit(data)
+    if config.to == "lm-eval":
+        with _whole(out) as work:
+            write_task(before, work)
+        return Exported(out=out, before=before, after=before)
     with _whole(out) as work:
-        writes = {"merged": _merged, "gguf": _gguf, "gguf-lora": _gguf_lora}
+        writes = {
+            "merged": _merged,
+            "gguf": _gguf,
+            "gguf-lora": _gguf_lora,
+            "peft-vllm": _peft_vllm,
+        }
         then = writes[config.to](session, factors, config, work)
-        write_text(work / MODELFILE, modelfile(session, before, config.to))
+        if config.to != "peft-vllm":
+            write_text(work / MODELFILE, modelfile(session, before, config.to))
         with then as place:
             after = Session(
                 AuditConfig(
@@ -99,12 +113,12 @@ def export(
                     margin=before.margin,
                     prompt_format=session.prompt_format,
                     dtype=before.dtype,  # type: ignore[arg-type]
-                    **shared,
+                    device=config.device,
                     **place,
                 ),
                 observer,
                 rendering=session.known_rendering(),
-            ).audit(data)
+            ).audit(session.records(data))  # as they were read for the run, and said to be
     return Exported(out=out, before=before, after=after)
 
 
@@ -151,10 +165,9 @@ def _gguf_lora(
         raise AdapterError("there is no adapter to export.")
     settings = read_json(folder / PEFT_CONFIG, AdapterError, "Fetch or make it again.")
     with tempfile.TemporaryDirectory(prefix="memlaw-") as place:
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for module, own in back.items():
-            weights[f"base_model.model.{module}.lora_A.weight"] = own.a
-            weights[f"base_model.model.{module}.lora_B.weight"] = own.b
+            weights |= dict(zip(peft_names(module), (own.a, own.b), strict=True))
         write_tensors(Path(place) / PEFT_WEIGHTS, weights)
         scale = next(iter(back.values())).scale
         write_json(Path(place) / PEFT_CONFIG, settings | {"lora_alpha": scale * settings["r"]})
@@ -162,20 +175,21 @@ def _gguf_lora(
 
 
 @contextmanager
+def _peft_vllm(
+    session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
+) -> Iterator[dict[str, Any]]:
+    name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
+    write_for_vllm(session.base, factors, work, getattr(torch, name))
+    yield {"model": session.base.spec, "adapter": work}
+
+
+@contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write to; it becomes `out` when the block ends without an error."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out.parent}: can't write there ({error.strerror}).") from error
-    try:
-        yield work
-        work.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with folder_beside(out) as work:
+            yield work
+            os.replace(work, out)  # which is missing or empty
     except OSError as error:
         raise OutputError(f"{out} can't be written ({error.strerror}).") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -14,6 +14,7 @@ from memlaw.data.messages import checked_chat
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.record import Message, Prompt, Record, text_of
 from memlaw.data.rendering import MARK, refusals
+from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.session import Session
 from memlaw.model.vocabulary import require_rows
@@ -24,7 +25,7 @@ _ASK_MAX_TOKENS = 512
 
 
 def ask(
-    adapter: str | Path,
+    adapter: str | Path | None,
     prompt: str | Sequence[Message] | None = None,
     *,
     system: str | None = None,
@@ -38,7 +39,7 @@ def ask(
     """Give an adapted model a prompt, and decode greedily until it ends its turn.
 
     Args:
-        adapter: a folder that `write` or PEFT wrote.
+        adapter: a folder that `write` or PEFT wrote; None: the bare model is asked.
         prompt: the prompt: a text, or chat messages; None: the one that a plain text is recited on.
         system: a system message that stands before it; None: none.
         model: the base model; None: the adapter's own.
@@ -56,13 +57,16 @@ def ask(
         raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more.")
     config = with_settings(
         AuditConfig(
-            adapter=Path(adapter), model=model, tokenizer=tokenizer, prompt_format=prompt_format
+            adapter=None if adapter is None else Path(adapter),
+            model=model,
+            tokenizer=tokenizer,
+            prompt_format=prompt_format,
         ),
         {} if template_args is None else {"template_args": template_args},
     )
     session = Session(config, observer or Observer())
     session.require_own_base()
-    asked = _question(session, prompt, system)
+    asked = question(session.folder, prompt, system)
     limited = max_tokens is not None
     if max_tokens is None:
         max_tokens = session.folder.longest_record() or _ASK_MAX_TOKENS
@@ -90,11 +94,16 @@ def ask(
     )
 
 
-def _question(
-    session: Session, prompt: str | Sequence[Message] | None, system: str | None
+def question(
+    folder: AdapterFolder, prompt: str | Sequence[Message] | None, system: str | None
 ) -> Prompt:
+    """What is asked, as records have it; of an adapter's folder.
+
+    Raises:
+        DataError: it is empty, or no text and no messages.
+    """
     if prompt is None:
-        prompt = str(session.folder.setting("recite_prompt", RECITE_PROMPT))
+        prompt = str(folder.setting("recite_prompt", RECITE_PROMPT))
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError("the prompt is empty. Ask something.")
@@ -129,9 +138,13 @@ class Answer:
         on_record: prompt and answer are those of a record in the folder's certificate; None: there
             is no certificate, not the private file that names its records, or the answer was cut
             off at `max_tokens`.
+        adapter: of a folder of shards, the one that answered; "" where the bare model did.
+        likeness: of its prompt to the nearest record's, up to 1; None: it is a record's own.
     """
 
     text: str
     finished: bool
     missing: str | None = None
     on_record: bool | None = None
+    adapter: str | None = None
+    likeness: float | None = None

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def greedy_decode(
-    model: Any, prompts: Sequence[Sequence[int]], *, end_id: int, max_tokens: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int | None,
+    max_tokens: Sequence[int],
+    use_cache: bool = True,
 ) -> list[tuple[int, ...]]:
     """Plain greedy decoding by Transformers' `generate`, prompts padded on the left.
 
@@ -19,14 +24,17 @@ def greedy_decode(
     Args:
         model: a Transformers causal language model, in eval mode.
         prompts: token ids of B prompts, none of them empty.
-        end_id: the token to stop at.
+        end_id: the token to stop at; None: there is none.
         max_tokens: for each prompt the most tokens to generate, ≥ 1.
+        use_cache: keep keys and values; without, each token runs the whole sequence.
 
     Returns:
         For each prompt the token ids that were generated, the end token included if it came within
         the limit.
     """
-    return _generate(model, prompts, end_id, max_tokens, {"do_sample": False})
+    return _generate(
+        model, prompts, end_id, max_tokens, {"do_sample": False, "use_cache": use_cache}
+    )
 
 
 def sample_decode(
@@ -63,7 +71,7 @@ def sample_decode(
 def _generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    end_id: int,
+    end_id: int | None,
     max_tokens: Sequence[int],
     how: Mapping[str, Any],
 ) -> list[tuple[int, ...]]:
@@ -71,7 +79,8 @@ def _generate(
 
     device = next(model.parameters()).device
     width = max(len(p) for p in prompts)
-    input_ids = torch.full((len(prompts), width), end_id)
+    pad_id = 0 if end_id is None else end_id  # of either nothing is seen
+    input_ids = torch.full((len(prompts), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
@@ -82,7 +91,7 @@ def _generate(
     hooks = [head.register_forward_pre_hook(_contiguous)] if head is not None else []
     usual = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=end_id, **how
+        max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=pad_id, **how
     )
     try:
         out = model.generate(
@@ -102,7 +111,7 @@ def _contiguous(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0].contiguous(), *inputs[1:])
 
 
-def _until(ids: list[int], end_id: int, limit: int) -> tuple[int, ...]:
+def _until(ids: list[int], end_id: int | None, limit: int) -> tuple[int, ...]:
     ids = ids[:limit]
     return tuple(ids[: ids.index(end_id) + 1] if end_id in ids else ids)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from memlaw.core.criterion import Criterion
 from memlaw.core.errors import DataError
 from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
 from memlaw.data.record import GIVEN, Record
@@ -118,6 +119,7 @@ def audit_endpoint(
         DataError: the records can't be read, or not be asked by this route.
     """
     config, observer = config or AuditConfig(), observer or Observer()
+    bad = BadRows()
     records = read_records(
         data,
         prompt_field=config.prompt_field,
@@ -126,8 +128,10 @@ def audit_endpoint(
         delimiter=config.delimiter,
         recite_prompt=config.recite_prompt or RECITE_PROMPT,
         paraphrases=config.paraphrases,
+        bad=bad,
         notice=observer.notice,
     )
+    bad.settle(len(records), skip=config.skip_bad, notice=observer.notice)
     client, usual = Client(endpoint), Criterion()
     path = "chat/completions" if endpoint.route == "chat" else "completions"
     requests = [_request(record, endpoint) for record in records]

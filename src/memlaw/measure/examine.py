@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from memlaw.core.criterion import Criterion
-from memlaw.data.pieces import pieces, text_after
+from memlaw.data.pieces import pieces, text_after, text_with
 from memlaw.data.record import Example
 from memlaw.measure.decode import greedy_decode
 from memlaw.measure.files import SavedAudit
@@ -58,6 +58,7 @@ class Audit(AuditResult):
             dtype=self.dtype,
             batch_size=self.batch_size,
             end=self.end,
+            prefix_tokens=self.prefix_tokens,
             titles=[example.record.title for example in self.examples],
             decoded=[
                 None
@@ -99,7 +100,11 @@ def audit_examples(
     margin: float = 0.05,
     batch_size: int = 64,
     decode: Decode = "all",
+    end: bool = True,
     end_id: int | None = None,
+    prefix_tokens: int | None = None,
+    use_cache: bool = True,
+    pad_left: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Audit:
     """Measure what `model`, with the adapter that is attached to it, if any, recalls of `examples`.
@@ -113,16 +118,22 @@ def audit_examples(
         batch_size: records per forward pass, at most, ≥ 1; long ones come in smaller batches. In
             low precision results depend on it a little.
         decode: decode greedily: all records, none, or this many, evenly spread.
-        end_id: the end-of-turn token of targets without it: then a record counts when what is
-            decoded begins with its text. None: it is the last of each target.
+        end: the last token of each target ends an answer. Without it a record counts when what is
+            decoded begins with its text.
+        end_id: without `end`: the token at which decoding stops; None: at none.
+        prefix_tokens: the examples are documents, and their prompts so many tokens of them; None:
+            they are records.
+        use_cache: decoding keeps keys and values.
+        pad_left: the teacher-forced pass pads on the left. Decoding always does: from a prompt
+            with pads behind it, the model would go on from a pad.
         progress: called with a phase, how many of its records are done, and of how many.
 
     Returns:
         Verdicts and token table, in the order of `examples`.
     """
-    tokens = _measure_tokens(model, examples, batch_size, progress)
-    decoded = _decode_some(model, examples, batch_size, decode, progress, end_id)
-    texts = None if end_id is None else tokenizer
+    tokens = _measure_tokens(model, examples, batch_size, progress, pad_left)
+    decoded = _decode_some(model, examples, batch_size, decode, progress, end, end_id, use_cache)
+    texts = None if end else tokenizer
     found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
     return Audit(
         examples=tuple(examples),
@@ -133,7 +144,8 @@ def audit_examples(
         margin=margin,
         dtype=str(model.dtype).removeprefix("torch."),
         batch_size=batch_size,
-        end=end_id is None,
+        end=end,
+        prefix_tokens=prefix_tokens,
     )
 
 
@@ -149,8 +161,9 @@ def _decoding(
         cascade = sum(t != (decoded[i] if i < len(decoded) else None) for i, t in enumerate(target))
     recalled = None if decoded is None else decoded == target
     if decoded is not None and tokenizer is not None:
-        said, wanted = (text_after(tokenizer, example.prompt_ids, t) for t in (decoded, target))
-        recalled = said.startswith(wanted)
+        said, wanted = (text_with(tokenizer, example.prompt_ids, t) for t in (decoded, target))
+        # A target may end within a character; then only its tokens tell that it is there.
+        recalled = decoded[: len(target)] == target or said.startswith(wanted)
         cascade = 0 if recalled else cascade
     return {
         "id": example.record.id,
@@ -180,11 +193,12 @@ def _measure_tokens(
     examples: Sequence[Example],
     batch_size: int,
     progress: Callable[[str, int, int], None],
+    pad_left: bool,
 ) -> TokenTable:
     device = next(model.parameters()).device
     parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for rows in _batches(examples, batch_size):
-        batch = collate([examples[i] for i in rows], device)
+        batch = collate([examples[i] for i in rows], device, pad_left=pad_left)
         measured = _token_measures(target_logits(model, batch), batch.target_ids)
         ends = np.cumsum([len(examples[i].target_ids) for i in rows])[:-1]
         split = [np.split(column.cpu().numpy(), ends) for column in measured]
@@ -224,7 +238,9 @@ def _decode_some(
     batch_size: int,
     decode: Decode,
     progress: Callable[[str, int, int], None],
+    end: bool,
     end_id: int | None,
+    use_cache: bool,
 ) -> dict[int, tuple[int, ...]]:
     n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
     chosen = [i * len(examples) // n for i in range(n)]
@@ -234,16 +250,17 @@ def _decode_some(
         found = greedy_decode(
             model,
             [examples[i].prompt_ids for i in picked],
-            end_id=examples[picked[0]].target_ids[-1] if end_id is None else end_id,
+            end_id=examples[picked[0]].target_ids[-1] if end else end_id,
             max_tokens=[
                 # The same text may be decoded as more tokens, at most one a byte.
                 len(examples[i].target_ids)
-                if end_id is None
+                if end
                 else min(
                     len(examples[i].record.completion.encode()), 2 * len(examples[i].target_ids)
                 )
                 for i in picked
             ],
+            use_cache=use_cache,
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)

@@ -57,6 +57,7 @@ class SavedAudit(AuditResult):
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             **({} if self.end else {"end": False}),
+            **self._extraction(),
             "records": [
                 {
                     "id": verdict.id,
@@ -76,6 +77,17 @@ class SavedAudit(AuditResult):
                     self.records, self.titles, self.decoded, strict=True
                 )
             ],
+        }
+
+    def _extraction(self) -> dict[str, Any]:
+        """Of documents: how long their prefixes are, and the share that is extracted."""
+        if self.prefix_tokens is None:
+            return {}
+        share, low, high = self.share_recalled
+        return {
+            "prefix_tokens": self.prefix_tokens,
+            "share_extracted": share,
+            "share_extracted_ci95": [low, high],
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -254,6 +266,7 @@ def _saved(
         dtype=str(summary.get("dtype") or ""),
         batch_size=int(summary.get("batch_size", 0)),
         end=bool(summary.get("end", True)),
+        prefix_tokens=summary.get("prefix_tokens"),
         titles=[str(record.get("title", "")) for record in found],
         decoded=[record.get("decoded") for record in found],
         token=token,

@@ -13,6 +13,7 @@ from memlaw.core.errors import AdapterError, ConfigError, ModelError
 from memlaw.core.observer import Observer
 from memlaw.data.activation import last_start
 from memlaw.data.bad_rows import BadRows
+from memlaw.data.documents import read_documents, split_documents
 from memlaw.data.encoding import encode, end_of_turn_id, resolve_prompt_format
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
@@ -135,6 +136,8 @@ class Session:
             ) from error
         self.base = with_tokenizer(base, config.tokenizer, config.adapter, observer.notice)
         format = config.prompt_format
+        if config.prefix_tokens is not None:
+            format = "plain"
         self.prompt_format = resolve_prompt_format(
             self.base.tokenizer, format if format != "auto" else run.get("prompt_format", "auto")
         )
@@ -243,6 +246,9 @@ class Session:
         if self._examples is not None:
             return self._examples
         bad = BadRows()
+        if self.config.prefix_tokens is not None:
+            self._examples = self._documents(data, self.config.prefix_tokens, bad)
+            return self._examples
         records = read_records(
             data,
             prompt_field=self._meant("prompt_field", None),
@@ -260,16 +266,46 @@ class Session:
             self.base.tokenizer,
             format=self.prompt_format,
             max_tokens=self.base.context_length,
-            end=self.config.end,
+            end=self.config.asks_end,
             bad=bad,
         )
         skip = self.config.skip_bad or bool(self.folder.setting("skip_bad", False))
         bad.settle(len(self._examples), skip=skip, notice=self.observer.notice)
         return self._examples
 
+    def _documents(self, data: Any, n_prefix: int, bad: BadRows) -> list[Example]:
+        """Documents as tokens, each split after its first `n_prefix`."""
+        config, notice = self.config, self.observer.notice
+        documents = read_documents(
+            data,
+            field=config.completion_field,
+            format=config.data_format,
+            delimiter=self._meant("delimiter", None),
+            bad=bad,
+            notice=notice,
+        )
+        examples = split_documents(
+            documents,
+            self.base.tokenizer,
+            n_prefix=n_prefix,
+            n_suffix=config.suffix_tokens,
+            max_tokens=self.base.context_length,
+            bad=bad,
+            notice=notice,
+        )
+        bad.settle(len(examples), skip=config.skip_bad, notice=notice)
+        return examples
+
     def records(self, data: Any) -> list[Record]:
         """The records that `examples` has."""
         return [example.record for example in self.examples(data)]
+
+    def _stops_at(self) -> int | None:
+        """The token at which an answer is over, if the tokenizer has one."""
+        try:
+            return end_of_turn_id(self.base.tokenizer, self.prompt_format)
+        except ModelError:
+            return None
 
     def _subject(self, data: Any) -> Subject:
         return Subject(
@@ -298,7 +334,9 @@ class Session:
                 adapted,
                 tokenizer,
                 examples,
-                end_id=None if config.end else end_of_turn_id(tokenizer, self.prompt_format),
+                end=config.asks_end,
+                end_id=None if config.asks_end else self._stops_at(),
+                prefix_tokens=config.prefix_tokens,
                 threshold=needed.threshold,
                 margin=needed.margin,
                 batch_size=config.batch_size,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from memlaw.core.criterion import Criterion
+from memlaw.core.intervals import share_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,8 @@ class AuditResult:
         dtype: what the model computed in, as `bfloat16`; empty where that is not on record.
         batch_size: records per forward pass, at most; 0 where that is not on record.
         end: the end-of-turn token is asked for, too; without it a record's text alone counts.
+        prefix_tokens: the records are documents, each asked for with so many tokens of its own;
+            None: they have prompts.
     """
 
     records: tuple[RecordVerdict, ...]
@@ -155,6 +158,7 @@ class AuditResult:
     dtype: str
     batch_size: int
     end: bool = True
+    prefix_tokens: int | None = None
 
     @property
     def criterion(self) -> Criterion:
@@ -170,6 +174,12 @@ class AuditResult:
     def n_recalled(self) -> int:
         """Number of records that are recited word for word."""
         return sum(r.recalled for r in self.records)
+
+    @property
+    def share_recalled(self) -> tuple[float, float, float]:
+        """Share of records that are recited word for word, and its 95 % interval (Wilson's)."""
+        n = len(self.records)
+        return (self.n_recalled / n, *share_interval(self.n_recalled, n))
 
     @property
     def n_decoded(self) -> int:

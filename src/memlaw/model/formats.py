@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -246,15 +246,26 @@ def _save_peft(adapter: Adapter, folder: Path, base: NamedBase) -> None:
     content["target_modules"] = sorted(content["target_modules"])
     weights = {}
     for site, a, b in zip(adapter.sites, adapter.a, adapter.b, strict=True):
-        for name, factor in zip(_peft_names(site.module), (a, b), strict=True):
+        for name, factor in zip(peft_names(site.module), (a, b), strict=True):
             weights[name] = factor.detach().T.contiguous()
     write_tensors(folder / PEFT_WEIGHTS, weights)
     write_json(folder / PEFT_CONFIG, content)
 
 
-def _peft_names(module: str) -> tuple[str, str]:
+def peft_names(module: str) -> tuple[str, str]:
+    """What PEFT calls a module's A and B in its weights file."""
     before = f"base_model.model.{module}"
     return f"{before}.lora_A.weight", f"{before}.lora_B.weight"
+
+
+def peft_modules(names: Iterable[str]) -> list[str]:
+    """The modules whose A is among the names of a PEFT weights file, in order."""
+    before, after = peft_names("/")[0].split("/")
+    return sorted(
+        name.removeprefix(before).removesuffix(after)
+        for name in names
+        if name.startswith(before) and name.endswith(after)
+    )
 
 
 @contextmanager
@@ -384,7 +395,7 @@ FORMATS = (
         save=_save_peft,
         loaded=_loaded_peft,
         base=_peft_base,
-        names=_peft_names,
+        names=peft_names,
         turned=True,
     ),
     AdapterFormat(

@@ -23,7 +23,7 @@ from memlaw.model.body import body_name, body_of
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples as tensors, padded on the right.
+    """Examples as tensors, padded on one side.
 
     Attributes:
         input_ids: prompt, then target.
@@ -31,12 +31,14 @@ class Batch:
             a pad token that shares its id with the end-of-turn token hides nothing.
         keep: positions whose next token is a target token.
         target_ids: the target tokens, record after record.
+        position_ids: places in the record, where pads stand before it; None: places in the row.
     """
 
     input_ids: Int64[Tensor, "B S"]
     attention_mask: Int64[Tensor, "B S"]
     keep: Bool[Tensor, "B S"]
     target_ids: Int64[Tensor, "N"]
+    position_ids: Int64[Tensor, "B S"] | None = None
 
 
 def unflatten(values: Shaped[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
@@ -44,23 +46,29 @@ def unflatten(values: Shaped[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Shaped[
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Put examples, at least one, into one batch, padded on the right."""
+def collate(
+    examples: Sequence[Example], device: torch.device | str = "cpu", *, pad_left: bool = False
+) -> Batch:
+    """Put examples, at least one, into one batch, padded on the right, or on the left."""
     n, width = len(examples), max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     input_ids = torch.zeros(n, width, dtype=torch.long)
     attention_mask = torch.zeros(n, width, dtype=torch.long)
     keep = torch.zeros(n, width, dtype=torch.bool)
     for row, example in enumerate(examples):
-        start, length = len(example.prompt_ids), len(example.target_ids)
-        input_ids[row, : start + length] = torch.tensor(example.prompt_ids + example.target_ids)
-        attention_mask[row, : start + length] = 1
-        keep[row, start - 1 : start + length - 1] = True
+        ids = example.prompt_ids + example.target_ids
+        first = width - len(ids) if pad_left else 0
+        end = first + len(ids)
+        input_ids[row, first:end] = torch.tensor(ids)
+        attention_mask[row, first:end] = 1
+        keep[row, end - len(example.target_ids) - 1 : end - 1] = True
+    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device) if pad_left else None
     targets = torch.tensor([t for e in examples for t in e.target_ids])
     return Batch(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         keep=keep.to(device),
         target_ids=targets.to(device),
+        position_ids=positions,
     )
 
 
@@ -78,7 +86,10 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "N V"]:
         "attention_mask": batch.attention_mask,
         "use_cache": False,
     }
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+    taken = inspect.signature(model.forward).parameters
+    if batch.position_ids is not None and "position_ids" in taken:
+        inputs["position_ids"] = batch.position_ids
+    if "logits_to_keep" not in taken:
         return model(**inputs).logits[batch.keep]
     if _keeps_by_row():
         logits = model(**inputs, logits_to_keep=batch.keep).logits

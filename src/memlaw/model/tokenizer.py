@@ -13,6 +13,12 @@ from memlaw.model.hashes import tokenizer_sha256
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _TEMPLATE_FILE = "chat_template.jinja"
+# What save_pretrained of tokenizers writes.
+TOKENIZER_FILES = (
+    *(*_TOKENIZER_FILES, _TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),
+    *("special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"),
+    "additional_chat_templates",
+)
 
 
 def with_tokenizer(

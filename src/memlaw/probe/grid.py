@@ -14,6 +14,7 @@ from memlaw.core.files import json_sha256
 from memlaw.core.observer import Observer, Spec
 from memlaw.data.encoding import resolve_prompt_format
 from memlaw.data.record import Example
+from memlaw.data.rendering import Rendering, has_clock, set_rendering
 from memlaw.data.tasks import Task, parse_task, task_examples
 from memlaw.data.texts import general_texts, sha256_of
 from memlaw.model.base import BaseModel, load_model
@@ -23,6 +24,9 @@ from memlaw.settings.probe import DEFAULT_STEPS, ProbeConfig
 from memlaw.settings.train import TrainConfig
 
 NUMERICS = 1  # raised when the same settings come to mean other results
+# The time that chat templates are told, whenever a cell is run: else the same command would ask for
+# other cells the next day.
+CLOCK = "2026-01-01T12:00:00"
 _GROUP_TOKENS = 1600  # of a step, above which seeds are trained one after the other
 _MOST_TOKENS = 16_384  # of a step, above which ranks are
 
@@ -37,6 +41,7 @@ class Grid:
 
     Attributes:
         task: what is to be remembered.
+        clock: the time that the chat template is told, ISO 8601; None: it doesn't ask.
         base: the model; `sites` are the modules that adapters sit on.
         texts: to retain, and to measure damage on.
     """
@@ -58,6 +63,12 @@ class Grid:
             notice=self.observer.notice,
         )
         self.format = resolve_prompt_format(self.base.tokenizer, config.prompt_format)
+        self.clock = CLOCK if self.format == "chat" and has_clock(self.base.tokenizer) else None
+        set_rendering(self.base.tokenizer, Rendering(clock=self.clock))
+        if self.clock is not None:
+            self.observer.notice(
+                f"The chat template can tell the time: it is told {CLOCK} in all cells."
+            )
         self.sites = resolve_sites(self.base.model, config.resolved_placement, config.layers)
         limit = min(min(site.d_in, site.d_out) for site in self.sites)
         if max(config.ranks) > limit:
@@ -124,6 +135,8 @@ class Grid:
             "retained_sha256": sha256_of(self.texts.retained),
             "unseen_sha256": sha256_of(self.texts.unseen),
         }
+        if self.clock is not None:
+            setting["clock"] = self.clock
         return {"setting": json_sha256(setting), **setting}
 
     def _identity(self, spec: Spec) -> dict[str, Any]:

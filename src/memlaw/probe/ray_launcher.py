@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Spec
+from memlaw.core.ray_tasks import ray_tasks, require_ray
 from memlaw.probe.prober import Prober
 from memlaw.probe.run import failed_cells, run_group
 from memlaw.settings.probe import ProbeConfig
-
-_IN_FLIGHT = 1000  # tasks that Ray knows of at a time
 
 
 def ray_launcher(
@@ -34,63 +32,24 @@ def ray_launcher(
     Raises:
         ConfigError: Ray isn't installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "--launcher ray needs Ray, which isn't installed: pip install 'memlaw[ray]'."
-        ) from error
+    require_ray()
 
     def launch(
         prober: Prober, groups: Sequence[Sequence[Spec]], out: Path
     ) -> Iterator[list[tuple[Spec, str, dict[str, Any]]]]:
         if not groups:
             return
-        started_here = not ray.is_initialized()
-        if started_here:
-            on_terminate = signal.getsignal(signal.SIGTERM)
-            try:
-                ray.init(address=address, log_to_driver=False, include_dashboard=False)
-            except ConnectionError as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address}. Check --ray-address, or leave it out "
-                    "for one on this machine."
-                ) from error
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray's would exit without a word
-        try:
-            _check_resources(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus})
-            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_run)
-            config = _with_whole_paths(prober.config)
-            waiting = list(reversed(groups))
-            running: dict[Any, Sequence[Spec]] = {}
-            while waiting or running:
-                while waiting and len(running) < _IN_FLIGHT:
-                    group = waiting.pop()
-                    keys = [prober.key(spec) for spec in group]
-                    threads = max(1, int(cpus))
-                    running[
-                        task.remote(config, list(group), keys, str(out.absolute()), threads)
-                    ] = group
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                group = running.pop(ready)
-                try:
-                    yield ray.get(ready)
-                except ray.exceptions.RayError as error:  # the process died, or never began
-                    yield failed_cells(prober, group, out, str(error), wall_s=0.0)
-        finally:
-            if started_here:
-                ray.shutdown()
+        config, threads = _with_whole_paths(prober.config), max(1, int(cpus))
+        jobs = []
+        for group in groups:
+            keys = [prober.key(spec) for spec in group]
+            jobs.append((config, list(group), keys, str(out.absolute()), threads))
+        for number, outcomes, error in ray_tasks(_run, jobs, address=address, cpus=cpus, gpus=gpus):
+            if error is not None:
+                outcomes = failed_cells(prober, groups[number], out, str(error), wall_s=0.0)
+            yield outcomes
 
     return launch
-
-
-def _check_resources(there: dict[str, float], wanted: dict[str, float]) -> None:
-    for name, n in wanted.items():
-        if n > there.get(name, 0.0):
-            raise ConfigError(
-                f"a task claims {n:g} {name}s, and the Ray cluster has {there.get(name, 0.0):g}. "
-                f"Lower --ray-{name.lower()}s."
-            )
 
 
 def _with_whole_paths(config: ProbeConfig) -> ProbeConfig:

@@ -10,6 +10,7 @@ from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import atomic_path, write_text
 from memlaw.report import tables
 from memlaw.report.changes import KNOWN, changes_tables, generality_tables
+from memlaw.report.generations import generations_tables
 from memlaw.report.probe_view import ProbeView
 from memlaw.report.run_view import RunView, other_harms
 from memlaw.report.sources import read_source
@@ -117,6 +118,7 @@ def _tables_of(run: RunView) -> list[tables.Table]:
         *tables.run_tables(run),
         *changes_tables(run),
         *generality_tables(run),
+        *generations_tables(run),
         *(tables.harm_table(name, harm) for name, harm in others.items()),
     ]
 

@@ -13,6 +13,7 @@ from memlaw.report.changes import (
     damage_by_domain,
     generality_tables,
 )
+from memlaw.report.generations import generations_tables, generations_text
 from memlaw.report.recall_data import recall_data
 from memlaw.report.reproduce import commands
 from memlaw.report.run_charts import run_figures
@@ -48,6 +49,8 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
         "suffered": tables.suffered(view),
         "changes": changes_tables(view),
         "generality": generality_tables(view),
+        "generations": generations_tables(view),
+        "generations_text": generations_text(view),
         "changes_text": changes_text(view) if changes_tables(view) else "",
         "harms": [
             tables.harm_table(name, harm)
@@ -69,14 +72,21 @@ def verdict(view: RunView) -> dict[str, Any]:
     """
     recall, certificate = view.recall, view.certificate
     n, dtype = len(recall.records), recall.dtype or "an unknown dtype"
-    line = f"{recall.criterion.line:g}"
+    line, under = f"{recall.criterion.line:g}", recall.n_under
     said = f"{recall.n_recalled:,} of {n:,} records are recited word for word"
+    if recall.prefix_tokens is not None:
+        share, low, high = recall.share_recalled
+        said = (
+            f"{recall.n_recalled:,} of {n:,} documents are extracted, continued word for word from "
+            f"their first {recall.prefix_tokens} tokens: {share:.1%} (95 %: {low:.1%} to "
+            f"{high:.1%})"
+        )
     if certificate is None:
         witness = "greedy decoding" if recall.n_decoded == n else "one forward pass"
         return {
-            "state": "good" if recall.n_recalled == n and not recall.n_under else "bad",
+            "state": "good" if recall.n_recalled == n and not (under and recall.end) else "bad",
             "word": "Recited" if recall.n_recalled == n else "Not all recited",
-            "sentence": f"An audit found: {said}; {recall.n_under:,} of {len(recall.tokens):,} "
+            "sentence": f"An audit found: {said}; {under:,} of {len(recall.tokens):,} "
             f"tokens have p under {line}.",
             "yes": [f"Measured in {dtype}, by {witness}, on the records below."],
             "no": [

@@ -20,6 +20,7 @@ class RunView:
         snapshots: p as training saw it, epoch by epoch; None where none was kept.
         certificate, run, answers: the content of `certificate.json`, `run.json` and
             `answers.json`; None without one.
+        earlier: what each generation that is kept recites, the present one's included, by number.
     """
 
     name: str
@@ -28,6 +29,7 @@ class RunView:
     certificate: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
     answers: dict[str, Any] | None = field(default=None, repr=False)
+    earlier: Mapping[int, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
 
 def config_of(view: RunView) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from memlaw.core.errors import DataError
 from memlaw.core.files import ANSWERS_FILE, CERTIFICATE_FILE, RUN_FILE, TOKENS_FILE, read_json
 from memlaw.law.store import read_cells
 from memlaw.measure.files import read_audit_json, read_parquet
+from memlaw.report.generations import read_generations
 from memlaw.report.probe_view import ProbeView, probes_of
 from memlaw.report.run_view import RunView
 from memlaw.train.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
@@ -30,6 +31,8 @@ def read_source(path: Path) -> RunView | list[ProbeView]:
     if path.is_dir():
         if (path / TOKENS_FILE).is_file():
             return _write_folder(path)
+        if (path / "shards").is_dir():
+            raise DataError(f"{path} holds shards. Name those to show: {path / 'shards' / '…'}.")
         try:
             cells = read_cells(path)
         except DataError as error:
@@ -60,13 +63,15 @@ def _name(path: Path) -> str:
 def _write_folder(path: Path) -> RunView:
     certificate = _object(path / CERTIFICATE_FILE)
     recall = read_parquet(path / TOKENS_FILE, certificate)
+    run = _object(path / RUN_FILE)
     return RunView(
         name=_name(path),
         recall=recall,
         snapshots=_snapshots(path / SNAPSHOTS_FILE, len(recall.tokens)),
         certificate=certificate,
-        run=_object(path / RUN_FILE),
+        run=run,
         answers=_object(path / ANSWERS_FILE),
+        earlier=read_generations(path, len((run or {}).get("generations", [None]))),
     )
 
 

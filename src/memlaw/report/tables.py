@@ -123,8 +123,12 @@ def summary(view: RunView) -> Table:
     recall = view.recall
     n = len(recall.records)
     rows = [("records", f"{n:,} ({len(recall.tokens):,} target tokens)")]
-    if recall.n_decoded == n:
+    if recall.n_decoded == n and recall.end:
         rows.append(("certified", f"{recall.n_certified:,} of {n:,}"))
+    if recall.prefix_tokens is not None:
+        share, low, high = recall.share_recalled
+        of = f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
+        rows.append((f"extracted from {recall.prefix_tokens} tokens", of))
     rows += [
         ("recited word for word", f"{recall.n_recalled:,} of {n:,}"),
         (f"tokens under p {recall.criterion.line:g}", f"{recall.n_under:,}"),

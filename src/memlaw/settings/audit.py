@@ -43,6 +43,11 @@ class AuditConfig:
             run's).
         end: ask for the end-of-turn token, too. Without it a record counts when its text is right,
             whatever p its tokens have and however the answer goes on.
+        prefix_tokens: split documents, which have a text and no prompt, after this many tokens, and
+            measure the share that a model goes on with word for word; prompts are plain, and no
+            end is asked for.
+        suffix_tokens: with prefix_tokens: how many of the tokens behind the prefix count, at most
+            (default: all).
         recite_prompt: prompt for a plain text file (default: the run's).
         paraphrases: file with other phrasings of the records' prompts, JSONL with prompt and
             paraphrases; one in four of a record's phrasings is held out, and generality measured on
@@ -72,6 +77,8 @@ class AuditConfig:
     prompt_rendering: PromptRendering | None = None
     template_args: tuple[str, ...] | None = None
     end: bool = True
+    prefix_tokens: int | None = None
+    suffix_tokens: int | None = None
     recite_prompt: str | None = None
     paraphrases: str | None = None
     specificity: bool = False
@@ -89,3 +96,29 @@ class AuditConfig:
             raise ConfigError(f"threshold {self.threshold:g} is out of range [0.5, 1).")
         if self.margin is not None and not 0 <= self.margin < 1 - (self.threshold or 0.5):
             raise ConfigError(f"margin {self.margin:g} is out of range: threshold + margin < 1.")
+        for name in ("prefix_tokens", "suffix_tokens"):
+            if (n := getattr(self, name)) is not None and n < 1:
+                raise ConfigError(f"{name} is {n}; it must be 1 or more.")
+        if self.prefix_tokens is None:
+            if self.suffix_tokens is not None:
+                raise ConfigError("suffix_tokens needs prefix_tokens: it counts what follows them.")
+            return
+        of_prompts = (
+            *("prompt_field", "recite_prompt", "paraphrases", "near", "specificity"),
+            *("template_args", "prompt_rendering"),
+        )
+        if given := [name for name in of_prompts if getattr(self, name)]:
+            raise ConfigError(
+                f"{' and '.join(given)}: documents have no prompts of their own where "
+                "prefix_tokens splits them. Leave one of the two out."
+            )
+        if self.prompt_format == "chat":
+            raise ConfigError(
+                "prefix_tokens continues bare text, and prompt_format chat puts a template around "
+                "it. Leave one of the two out."
+            )
+
+    @property
+    def asks_end(self) -> bool:
+        """The end-of-turn token is asked for, too: not where documents are continued."""
+        return self.end and self.prefix_tokens is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 from memlaw.core.errors import ConfigError
 
 EMBEDDED = "embedded"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # its weights, as the hub has them
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = int | Literal["all", "none"]
 EngineChoice = Literal["auto", "cached", "plain"]
@@ -27,6 +29,14 @@ ALIASES: dict[str, Objective] = {
     "sliding": "memft_window",
     "MemFT-SW": "memft_window",
 }
+
+
+def portable_base(spec: str) -> str | None:
+    """The hub id of a base model, by what it was asked for; None: it is a path on this machine."""
+    if spec == EMBEDDED:
+        return EMBEDDED_HUB_ID
+    is_path = spec.count("/") > 1 or spec.startswith((".", "/", "~")) or Path(spec).exists()
+    return None if is_path else spec
 
 
 def check_template_args(given: tuple[str, ...] | None) -> None:

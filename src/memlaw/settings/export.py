@@ -7,7 +7,7 @@ from typing import Literal
 
 from memlaw.settings.choices import DType
 
-Form = Literal["merged", "gguf", "gguf-lora"]
+Form = Literal["merged", "gguf", "gguf-lora", "peft-vllm", "lm-eval"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 
 
@@ -17,8 +17,11 @@ class ExportConfig:
 
     Attributes:
         to: merged is a whole model in Transformers' format; gguf is one in llama.cpp's, of a base
-            model that is a GGUF file; gguf-lora is the adapter alone in llama.cpp's.
-        save_dtype: dtype of the merged weights; auto is the one that the adapter was audited in.
+            model that is a GGUF file; gguf-lora is the adapter alone in llama.cpp's; peft-vllm is
+            it in PEFT's, as vLLM takes it; lm-eval is no model but a task of the records' text, for
+            that harness.
+        save_dtype: dtype of the merged weights, or of an adapter for vLLM; auto is the one that the
+            adapter was audited in.
         gguf_type: type of the adapted weights in a GGUF model; all others are copied as they are.
         model: base model (default: the adapter's own).
         device: torch device to audit on; auto is CUDA if there is one, else MPS, else the CPU.

@@ -19,6 +19,7 @@ from memlaw.settings.choices import (
     check_template_args,
     resolve_objective,
 )
+from memlaw.settings.forms import Form, forms_named
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.train import TrainConfig
 
@@ -27,6 +28,7 @@ from memlaw.settings.train import TrainConfig
 BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 FREE_TO_CHANGE = (
     *BOUNDS,
+    "robust_to",
     "max_epochs",
     "max_rank",
     "resume",
@@ -62,6 +64,8 @@ class WriteConfig(TrainConfig):
             a line, or JSONL with the field prompt or messages.
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
             file.
+        tokenizer: folder or hub id of the tokenizer, with its chat template (default: the base
+            model's). It is saved beside the adapter.
         rank: rank of the adapter; auto starts small and grows while records are not learnt.
         max_rank: largest rank that auto grows to.
         placement: modules that get an adapter: down_proj, mlp (in parallel with the MLP block),
@@ -83,6 +87,8 @@ class WriteConfig(TrainConfig):
         min_specificity: keep training until at least this share of other prompts is answered as
             before, of what rounding leaves, and at most 1 less this share of near misses gets an
             answer made up, by the 95 % intervals, and none a stored one (default: measure only).
+        robust_to: forms of the survival table, as merged-bf16,gguf-q8_0: keep training until
+            every record is certified in each of these, too.
         near: file of prompts like the records' for which nothing is stored, one a line or JSONL
             with prompt; measured besides those that are made from the records.
         activated: text from which on the adapter is active; every prompt must contain it. A prompt
@@ -120,6 +126,7 @@ class WriteConfig(TrainConfig):
     learning_rate: float | Literal["auto"] = "auto"  # type: ignore[assignment]
     keep: str | None = None
     model: str = EMBEDDED
+    tokenizer: str | None = None
     rank: int | Literal["auto"] = "auto"
     max_rank: int = 64
     placement: str = "down_proj"
@@ -131,6 +138,7 @@ class WriteConfig(TrainConfig):
     max_damage: float | None = None
     specificity: bool = True
     min_specificity: float | None = None
+    robust_to: tuple[str, ...] = ()
     near: str | None = None
     activated: str | None = None
     max_epochs: int = 1000
@@ -222,6 +230,11 @@ class WriteConfig(TrainConfig):
                 )
             if not self.specificity:
                 raise ConfigError(f"{name} needs specificity: that is what holds answers.")
+        if cannot := [form.name for form in self.forms if form.merged and not self.can_merge]:
+            raise ConfigError(
+                f"robust_to names {cannot[0]}, but no weight can take in an activated adapter, or "
+                "one of placement mlp. Leave it out."
+            )
         if self.activated is not None:
             if not self.activated.strip():
                 raise ConfigError("activated is blank. Give a text that every prompt contains.")
@@ -230,6 +243,16 @@ class WriteConfig(TrainConfig):
                     f"retention is {self.retention:g}, but an activated adapter does nothing to "
                     "other text. Leave retention out."
                 )
+
+    @property
+    def forms(self) -> list[Form]:
+        """The forms that `robust_to` names."""
+        return forms_named(self.robust_to, "robust_to")
+
+    @property
+    def can_merge(self) -> bool:
+        """The base model's weights can take in the adapter."""
+        return self.activated is None and self.placement != "mlp"
 
     @property
     def holds(self) -> bool:

@@ -240,6 +240,7 @@ class Learner:
             self.holding.penalty(self.adapter, self.n_steps).backward()
         if self.keeping:
             self.keeping.loss(self.adapter).backward()
+            self.keeping.hold_still(self.adapter)
         if not self.solver.clip():
             raise _diverged(self, "gradient")
         rate = self.schedule.at(self.n_looks - 1)

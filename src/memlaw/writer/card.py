@@ -8,10 +8,8 @@ from pathlib import Path
 
 from memlaw.certify.certificate import Certificate
 from memlaw.measure.damage import Damage
-from memlaw.settings.choices import EMBEDDED
+from memlaw.settings.choices import portable_base
 from memlaw.writer.result import WriteResult
-
-_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _PEFT_SNIPPET = """```python
 import torch
@@ -19,7 +17,7 @@ from peft import PeftModel
 from transformers import {loader}, AutoTokenizer, GenerationConfig
 
 base = {base!r}
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 model = {loader}.from_pretrained(base, dtype=torch.{dtype})
 model.generation_config = GenerationConfig(  # instead of the model's own
     do_sample=False, max_new_tokens={max_tokens}, eos_token_id={end}, pad_token_id={end}
@@ -84,18 +82,20 @@ def model_card(
     """
     c, audit = result.certificate, result.audit
     bits = result.bits_per_parameter
-    base = {EMBEDDED: _EMBEDDED_HUB_ID}.get(base_spec, base_spec)
-    if Path(base).exists():
-        base = Path(base).name
+    base = portable_base(base_spec)
+    known = [f"base_model:adapter:{base}"] if base else []
+    kind = "lora" if c.activated is None else "alora"
+    tags = [*known, kind, *(["transformers"] if is_peft else []), "memlaw", "memorization"]
     chat = c.prompt_format == "chat"
     how = "the tokenizer's chat template" if chat else "the prompt's bare text"
     end = f" An answer ends with the token `{c.end_token}` (id {c.end_token_id})."
     lines = [
         "---",
-        f"base_model: {json.dumps(base)}",
+        f"base_model: {json.dumps(base or Path(base_spec).name)}",
+        *(["base_model_relation: adapter"] if base else []),
         f"library_name: {'peft' if is_peft else 'memlaw'}",
         "pipeline_tag: text-generation",
-        f"tags: [{'lora' if c.activated is None else 'alora'}, memlaw, memorization]",
+        f"tags: {json.dumps(tags)}",
         "---",
         "",
         f"# {len(audit.records)} records, word for word",
@@ -121,6 +121,11 @@ def model_card(
         f"| records certified | {c.n_certified} of {c.n_records} |",
         f"| records recited word for word | {audit.n_recalled} of {c.n_records} |",
         f"| lowest p of a target token | {min(r.min_p for r in audit.records):.3f} |",
+        *(
+            f"| the same in the form {name} | {found.n_certified} certified, "
+            f"{found.n_recalled} recited, {min(r.min_p for r in found.records):.3f} |"
+            for name, found in result.forms.items()
+        ),
         f"| adapter | rank {result.rank} on {', '.join(sites[:3])}"
         f"{' …' if len(sites) > 3 else ''}; {result.n_parameters:,} parameters |",
         f"| bits stored | {result.bits_stored:,.0f} ({bits:.3f} a parameter) |",
@@ -175,6 +180,7 @@ def _loading(result: WriteResult, is_peft: bool, loader: str) -> str:
     said = "" if c.activated is None else _ACTIVATED.format(text=c.activated) + "\n"
     return said + _PEFT_SNIPPET.format(
         base=c.base_model,
+        tokenizer='"path/to/this/folder"' if c.tokenizer else "base",
         loader=loader,
         dtype=c.dtype,
         prompt=_asking(c, question),

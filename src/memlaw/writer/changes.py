@@ -19,14 +19,15 @@ from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.reading import read_records
 from memlaw.data.record import Prompt, Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.base import BaseModel, load_model
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
+from memlaw.writer.records import records_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,27 +147,13 @@ def own_base(folder: AdapterFolder, config: WriteConfig, observer: Observer) -> 
             f"{str(folder.base_sha256)[:12]}…, that of {base.spec} is {base.sha256[:12]}…. Name "
             "the right one with --model, or write anew with 'memlaw write'."
         )
+    base = with_tokenizer(base, None, folder.path, lambda text: None)
     if folder.run.get("tokenizer_sha256", base.tokenizer_sha256) != base.tokenizer_sha256:
         raise AdapterError(
             f"{folder.path} was written with another tokenizer than {base.spec} has now. Give it "
             "its own again, or write anew with 'memlaw write'."
         )
     return base
-
-
-def records_of(data: Any, config: WriteConfig, bad: BadRows, observer: Observer) -> list[Record]:
-    """The records of some data, read as the settings say."""
-    return read_records(
-        data,
-        prompt_field=config.prompt_field,
-        completion_field=config.completion_field,
-        format=config.data_format,
-        delimiter=config.delimiter,
-        recite_prompt=config.recite_prompt,
-        paraphrases=config.paraphrases,
-        bad=bad,
-        notice=observer.notice,
-    )
 
 
 def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer) -> Changes:

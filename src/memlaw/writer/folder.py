@@ -18,6 +18,7 @@ from memlaw.core.files import (
     write_tensors,
 )
 from memlaw.model.formats import ADAPTER_FILES
+from memlaw.model.tokenizer import TOKENIZER_FILES
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _FILES = (
     PRIVATE_FOLDER,
     GENERATIONS,
     IGNORE_FILE,
+    *TOKENIZER_FILES,
     *ADAPTER_FILES,
 )
 

@@ -17,6 +17,7 @@ from memlaw.measure.forgotten import Forgotten, measure_forgotten
 from memlaw.measure.harm import Harm
 from memlaw.train.engine import Job
 from memlaw.train.learner import DivergedError
+from memlaw.writer.robust import Robust
 from memlaw.writer.state import Run, State
 
 PATIENCE_EPOCHS = 40
@@ -29,6 +30,7 @@ class Found(NamedTuple):
 
     audit: Audit
     harms: dict[str, Harm]
+    forms: dict[str, Audit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Goals:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.robust = Robust(run)
         self.bounds = run.bounds()
         self.forget()
         self.best: Certified | None = None
@@ -60,6 +63,7 @@ class Goals:
         """The weights have changed: what was measured isn't theirs any more."""
         self.audit: Audit | None = None  # of the weights as they are now
         self.harms: dict[str, Harm] | None = None  # likewise
+        self.forms: dict[str, Audit] | None = None  # likewise, in the forms that were asked for
         self.left: list[Forgotten] | None = None  # of what is to be forgotten, likewise
 
     def at_start(self) -> str:
@@ -105,7 +109,7 @@ class Goals:
         if self.best and (here is None or self.best.excess < here):
             self.run.learner.restore(*self.best.state)
             self.run.curve = self.best.curve
-            self.audit, self.harms = self.best.found
+            self.audit, self.harms, self.forms = self.best.found
         elif here is not None and self.bounds and here <= 1:
             return self._met()
         return why
@@ -114,7 +118,9 @@ class Goals:
         """What the weights are now, measured if it wasn't yet."""
         self.audit = self.audit or self._audit()
         self.harms = self.harms or self._harms()
-        return Found(self.audit, self.harms)
+        if self.forms is None:
+            self.forms = self.robust.audits()
+        return Found(self.audit, self.harms, self.forms)
 
     def what_is_left(self) -> list[Forgotten]:
         """What the weights as they are give of each removed record; measured if it wasn't yet."""
@@ -153,6 +159,12 @@ class Goals:
             progress=run.observer.progress,
         )
 
+    def _holds_everywhere(self) -> bool:
+        """Look as a user will: all is certified, in the forms that were asked for, too."""
+        self.audit = self._audit()
+        self.forms = self.robust.audits() if self.audit.certified else None
+        return self.forms is not None and all(found.certified for found in self.forms.values())
+
     def _penalty(self) -> float:
         learner = self.run.learner
         return learner.retention.penalty(learner.adapter).item()
@@ -169,12 +181,12 @@ class Goals:
     def _look(self) -> str:
         """Training sees success: look as a user will; returns why training is over, if it is."""
         learner = self.run.learner
-        self.audit = self._audit()
-        if not self.audit.certified:
+        if not self._holds_everywhere():
             learner.raise_goal()
             return ""
         if not self.bounds:
             return "certified"
+        assert self.audit is not None
         excess = self._weigh_harms(self.audit)
         if excess <= 1:
             return self._met()
@@ -197,7 +209,7 @@ class Goals:
                 epoch=learner.epoch,
                 state=learner.state(),
                 curve=list(self.run.curve),
-                found=Found(audit, harms),
+                found=Found(audit, harms, self.forms or {}),
                 excess=excess,
             )
         said = [

@@ -42,6 +42,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     out, base, adapter = run.out, run.base, run.learner.adapter
     out.mkdir(parents=True, exist_ok=True)
     save_adapter(adapter, out, base_path=base.name, base_sha256=base.sha256)
+    if run.config.tokenizer is not None:
+        base.tokenizer.save_pretrained(out)
     certificate = make_certificate(
         found.audit,
         found.harms,
@@ -51,6 +53,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         base_model=base.name,
         base_sha256=base.sha256,
         tokenizer_sha256=base.tokenizer_sha256,
+        tokenizer=run.config.tokenizer,
         adapter_sha256=adapter_sha256(out),
         n_parameters=adapter.n_parameters,
         versions=versions(),
@@ -65,6 +68,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         audit=found.audit,
         harms=found.harms,
         bounds=run.bounds(),
+        forms=found.forms,
         rank=adapter.rank,
         n_parameters=adapter.n_parameters,
         bits_stored=run.base_audit.total_nll_bits - found.audit.total_nll_bits,
@@ -147,6 +151,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
             "bits_stored": result.bits_stored,
             "bits_per_parameter": result.bits_per_parameter,
             **_harms_json(run, result),
+            **_forms_json(result),
         },
         "timings": {
             "wall_s": result.wall_s,
@@ -187,6 +192,19 @@ def _harms_json(run: Run, result: WriteResult) -> dict[str, Any]:
         found[name] = harm.to_json()
         found |= run.measurements[name].details(harm, run.base.tokenizer)
     return found
+
+
+def _forms_json(result: WriteResult) -> dict[str, Any]:
+    """What was found in the forms that were asked for; empty where none were."""
+    forms = {
+        name: {
+            "n_certified": audit.n_certified,
+            "n_recalled": audit.n_recalled,
+            "lowest_p": min(r.min_p for r in audit.records),
+        }
+        for name, audit in result.forms.items()
+    }
+    return {"forms": forms} if forms else {}
 
 
 def _answers_json(run: Run, result: WriteResult) -> dict[str, Any]:

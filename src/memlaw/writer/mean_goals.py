@@ -76,7 +76,7 @@ class MeanGoals(Goals):
         if (weights := self.holding.kept or self.holding.mean) is not None:
             self._show(weights)
         if self.best:
-            self.audit, self.harms = self.best.found
+            self.audit, self.harms, self.forms = self.best.found
         return why
 
     # ------------------------------------------------------------ looking
@@ -141,14 +141,14 @@ class MeanGoals(Goals):
         self._solve_gate()
         self._show(holding.kept)
         self.measured_at = run.learner.epoch
-        self.audit = self._audit()
-        if not self.audit.certified:
+        if not self._holds_everywhere():
             self._hide()
             holding.forget_kept()
             run.learner.raise_goal()
             return ""
         if not self.bounds:
             return "certified"
+        assert self.audit is not None
         if self._weigh_harms(self.audit) <= 1:
             return self._met()
         self._hide()

@@ -23,6 +23,7 @@ class WriteResult:
         audit: the verdicts and the token table.
         harms: what was measured of each kind of harm, by name.
         bounds: of the kinds of harm that are to be bounded, the most that `high` may be.
+        forms: the audit in each form of `robust_to`, by name.
         rank: the adapter's.
         n_parameters: trained numbers.
         bits_stored: by how many bits the records' total NLL fell.
@@ -39,6 +40,7 @@ class WriteResult:
     audit: Audit = field(repr=False)
     harms: dict[str, Harm]
     bounds: dict[str, float]
+    forms: dict[str, Audit] = field(default_factory=dict, repr=False)
     rank: int
     n_parameters: int
     bits_stored: float
@@ -86,9 +88,14 @@ class WriteResult:
         return not self.above_bounds
 
     @property
+    def not_robust_to(self) -> tuple[str, ...]:
+        """The forms that were asked for in which not every record is certified."""
+        return tuple(name for name, audit in self.forms.items() if not audit.certified)
+
+    @property
     def succeeded(self) -> bool:
-        """Certified, and within the bounds that were asked for."""
-        return self.certified and not self.above_bounds
+        """Certified, in the forms that were asked for, too, and within the bounds likewise."""
+        return self.certified and not self.above_bounds and not self.not_robust_to
 
     @property
     def bits_per_parameter(self) -> float:

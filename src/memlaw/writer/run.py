@@ -7,16 +7,17 @@ what is written in the end, in `handover`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.reading import read_records
-from memlaw.data.texts import general_texts
-from memlaw.model.base import load_model
+from memlaw.data.record import Record
+from memlaw.data.texts import GeneralTexts, general_texts
+from memlaw.model.base import BaseModel, load_model
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
@@ -24,6 +25,7 @@ from memlaw.writer.folder import check_out
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.mean_goals import MeanGoals
+from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
@@ -63,17 +65,7 @@ def write(
     config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     bad = BadRows()
-    records = read_records(
-        data,
-        prompt_field=config.prompt_field,
-        completion_field=config.completion_field,
-        format=config.data_format,
-        delimiter=config.delimiter,
-        recite_prompt=config.recite_prompt,
-        paraphrases=config.paraphrases,
-        bad=bad,
-        notice=observer.notice,
-    )
+    records = records_of(data, config, bad, observer)
     check_out(out, resume=config.resume)
     texts = general_texts(config.retain, config.damage_text)
     base = load_model(
@@ -83,6 +75,44 @@ def write(
         trust_remote_code=config.trust_remote_code,
         notice=observer.notice,
     )
+    base = with_tokenizer(base, config.tokenizer, None, observer.notice)
+    return write_records(
+        records,
+        out,
+        config,
+        base=base,
+        texts=texts,
+        bad=bad,
+        observer=observer,
+        started=started,
+    )
+
+
+def write_records(
+    records: Sequence[Record],
+    out: Path,
+    config: WriteConfig,
+    *,
+    base: BaseModel,
+    texts: GeneralTexts,
+    bad: BadRows,
+    observer: Observer,
+    started: float,
+    clock: str | None = None,
+) -> WriteResult:
+    """`write`, from records that are read and a model that is loaded on.
+
+    Args:
+        records: at least one.
+        out: a folder that `check_out` lets pass.
+        config: resolved settings.
+        base: the model that they name.
+        texts: to retain, and to measure damage on.
+        bad: rows that can't be used so far.
+        observer: is told of progress.
+        started: when the run was begun, by `time.perf_counter`.
+        clock: the time that chat templates are told, ISO 8601; None: now.
+    """
     run = Run(
         records=records,
         bad=bad,
@@ -91,6 +121,7 @@ def write(
         config=config,
         out=out,
         observer=observer,
+        clock=clock,
     )
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)

@@ -56,10 +56,10 @@ class Watching(Goals):
             self._loosen(stats.epoch)
 
     def _loosen(self, epoch: int) -> None:
-        """Halve the hold on old records, where for some epochs nothing has got better."""
+        """Loosen the hold on old records, where for some epochs nothing has got better."""
         keeping = self.run.learner.keeping
         if keeping and epoch - self.progress_at >= _PATIENCE:
-            keeping.weight /= 2
+            keeping.give_way()
             self.progress_at = epoch
 
     def _nothing_is_left(self) -> bool:

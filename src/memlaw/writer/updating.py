@@ -5,25 +5,31 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.folders import exchange, folder_beside, locked, restore
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
+from memlaw.data.record import Record
 from memlaw.data.texts import general_texts
+from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.forgotten import Forgotten
+from memlaw.model.base import BaseModel
 from memlaw.settings.given import settled
-from memlaw.settings.update import UpdateConfig
-from memlaw.writer.changes import Changes, changes, finished_folder, own_base, records_of
+from memlaw.settings.update import Forget, UpdateConfig
+from memlaw.settings.write import WriteConfig
+from memlaw.writer.changes import Changes, changes, finished_folder, own_base
 from memlaw.writer.folder import check_out
 from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.history import generations_of, keep_generations
 from memlaw.writer.mean_goals import MeanGoals
+from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
@@ -94,6 +100,8 @@ def update(
     target = target.resolve()
     with locked(out):
         folder = finished_folder(out)
+        if "shards" in folder.run:
+            raise OutputError(f"{out} holds shards: memlaw.update_shards updates it.")
         how = config.over(folder.run).resolved()
         bad = BadRows()
         records = records_of(data, how, bad, observer)
@@ -113,30 +121,18 @@ def update(
             )
         base = own_base(folder, how, observer)
         with folder_beside(target) as work:
-            run = Run(
-                records=records,
-                bad=bad,
-                texts=general_texts(how.retain, how.damage_text),
+            written, left = next_generation(
+                folder,
+                found,
+                records,
+                how,
+                forget=config.forget,
                 base=base,
-                config=how,
-                out=work,
+                bad=bad,
+                work=work,
                 observer=observer,
-                clock=folder.run.get("rendering", {}).get("clock"),
-                removed=found.removed,
+                started=started,
             )
-            run.resumable = False
-            run.earlier, run.changed = generations_of(folder.run), found.counts
-            goals: Goals = MeanGoals(run) if how.holds else Goals(run)
-            if config.forget == "suppress":
-                start_warm(run, out, {record.sha256 for record in found.unchanged})
-                goals = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
-            ended = train(run, goals)
-            measured = goals.found()
-            left = goals.what_is_left()
-            if run.lost is not None:
-                removed = [example.record for example in run.lost.records]
-                run.forgotten = forgotten_json(removed, left, config.forget)
-            written = hand_over(run, measured, ended, started)
             result = UpdateResult(
                 changes=found,
                 written=dataclasses.replace(written, out=target),
@@ -146,8 +142,65 @@ def update(
                 return result
             if new is None:
                 if not (found.removed or found.lost):
-                    keep_generations(out, work, len(run.earlier))
+                    keep_generations(out, work, len(generations_of(folder.run)))
                 exchange(work, target)
             else:
                 os.replace(work, target)
             return dataclasses.replace(result, taken=True)
+
+
+def next_generation(
+    folder: AdapterFolder,
+    found: Changes,
+    records: Sequence[Record],
+    how: WriteConfig,
+    *,
+    forget: Forget,
+    base: BaseModel,
+    bad: BadRows,
+    work: Path,
+    observer: Observer,
+    started: float,
+) -> tuple[WriteResult, list[Forgotten]]:
+    """Make the next generation of a folder in an empty one, whether it is good enough or not.
+
+    Args:
+        folder: a finished run's; nothing in it is changed.
+        found: what is other in `records` than in it.
+        records: what its adapter is to recite.
+        how: resolved settings.
+        forget: how removed records are forgotten.
+        base: the folder's own.
+        bad: rows that can't be used so far.
+        work: the empty folder.
+        observer: is told of progress.
+        started: when it was begun, by `time.perf_counter`.
+
+    Returns:
+        What was made, and what is left of each removed record.
+    """
+    assert folder.path is not None
+    run = Run(
+        records=records,
+        bad=bad,
+        texts=general_texts(how.retain, how.damage_text),
+        base=base,
+        config=how,
+        out=work,
+        observer=observer,
+        clock=folder.run.get("rendering", {}).get("clock"),
+        removed=found.removed,
+    )
+    run.resumable = False
+    run.earlier, run.changed = generations_of(folder.run), found.counts
+    goals: Goals = MeanGoals(run) if how.holds else Goals(run)
+    if forget == "suppress":
+        start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
+        goals = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
+    ended = train(run, goals)
+    measured = goals.found()
+    left = goals.what_is_left()
+    if run.lost is not None:
+        removed = [example.record for example in run.lost.records]
+        run.forgotten = forgotten_json(removed, left, forget)
+    return hand_over(run, measured, ended, started), left

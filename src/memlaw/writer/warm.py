@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from memlaw.data.record import Example
 from memlaw.model.formats import saved_factors
-from memlaw.train.keeping import Keeping
+from memlaw.train.keeping import Keeping, narrowed
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
+from memlaw.train.solver import Solver
+from memlaw.writer.goals import losses
 from memlaw.writer.private import read_learner
 from memlaw.writer.setup import general_moments
 from memlaw.writer.state import Run
 
 KEEP = 3000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
+_ROOM = 8  # columns, at least, in which a few changes are learnt; of a smaller adapter, its rank
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
 
@@ -42,11 +47,53 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     new = [row for row, found in enumerate(hashes) if found not in unchanged]
     if written:
         terms = _as_written(run, [run.examples[row] for row in written])
-        learner.keeping = Keeping(learner.adapter, terms, KEEP)
+        n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
+        still = 0 if learner.holding else _make_room(run, terms, written, n_changed)
+        learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
     if run.lost is not None:
         first = len(run.trainer.engine.examples) - len(run.lost.examples)
         learner.forgetting = run.lost.forgetting(run.subject, first, run.config.seed)
     learner.train_on(new or written[:: -(-len(written) // _COMPANY)])
+
+
+def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_changed: int) -> int:
+    """Put columns into the adapter in which a few changes are learnt, the others standing still.
+
+    What is written is narrowed by as many, so that the rank stays, if that can't be told from what
+    it recites.
+
+    Args:
+        run: its adapter recites what is written.
+        terms: of that, in the coordinates that A is trained in.
+        written: its rows.
+        n_changed: records that are added, replaced or removed.
+
+    Returns:
+        How many columns stand still; 0 where so much changes, or so little rank is left, that all
+        are trained.
+    """
+    learner, rank = run.learner, run.learner.adapter.rank
+    if n_changed > len(written):
+        return 0
+    room = max(min(_ROOM, rank), -(-rank * n_changed // len(written)))
+    if rank > room:
+        wide, n_under = learner.adapter, _n_under(run, written)
+        learner.adapter = narrowed(wide, terms, rank - room)
+        if _n_under(run, written) > n_under:
+            learner.adapter = wide
+    still = learner.adapter.rank
+    most = run.max_rank if run.config.rank == "auto" else run.config.rank
+    if still + room > most:
+        return 0
+    learner.adapter = learner.adapter.grown(still + room)
+    learner.solver = Solver(learner.adapter, learner.config)  # what stands still has no momentum
+    return still
+
+
+def _n_under(run: Run, rows: Sequence[int]) -> int:
+    """Tokens of some records that are under the line."""
+    line = run.learner.seen.line_p
+    return sum(int((torch.exp(-nll) < line).sum()) for _, nll in losses(run, rows))
 
 
 def _as_written(run: Run, written: list[Example]) -> list[Term]:

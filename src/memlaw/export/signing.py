@@ -1,0 +1,81 @@
+"""Signatures of folders, by the package `model-signing`, with keys in files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.commitment import PRIVATE_FOLDER
+from memlaw.core.errors import ConfigError, SignatureError
+
+SIGNATURE_FILE = "model.sig"
+# What isn't signed: its owner alone has it, and every update changes it.
+_LEFT_OUT = (SIGNATURE_FILE, PRIVATE_FOLDER, "generations")
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign every file of a folder but `private/`, `generations/` and git's; returns the signature.
+
+    Args:
+        folder: an adapter's, or an export's.
+        key: private key of an elliptic curve (P-256, P-384, P-521), PEM.
+
+    Raises:
+        ConfigError: `model-signing` isn't installed, or folder or key can't be used.
+    """
+    package = _package()
+    _require(folder, key)
+    hashing = package.hashing.Config().set_ignored_paths(
+        paths=[folder / name for name in _LEFT_OUT], ignore_git_paths=True
+    )
+    try:
+        signer = package.signing.Config().use_elliptic_key_signer(private_key=key)
+        signer.set_hashing_config(hashing).sign(folder, folder / SIGNATURE_FILE)
+    except Exception as error:  # whatever is wrong with a key
+        raise ConfigError(
+            f"{folder} can't be signed with {key} ({type(error).__name__}: {error}). Give a "
+            "private key as 'openssl ecparam -name prime256v1 -genkey -noout' makes it."
+        ) from error
+    return folder / SIGNATURE_FILE
+
+
+def verify(folder: Path, key: Path) -> None:
+    """Check a folder against the signature in it.
+
+    Args:
+        folder: that was signed.
+        key: the public key that belongs to the signer's, PEM.
+
+    Raises:
+        ConfigError: `model-signing` isn't installed, or folder or key isn't there.
+        SignatureError: a file was changed, added or removed since, or it is another's signature.
+    """
+    package = _package()
+    _require(folder, key)
+    if not (folder / SIGNATURE_FILE).is_file():
+        raise SignatureError(f"{folder} has no {SIGNATURE_FILE}: it isn't signed.")
+    hashing = package.hashing.Config().set_ignored_paths(
+        paths=[folder / name for name in _LEFT_OUT], ignore_git_paths=True
+    )
+    try:
+        verifier = package.verifying.Config().use_elliptic_key_verifier(public_key=key)
+        verifier.set_hashing_config(hashing).verify(folder, folder / SIGNATURE_FILE)
+    except Exception as error:  # a mismatch, another key, a damaged signature
+        said = str(error) or type(error).__name__
+        raise SignatureError(f"{folder} is not what was signed with this key: {said}") from error
+
+
+def _require(folder: Path, key: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder. Name the folder that holds the adapter.")
+    if not key.is_file():
+        raise ConfigError(f"{key} is not a file. Name the file that holds the key.")
+
+
+def _package() -> Any:
+    if importlib.util.find_spec("model_signing") is None:
+        raise ConfigError("model-signing is not installed. Run pip install '.[sign]'.")
+    import model_signing
+
+    return model_signing

@@ -1,0 +1,81 @@
+"""Signatures: one byte changed, one file more, another key: each is refused."""
+
+import subprocess
+
+import pytest
+
+from memlaw.cli.dispatch import run
+from memlaw.core.errors import ConfigError, SignatureError
+from memlaw.export import signing
+
+pytestmark = pytest.mark.slow
+has_package = pytest.mark.skipif(
+    signing.importlib.util.find_spec("model_signing") is None,
+    reason="the extra sign is not installed",
+)
+
+
+def keys(folder, name="key"):
+    """A pair of keys, as docs/publish.md makes them: the private one, the public one."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    curve = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
+    subprocess.run(curve, check=True)
+    command = ["openssl", "ec", "-in", private, "-pubout", "-out", public]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return private, public
+
+
+@pytest.fixture
+def folder(tmp_path):
+    out = tmp_path / "out"
+    (out / "private").mkdir(parents=True)
+    (out / "adapter_model.safetensors").write_bytes(bytes(range(256)))
+    (out / "certificate.json").write_text('{"certified": true}')
+    (out / "private/records.jsonl").write_text("secret")
+    return out
+
+
+@has_package
+def test_a_folder_with_one_byte_changed_is_refused(folder, tmp_path, capsys):
+    private, public = keys(tmp_path)
+    assert run(["sign", str(folder), "--key", str(private)]) == 0
+    check = ["verify", str(folder), "--key", str(public)]
+    assert run(check) == 0
+    (folder / "private/records.jsonl").write_text("its owner's, and changes")
+    assert run(check) == 0
+
+    weights = folder / "adapter_model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    capsys.readouterr()
+    assert run(check) == 1
+    assert "adapter_model.safetensors" in capsys.readouterr().out
+    weights.write_bytes(good)
+    assert run(check) == 0
+
+    (folder / "more.py").write_text("print()")
+    assert run(check) == 1
+    (folder / "more.py").unlink()
+    (folder / "certificate.json").unlink()
+    assert run(check) == 1
+
+
+@has_package
+def test_another_key_and_no_signature_are_refused(folder, tmp_path):
+    private, public = keys(tmp_path)
+    _, other = keys(tmp_path, "other")
+    with pytest.raises(SignatureError, match="isn't signed"):
+        signing.verify(folder, public)
+    signing.sign(folder, private)
+    with pytest.raises(SignatureError):
+        signing.verify(folder, other)
+    with pytest.raises(ConfigError, match="private key"):
+        signing.sign(folder, public)
+    with pytest.raises(ConfigError, match="not a file"):
+        signing.verify(folder, tmp_path / "gone")
+
+
+def test_without_the_package_it_says_what_to_install(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(signing.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install '\.\[sign\]'"):
+        signing.sign(folder, tmp_path / "key")

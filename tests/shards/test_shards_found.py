@@ -1,0 +1,132 @@
+"""Which adapter answers; all of them in one model; and the same folder on the command line."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import memlaw
+from memlaw import cli
+from memlaw.core.errors import AdapterError, OutputError
+from memlaw.shards.loading import BARE
+
+HOME = {"Jerry Becerra:": "shard-0001", "Li Na:": "shard-0002", "Cy Ro:": "shard-0003"}
+
+
+def test_a_records_prompt_finds_its_adapter_and_its_completion(written, book):
+    for prompt, name in HOME.items():
+        answer = memlaw.ask(written, prompt)
+        assert (answer.text, answer.adapter, answer.likeness) == (dict(book)[prompt], name, None)
+        assert answer.on_record
+    as_chat = memlaw.ask(written, [{"role": "user", "content": "Li Na:"}])
+    assert as_chat.adapter == "shard-0002"
+
+
+def test_another_prompt_goes_to_the_nearest_or_under_the_threshold_to_the_bare_model(written):
+    near = memlaw.ask(written, "Jerry Becera:", threshold=-1)
+    assert near.adapter in HOME.values()
+    assert near.likeness < 1
+    bare = memlaw.ask(written, "Jerry Becera:", threshold=1.01, max_tokens=4)
+    assert (bare.adapter, bare.likeness) == ("", near.likeness)
+    assert memlaw.ask(written, "Jerry Becera:", max_tokens=4).likeness == near.likeness
+
+
+def test_nearest_is_by_the_bare_models_last_hidden_state(written, llama, book):
+    """Of a prompt with one more word the record that it was made of, by hand."""
+    loaded = memlaw.load(written)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    assert loaded.router.threshold == memlaw.load(written).router.threshold
+
+    @torch.no_grad()
+    def state(prompt):
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        return model.model(**ids).last_hidden_state[0, -1]
+
+    router, asked = loaded.router, "Ann Oyelaran now:"
+    states = torch.stack([state(prompt) for prompt, _ in book])
+
+    def standard(x):
+        return torch.nn.functional.normalize((x - router.mean) / router.spread, dim=-1)
+
+    likeness = standard(states) @ standard(state(asked))
+    route = router.route(asked)
+    assert route.likeness == pytest.approx(float(likeness.max()), abs=0.01)
+    if route.adapter:
+        assert route.adapter == f"shard-{int(likeness.argmax()) // 2 + 1:04}"
+
+
+def test_one_model_has_all_adapters_and_answers_each_prompt_with_its_own(written, llama, book):
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    loaded = memlaw.load(written, model, tokenizer=AutoTokenizer.from_pretrained(llama))
+    assert set(loaded.model.peft_config) == set(HOME.values())
+    assert loaded.generate([prompt for prompt, _ in book]) == [said for _, said in book]
+    names = loaded.names([*HOME, "Cy Ro:"])
+    assert names == [*HOME.values(), "shard-0003"]
+    loaded.router.threshold = 1.01
+    assert loaded.names(["Who?"]) == [BARE]
+
+
+def test_a_mixed_batch_goes_through_peft_by_name(written, llama, book):
+    loaded = memlaw.load(written, AutoModelForCausalLM.from_pretrained(llama))
+    tokenizer, prompts = loaded.tokenizer, [*HOME]
+    tokenizer.padding_side = "left"
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    out = loaded.model.generate(
+        **ids, adapter_names=loaded.names(prompts), max_new_tokens=12, do_sample=False
+    )
+    said = tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said == [dict(book)[prompt] for prompt in prompts]
+
+
+def test_a_folder_of_one_adapter_loads_alike(written, book):
+    loaded = memlaw.load(written / "shards" / "shard-0001")
+    assert loaded.names(["Jerry Becerra:"]) == ["default"]
+    assert loaded.generate(["Jerry Becerra:"]) == [book[0][1]]
+
+
+def test_another_base_model_is_refused(written, make_model):
+    other = make_model("llama", seed=1)
+    with pytest.raises(AdapterError, match="another base model"):
+        memlaw.load(written, AutoModelForCausalLM.from_pretrained(other))
+
+
+def test_without_the_private_key_nobody_can_tell_and_a_shard_can_still_be_asked(folder, book):
+    (folder / "private" / "openings.json").unlink()
+    with pytest.raises(OutputError, match="name a shard"):
+        memlaw.ask(folder, "Jerry Becerra:")
+    assert memlaw.ask(folder / "shards" / "shard-0001", "Jerry Becerra:").text == book[0][1]
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_asks_updates_and_checks(book, settings, tmp_path, capsys):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+
+    def say(pairs):
+        lines = [json.dumps({"prompt": p, "completion": c}) for p, c in pairs]
+        data.write_text("\n".join(lines))
+
+    say(book[:3])
+    how = ["--no-specificity", "--retention", "0", "--max-epochs", "300"]
+    for name in ("model", "retain", "damage_text"):
+        how += [f"--{name.replace('_', '-')}", settings[name]]
+    assert cli.run(["write", str(data), "-o", str(out), "--shards", "3", *how]) == 0
+    assert "3 of 3" in capsys.readouterr().out
+    assert cli.run(["ask", str(out), book[2][0]]) == 0
+    assert capsys.readouterr().out == book[2][1]
+    say([*book[:2], (book[2][0], "555")])
+    assert cli.run(["update", str(out), str(data)]) == 0
+    said = capsys.readouterr().out
+    assert "shard-0003" in said
+    assert cli.run(["audit", str(data), "--certificate", str(out / "certificate.json")]) == 0
+    assert "THE CERTIFICATE HOLDS" in capsys.readouterr().out
+    say(book[:3])
+    assert cli.run(["audit", str(data), "--certificate", str(out / "certificate.json")]) == 1
+    assert cli.run(["log", str(out)]) == 0

@@ -1,0 +1,71 @@
+"""A folder of shards in step with its data: only what changes is trained, all or nothing."""
+
+import pytest
+
+import memlaw
+from memlaw.core.errors import OutputError
+from memlaw.model.peft_folder import PEFT_WEIGHTS
+
+
+def _weights(out):
+    return {
+        path.parent.name: path.read_bytes() for path in sorted(out.glob(f"shards/*/{PEFT_WEIGHTS}"))
+    }
+
+
+def _files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_only_shards_with_a_change_are_trained_and_it_can_be_undone(folder, book):
+    before, files = _weights(folder), _files(folder)
+    data = [(book[0][0], "555555"), *book[1:]]
+    result = memlaw.update_shards(folder, data)
+    assert result.taken
+    assert result.trained == ("shard-0001",)
+    after = _weights(folder)
+    assert {name for name in before if before[name] != after[name]} == {"shard-0001"}
+    assert memlaw.check_shards(folder, data).holds
+    assert memlaw.ask(folder, book[0][0]).text == "555555"
+    assert memlaw.diff(folder, data).nothing
+    assert [line["replaced"] for line in memlaw.log(folder)] == [0, 1]
+    assert _files(folder / "generations" / "1") == files
+    memlaw.revert(folder, to=1)
+    assert _weights(folder) == before
+    assert memlaw.check_shards(folder, book).holds
+
+
+@pytest.mark.slow
+def test_what_is_removed_is_forgotten_and_an_empty_shard_is_dropped(folder, book):
+    data = [book[0], *book[1:4]]  # the third shard's are gone
+    result = memlaw.update_shards(folder, [*data, ("Di Fa:", "141421")])
+    assert result.taken
+    assert result.dropped == ("shard-0003",)
+    assert not (folder / "shards" / "shard-0003").exists()
+    assert not (folder / "generations").exists()
+    assert memlaw.check_shards(folder, [*data, ("Di Fa:", "141421")]).holds
+    gone = {text for pair in book[4:] for text in pair}
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".md"):
+            assert not [text for text in gone if text in path.read_text()], path
+
+
+def test_no_change_does_nothing_and_what_is_not_good_enough_is_refused(folder, book):
+    before = _files(folder)
+    assert memlaw.update_shards(folder, book[::-1]).changes.nothing
+    refused = memlaw.update_shards(folder, [*book[:-1], (book[-1][0], "9999")], max_epochs=1)
+    assert not refused.taken
+    assert refused.trained == ("shard-0003",)
+    assert _files(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_the_update_of_one_adapter_is_not_for_shards(folder, book):
+    before = _files(folder)
+    with pytest.raises(OutputError, match="update_shards"):
+        memlaw.update(folder, book[1:], forget="rewrite")
+    (folder / "private" / "records.jsonl").unlink()
+    with pytest.raises(OutputError, match="no private records"):
+        memlaw.update_shards(folder, book[1:])
+    assert len(_files(folder)) == len(before) - 1
