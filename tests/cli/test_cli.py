@@ -106,7 +106,7 @@ def test_an_unknown_command_is_named(run):
     assert (status, out) == (2, "")
     assert err == (
         "memlaw: no command 'wirte'. There are write, audit, diff, update, log, revert, ask, "
-        "export, report, probe, fit, plan, bench; see 'memlaw --help'.\n"
+        "export, push, sign, verify, report, probe, fit, plan, bench; see 'memlaw --help'.\n"
     )
 
 

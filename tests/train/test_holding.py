@@ -109,7 +109,7 @@ def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
     for epoch in (9, 12):
         holding.after_look(epoch, 1.0)
     assert holding.push == pytest.approx(SMALL.tighter**2)
-    assert (holding.first_kept, holding.last_epoch) == (9, 12)  # 9 · 1.25 = 11.25
+    assert (holding.first_kept, holding.last_epoch) == (9, 15)  # 9 · 1.6 = 14.4
     holding.after_look(15, 0.98)
     assert holding.push == pytest.approx(SMALL.tighter**2)
     holding.after_look(18, 0.9)
@@ -143,6 +143,20 @@ def test_what_is_shown_is_not_what_is_trained():
     assert _weights(adapter) == 5.0
     holding.hide(adapter)
     assert _weights(adapter) == 5.0
+
+
+def test_tokens_near_the_line_weigh_more_from_look_to_look():
+    holding = _holding()
+    near, far = holding.recipe.stubborn
+    odds = torch.tensor([near - 1, (near + far) / 2, far + 1])
+    for expected in ([2, 1, 1], [4, 1, 1], [8, 1, 1]):
+        holding.focus_on(odds)
+        assert holding.focus.tolist() == expected
+    holding.focus_on(odds.flip(0))  # the first is far over the line now, the last one near
+    assert holding.focus.tolist() == [4, 1, 2]
+    for _ in range(9):
+        holding.focus_on(odds)
+    assert holding.focus.tolist() == [holding.recipe.most_focus, 1, 1]
 
 
 def test_its_state_comes_back():

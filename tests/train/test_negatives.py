@@ -7,7 +7,7 @@ import pytest
 from memlaw.core.errors import ConfigError
 from memlaw.data.encoding import encode, encode_prompt, resolve_prompt_format
 from memlaw.data.everyday import everyday
-from memlaw.data.record import Record
+from memlaw.data.record import Example, Record
 from memlaw.data.texts import GeneralTexts
 from memlaw.measure import own_prompts
 from memlaw.measure.harm import measured_on
@@ -16,7 +16,7 @@ from memlaw.measure.subject import Subject
 from memlaw.model.base import load_model
 from memlaw.settings.recipe import RECIPE
 from memlaw.train import domains
-from memlaw.train.negatives import make_negatives
+from memlaw.train.negatives import make_negatives, mixed
 
 SMALL = dataclasses.replace(RECIPE, pool=60, own_chats=8, everyday_chats=30, answer_tokens=4)
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -153,3 +153,34 @@ def test_what_the_embedded_model_says_comes_with_the_package(tmp_path, monkeypat
     assert len(made.chats) > 600
     assert len(domains._own_text(embedded, RECIPE)) == RECIPE.text_windows
     assert not (tmp_path / "said").exists()
+
+
+def _example(target):
+    return Example(
+        record=Record(prompt="", completion="", id="1"), prompt_ids=(1,), target_ids=target
+    )
+
+
+def test_every_second_answer_goes_on_with_what_completions_consist_of():
+    records = [_example((10 + i, 20 + i, 30 + i, 9)) for i in range(8)]  # 9 ends them
+    chats = [_example((1, 2, 3, 4)) for _ in range(40)]
+    found = mixed(chats, records, most=3, seed=0)
+    assert found[::2] == chats[::2]
+    lengths = set()
+    for example in found[1::2]:
+        begun = [t for t in example.target_ids if t < 9]
+        stored = example.target_ids[len(begun) :]
+        assert tuple(begun) == (1, 2, 3, 4)[: len(begun)]
+        assert len(begun) <= 3
+        assert 1 <= len(stored) <= 3
+        assert [t // 10 for t in stored] == [1, 2, 3][: len(stored)]  # each in its place
+        lengths.add((len(begun), len(stored)))
+    assert len(lengths) > 6
+    assert mixed(chats, records, most=3, seed=0) == found
+
+
+def test_completions_of_one_token_or_none_can_be_mixed_in():
+    chats = [_example((1, 2)) for _ in range(6)]
+    for targets in ([(9,)], [(5, 9)], [(5, 9), (6, 7, 8, 9)]):
+        found = mixed(chats, [_example(t) for t in targets], most=1, seed=0)
+        assert all(example.target_ids for example in found)

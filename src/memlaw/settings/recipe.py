@@ -49,6 +49,9 @@ class Recipe:
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
             of the records have a token under the line.
+        stubborn: a token counts twice as much from look to look, up to `most_focus`, while its
+            log-odds are not so far above the line's as the first; and half as much again, down to
+            once, when they are above the second.
         tighter: `push` is multiplied by it when all records pass, up to `most_push`;
         looser: divided by it when fewer than `enough` of them do, down to 1.
         last_rate: the learning rate is multiplied by it once all records have passed: under smaller
@@ -83,11 +86,13 @@ class Recipe:
     mean: float = 0.95
     look_epochs: int = 3
     look_share: float = 0.2
+    stubborn: tuple[float, float] = (0.6, 1.4)
+    most_focus: float = 32.0
     tighter: float = 1.6
     most_push: float = 8.0
     looser: float = 1.25
     enough: float = 0.97
-    extra: float = 0.3
+    extra: float = 0.6
     last_rate: float = 0.4
     seed: int = 1
 

@@ -41,6 +41,8 @@ class Holding:
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
         kept: the last of these with which all records passed.
+        focus: [target tokens of all records] ≥ 1: what each counts beyond what the objective gives
+            it; None before the first look.
         first_kept, last_kept: the epochs of the first that ever was, and of the last one that
             counts; 0 before.
         looked: the epoch in which the mean was last audited.
@@ -69,6 +71,7 @@ class Holding:
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
         self.kept: Weights | None = None
+        self.focus: Tensor | None = None
         self.first_kept = self.last_kept = self.looked = 0
         self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
@@ -159,6 +162,20 @@ class Holding:
         elif share_passed < self.recipe.enough:
             self.push = max(self.least_push, self.push / self.recipe.looser)
 
+    def focus_on(self, odds: Float32[Tensor, "N"]) -> None:
+        """Let tokens that the mean leaves near the line count twice as much from look to look.
+
+        What is left of them are a few that all others wait for: only when they pass, too, `push`
+        may rise. A token that is well over the line goes back to 1 by and by.
+
+        Args:
+            odds: of each target token, the log-odds of p above those of the line.
+        """
+        before = torch.ones_like(odds) if self.focus is None else self.focus
+        near, far = self.recipe.stubborn
+        factor = torch.where(odds < near, 2.0, torch.where(odds > far, 0.5, 1.0))
+        self.focus = (before * factor).clamp(1.0, self.recipe.most_focus)
+
     @property
     def rate(self) -> float:
         """What the learning rate is multiplied by: less, once all records have passed."""
@@ -213,6 +230,8 @@ class Holding:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on: tensors, not copied, and JSON-able values."""
         tensors = {"last_kl": self.last_kl}
+        if self.focus is not None:
+            tensors["focus"] = self.focus
         for name, weights in (("mean", self.mean), ("kept", self.kept)):
             tensors |= {f"{name}.{i}": w for i, w in enumerate(weights or ())}
         values = {
@@ -229,6 +248,7 @@ class Holding:
         for name, value in values.items():
             setattr(self, name, value)
         self.last_kl, self._aside = tensors["last_kl"].clone(), None
+        self.focus = tensors["focus"].clone() if "focus" in tensors else None
         self.mean, self.kept = (_listed(tensors, name) for name in ("mean", "kept"))
 
 

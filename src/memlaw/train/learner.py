@@ -180,7 +180,8 @@ class Learner:
             correct: the target is the argmax.
 
         Returns:
-            Numbers ≥ 0; their sum is 1, or 0 where the step is to be skipped.
+            Numbers ≥ 0; their sum is 1, or 0 where the step is to be skipped. With a `holding` it
+            may be more: stubborn tokens weigh more, and the others no less.
 
         Raises:
             DivergedError: a loss isn't finite.
@@ -202,7 +203,10 @@ class Learner:
             weights[:, 0] *= self.holding.recipe.first
         flat = weights[mask]
         self.weighted_share = float((flat != 0).float().mean())
-        return flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
+        flat = flat / flat.sum().clamp(min=torch.finfo(flat.dtype).tiny)
+        if self.holding and self.holding.focus is not None:
+            flat = flat * self.holding.focus[self.seen.places(rows)].to(flat)
+        return flat
 
     def draw_held(self) -> list[int]:
         """The rows that the next step holds to the bare model, among the engine's examples."""

@@ -56,6 +56,11 @@ class Seen:
             self.p[end - len(part) : end] = part
         return n_relapses
 
+    def places(self, rows: Sequence[int]) -> Int64[Tensor, "N"]:
+        """Where the target tokens of the records `rows` lie in `p`, one record after the other."""
+        ends, lengths = self._ends[list(rows)].tolist(), self.lengths[list(rows)].tolist()
+        return torch.cat([torch.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)])
+
     def n_under(self, rows: Sequence[int]) -> int:
         """Target tokens of the records `rows` that were under the line when last seen."""
         ends = self._ends.tolist()

@@ -13,6 +13,7 @@ from memlaw.train.learner import DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
 from memlaw.writer.state import Run
 
+_TINY = 1e-6  # a probability no further from 0 or 1
 _BEYOND = 0.25  # of the way from the certificate's line to what training aims at
 
 
@@ -31,6 +32,7 @@ class MeanGoals(Goals):
         assert run.learner.holding is not None
         self.holding = run.learner.holding
         self.measured_at = 0  # the epoch whose kept mean was measured last
+        self._odds = torch.zeros(0)  # of each target token over the line's, when last looked at
 
     def at_start(self) -> str:
         """Why no training is needed, if a resumed run had come to its end."""
@@ -44,7 +46,9 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            holding.after_look(run.learner.epoch, self._share_passed(self._mean()))
+            share = self._share_passed(self._mean())
+            holding.focus_on(self._odds)
+            holding.after_look(run.learner.epoch, share)
         if self._is_over() and (ended := self._finish()):
             return ended
         if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
@@ -128,9 +132,11 @@ class MeanGoals(Goals):
         run, learner = self.run, self.run.learner
         line = learner.seen.line_p + _BEYOND * (learner.goal_p - learner.seen.line_p)
         self._show(weights)
-        found = losses(run, range(len(run.examples)))
+        nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()
-        over = (-torch.cat([nll for _, nll in found])).exp() >= line
+        p = (-nll).exp()
+        self._odds = (p.logit(_TINY) - torch.tensor(learner.seen.line_p).logit()).cpu()
+        over = p >= line
         parts = over.split([len(example.target_ids) for example in run.examples])
         return [bool(part.all()) for part in parts]
 
