@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 import typed
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     GemmaConfig,
     GPT2Config,
@@ -32,6 +31,7 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 from transformers.utils import logging
+from words import byte_level
 
 from memlaw.core.files import cache_folder
 from memlaw.settings.recipe import RECIPE
@@ -87,14 +87,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 _CACHE = "memlaw-cache"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-MERGES = ("h e", "i n", "e r", "o n", "a n", "Ġ t", "Ġt he", "Ġ a", "a s", "i s", "r e", "in g")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CONTEXT = 512
 _SHAPE = {
     "hidden_size": 64,
@@ -131,52 +123,22 @@ ARCHITECTURES = {
 }
 
 
-def _tokenizer(kind: str, *, lowercase: bool = False) -> PreTrainedTokenizerFast:
-    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens += [merge.replace(" ", "") for merge in MERGES]
-    core = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in MERGES],
-        )
-    )
-    if lowercase:
-        core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.ByteLevel(trim_offsets=False)
-    core.add_special_tokens(list(SPECIAL))
-    if kind == "plain":
-        return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[0])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=SPECIAL[2],
-        pad_token=SPECIAL[2],
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """`make_tokenizer("chat" | "plain", lowercase=False)`: byte-level, a token a digit."""
-    return _tokenizer
+    return byte_level
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> PreTrainedTokenizerFast:
     """With a chat template; its pad token is its end-of-turn token."""
-    return _tokenizer("chat")
+    return byte_level("chat")
 
 
 @pytest.fixture(scope="session")
 def plain_tokenizer() -> PreTrainedTokenizerFast:
     """Without a chat template or a pad token."""
-    return _tokenizer("plain")
+    return byte_level("plain")
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +150,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         key = (name, seed, tokenizer)
         if key not in made:
             kind, shape, usual = ARCHITECTURES[name]
-            words = _tokenizer(tokenizer or usual)
+            words = byte_level(tokenizer or usual)
             end = words.eos_token_id
             config = kind(
                 **shape,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import transformers as tf
-from conftest import _tokenizer
 from transformers.models.auto import modeling_auto
+from words import byte_level
 
 _SHAPE = {
     "hidden_size": 64,
@@ -300,7 +300,7 @@ KINDS = {
 def make(name: str, folder: Path) -> Path:
     """Make a random model of that kind, with a tokenizer, in a folder."""
     kind = KINDS[name]
-    words = _tokenizer("plain" if name in ("GPT-2", "BLOOM", "Mamba") else "chat")
+    words = byte_level("plain" if name in ("GPT-2", "BLOOM", "Mamba") else "chat")
     end = words.eos_token_id
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": words.pad_token_id}
     text = kind.shape | ids | {"vocab_size": len(words)}
