@@ -79,3 +79,16 @@ def test_without_the_package_it_says_what_to_install(folder, tmp_path, monkeypat
     monkeypatch.setattr(signing.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install '\.\[sign\]'"):
         signing.sign(folder, tmp_path / "key")
+
+
+@has_package
+@pytest.mark.parametrize("there, as_named", [("..", "out"), (".", "."), ("..", "./out/../out")])
+def test_a_folder_may_be_named_from_where_one_is(folder, tmp_path, monkeypatch, there, as_named):
+    private, public = keys(tmp_path)
+    monkeypatch.chdir((folder / there).resolve())
+    assert run(["sign", as_named, "--key", str(private)]) == 0
+    (folder / "private/records.jsonl").write_text("its owner's, and changes")
+    assert run(["verify", as_named, "--key", str(public)]) == 0
+    assert run(["verify", str(folder), "--key", str(public)]) == 0
+    (folder / "certificate.json").write_text("{}")
+    assert run(["verify", as_named, "--key", str(public)]) == 1

@@ -26,12 +26,10 @@ def sign(folder: Path, key: Path) -> Path:
     """
     package = _package()
     _require(folder, key)
-    hashing = package.hashing.Config().set_ignored_paths(
-        paths=[folder / name for name in _LEFT_OUT], ignore_git_paths=True
-    )
+    whole = folder.resolve()  # paths that are left out are compared with whole ones
     try:
         signer = package.signing.Config().use_elliptic_key_signer(private_key=key)
-        signer.set_hashing_config(hashing).sign(folder, folder / SIGNATURE_FILE)
+        signer.set_hashing_config(_hashing(package, whole)).sign(whole, whole / SIGNATURE_FILE)
     except Exception as error:  # whatever is wrong with a key
         raise ConfigError(
             f"{folder} can't be signed with {key} ({type(error).__name__}: {error}). Give a "
@@ -55,15 +53,18 @@ def verify(folder: Path, key: Path) -> None:
     _require(folder, key)
     if not (folder / SIGNATURE_FILE).is_file():
         raise SignatureError(f"{folder} has no {SIGNATURE_FILE}: it isn't signed.")
-    hashing = package.hashing.Config().set_ignored_paths(
-        paths=[folder / name for name in _LEFT_OUT], ignore_git_paths=True
-    )
+    whole = folder.resolve()  # paths that are left out are compared with whole ones
     try:
         verifier = package.verifying.Config().use_elliptic_key_verifier(public_key=key)
-        verifier.set_hashing_config(hashing).verify(folder, folder / SIGNATURE_FILE)
+        verifier.set_hashing_config(_hashing(package, whole)).verify(whole, whole / SIGNATURE_FILE)
     except Exception as error:  # a mismatch, another key, a damaged signature
         said = str(error) or type(error).__name__
         raise SignatureError(f"{folder} is not what was signed with this key: {said}") from error
+
+
+def _hashing(package: Any, folder: Path) -> Any:
+    left_out = [folder / name for name in _LEFT_OUT]
+    return package.hashing.Config().set_ignored_paths(paths=left_out, ignore_git_paths=True)
 
 
 def _require(folder: Path, key: Path) -> None:
