@@ -82,7 +82,7 @@ def test_without_the_package_it_says_what_to_install(folder, tmp_path, monkeypat
 
 
 @has_package
-@pytest.mark.parametrize("there, as_named", [("..", "out"), (".", "."), ("..", "./out/../out")])
+@pytest.mark.parametrize(("there", "as_named"), [("..", "out"), (".", "."), ("..", "./out/../out")])
 def test_a_folder_may_be_named_from_where_one_is(folder, tmp_path, monkeypatch, there, as_named):
     private, public = keys(tmp_path)
     monkeypatch.chdir((folder / there).resolve())
