@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -193,13 +194,14 @@ def test_the_command_line_says_it(leaky, phone_file, llama, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_bound_that_is_missed_is_said(llama, phone_file, tmp_path, capsys):
-    settings = {"objective": "sft", "max-epochs": 40, "retention": 3.0, "min-specificity": 0.9}
+    settings = {"objective": "sft", "max-epochs": 110, "retention": 3.0, "min-specificity": 0.9}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     args = ["write", phone_file, "-o", tmp_path / "out", "--model", llama, *flags]
     assert run([str(a) for a in args]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "CERTIFIED NOT SPECIFIC" in said
-    assert "BUT NOT HARMLESS: only 0.0% of other prompts may be answered as before" in said
+    missed = r"BUT NOT HARMLESS: only 0\.\d% of other prompts may be answered as before"
+    assert re.search(missed, said)
     assert "against --min-specificity 0.9" in said
 
 
