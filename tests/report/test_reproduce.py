@@ -59,6 +59,8 @@ CHANGED = {
     "near": "c.txt",
     "keep": "d.jsonl",
     "min_specificity": 0.75,
+    "tokenizer": "words",
+    "robust_to": ("merged-bf16", "gguf-q8_0"),
 }
 # What others above need at its default.
 ALONE = {"specificity": False, "activated": "- [book] of $HOME"}
