@@ -10,7 +10,7 @@ import memlaw
 from memlaw.cli.audit import show_audit
 from memlaw.cli.progress import ConsoleObserver
 from memlaw.cli.verdicts import bars
-from memlaw.core.observer import Spec
+from memlaw.core.observer import EpochStats, Spec
 from memlaw.settings.probe import ProbeConfig
 
 
@@ -60,3 +60,31 @@ def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_ter
         "length 6, rank 1, seed 0: loss fell by 4.56, 50.0% of tokens under" in said
     ) != is_terminal
     assert "4.56" in said
+
+
+def test_each_training_has_its_own_time_left(monkeypatch):
+    """The second of two shards begins at epoch 1 again: the first one's time isn't its own."""
+    lines, clock = [], iter(range(0, 10_000, 100))
+    monkeypatch.setattr("memlaw.cli.progress.time.monotonic", lambda: float(next(clock)))
+    observer = ConsoleObserver()
+    monkeypatch.setattr(observer, "_show", lambda line, always=False: lines.append(line))
+    for epoch in (1, 2, 1, 2):
+        stats = EpochStats(
+            epoch=epoch,
+            nll_nats=1.0,
+            n_under=3,
+            n_records_over=0,
+            n_relapses=0,
+            n_left_out=0,
+            n_steps=epoch,
+            rank=2,
+            retention=0.0,
+            n_tokens_run=10,
+            flop=1e9,
+            wall_s=100.0,
+        )
+        observer.epoch(stats, n_records=2, max_epochs=10)
+    observer.close()
+    assert [line.split("GFLOP/s  ")[1] for line in lines[:2]] == [
+        line.split("GFLOP/s  ")[1] for line in lines[2:]
+    ]

@@ -29,6 +29,7 @@ class ConsoleObserver(Observer):
         self.live = Live(console=self.console, refresh_per_second=4, transient=True)
         self.started = self.shown_at = time.monotonic()
         self.first_epoch: int | None = None
+        self.last_epoch = 0
         self.ranks: tuple[int, ...] = ()
         self.lengths: tuple[int, ...] = ()
         self.n_done = self.n_to_do = 0  # cells
@@ -50,8 +51,9 @@ class ConsoleObserver(Observer):
 
     def epoch(self, stats: EpochStats, n_records: int, max_epochs: int) -> None:
         now = time.monotonic()
-        if self.first_epoch is None:
+        if self.first_epoch is None or stats.epoch <= self.last_epoch:  # another training
             self.first_epoch, self.started = stats.epoch - 1, now - stats.wall_s
+        self.last_epoch = stats.epoch
         pace_s = (now - self.started) / (stats.epoch - self.first_epoch)
         left_s = pace_s * (max_epochs - stats.epoch)
         line = (
