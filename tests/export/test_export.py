@@ -216,8 +216,13 @@ def test_what_weights_cannot_take_in_is_refused(wide, llama, phone_book, tmp_pat
         (odd / "adapter_config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(AdapterError, match=name):
             export(odd, tmp_path / "new", phone_book)
-    with pytest.raises(AdapterError, match="only a PEFT LoRA"):
+    with pytest.raises(AdapterError, match=r"holds no adapter.*It is a whole model"):
         export(llama, tmp_path / "new", phone_book)
+    beside = tmp_path / "beside"  # a block's, in memlaw's own form
+    beside.mkdir()
+    (beside / "memlaw_adapter.json").write_text("{}")
+    with pytest.raises(AdapterError, match="only a PEFT LoRA can be exported"):
+        export(beside, tmp_path / "new", phone_book)
     with pytest.raises(ConfigError, match="no GGUF file"):
         export(wide, tmp_path / "new", phone_book, to="gguf", model=str(llama))
     assert not (tmp_path / "new").exists()

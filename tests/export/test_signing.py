@@ -92,3 +92,16 @@ def test_a_folder_may_be_named_from_where_one_is(folder, tmp_path, monkeypatch, 
     assert run(["verify", str(folder), "--key", str(public)]) == 0
     (folder / "certificate.json").write_text("{}")
     assert run(["verify", as_named, "--key", str(public)]) == 1
+
+
+@has_package
+def test_what_is_no_public_key_is_a_bad_request_and_no_verdict(folder, tmp_path, capsys):
+    private, _ = keys(tmp_path)
+    assert run(["sign", str(folder), "--key", str(private)]) == 0
+    empty = tmp_path / "empty.pub"
+    empty.write_text("")
+    for key in (empty, private, tmp_path / "missing.pub"):
+        assert run(["verify", str(folder), "--key", str(key)]) == 2
+        said = capsys.readouterr().err
+        assert str(key) in said
+        assert "signed with this key" not in said

@@ -64,6 +64,16 @@ def test_what_only_rounds_otherwise_in_float32_is_the_plain_audit(found):
         assert (_p(found, name) - _p(found, "peft")).abs().max() > 2e-4, name
 
 
+def test_without_an_end_the_text_is_asked_for_in_every_form(folder, phone_book):
+    found = survival(phone_book, adapter=folder, end=False, forms=["batch-1", "merged-fp32"])
+    assert all(not row.audit.end for row in found.rows)
+    assert all(row.recites for row in found.rows)
+    assert len(_p(found, "batch-1")) == len(_p(found, "peft"))
+    cut = [(prompt, completion[:3]) for prompt, completion in phone_book]  # and it goes on
+    assert survival(cut, adapter=folder, end=False, forms=["batch-1"]).recites
+    assert not survival(cut, adapter=folder, forms=["batch-1"]).recites
+
+
 def test_rows_are_the_audits_of_exports(found, folder, phone_book, tmp_path):
     for name, how in (
         ("merged-bf16", {"save_dtype": "bfloat16", "dtype": "bfloat16"}),

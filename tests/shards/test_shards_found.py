@@ -8,8 +8,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
 from memlaw import cli
-from memlaw.core.errors import AdapterError, OutputError
+from memlaw.cli.dispatch import run
+from memlaw.core.errors import AdapterError, ConfigError, OutputError
+from memlaw.export.run import export
+from memlaw.measure import session
+from memlaw.shards import loading
 from memlaw.shards.loading import BARE
+from memlaw.writer.publish import push
 
 HOME = {"Jerry Becerra:": "shard-0001", "Li Na:": "shard-0002", "Cy Ro:": "shard-0003"}
 
@@ -130,3 +135,35 @@ def test_the_command_line_writes_asks_updates_and_checks(book, settings, tmp_pat
     say(book[:3])
     assert cli.run(["audit", str(data), "--certificate", str(out / "certificate.json")]) == 1
     assert cli.run(["log", str(out)]) == 0
+
+
+def test_what_is_about_shards_is_refused_elsewhere(written, book, tmp_path, capsys):
+    (prompt, _), one = book[0], written / "shards/shard-0001"
+    with pytest.raises(ConfigError, match="threshold is about shards"):
+        memlaw.ask(one, prompt, threshold=0.5)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    assert run(["write", str(data), "-o", str(tmp_path / "out"), "--launcher", "ray"]) == 2
+    assert "--launcher is about shards" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_takes_a_folder_of_shards_for_an_adapter_is_told_of_them(written, book, tmp_path):
+    for call in (
+        lambda: memlaw.audit(book, adapter=written),
+        lambda: export(written, tmp_path / "out", book, to="merged"),
+        lambda: push(written, "me/book", dry_run=True),
+    ):
+        with pytest.raises(AdapterError, match="shards/shard-0001"):
+            call()
+
+
+def test_a_model_is_loaded_once_for_a_prompt_that_has_to_be_found(written, monkeypatch):
+    loaded = []
+    for room in (loading, session):
+        usual = room.load_model
+        monkeypatch.setattr(
+            room, "load_model", lambda *a, usual=usual, **k: (loaded.append(a), usual(*a, **k))[1]
+        )
+    memlaw.ask(written, "nobody's prompt", threshold=-1.0)
+    assert len(loaded) == 1

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import memlaw
 from memlaw.core.errors import ConfigError
@@ -16,6 +17,7 @@ from memlaw.model.adapter import attached
 from memlaw.model.base import load_model
 from memlaw.model.formats import loaded_adapter
 from memlaw.settings.recipe import RECIPE
+from memlaw.train import gate
 from memlaw.writer import goals
 from memlaw.writer.state import Run
 
@@ -245,3 +247,30 @@ def test_attached_adapters_may_leave_a_module_out(llama):
             assert torch.equal(base.model(ids).logits, bare)
         with attached(base.model, [(adapter, 0)], but=[run_sites[0].module]):
             assert not torch.equal(base.model(ids).logits, bare)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("breaks", [True, False])
+def test_a_gate_with_which_a_record_fails_is_not_taken(
+    llama, phone_book, texts, tmp_path, monkeypatch, breaks
+):
+    """What passed without it is what is certified; training would go on with it."""
+    solved = []
+
+    def solve_gate(engine, learner):
+        solved.append(learner.holding.gate)
+        gate.solve_gate(engine, learner)
+        if breaks:
+            with torch.no_grad():
+                for b in learner.adapter.b:
+                    b.zero_()
+
+    monkeypatch.setattr("memlaw.writer.mean_goals.solve_gate", solve_gate)
+    settings = EASY | texts | {"rank": 32, "layers": (1, 2), "model": str(llama)}
+    result = memlaw.write(phone_book, tmp_path / "out", **settings)
+    assert solved == [result.rank - 1]
+    assert result.certified
+    assert memlaw.audit(phone_book, adapter=tmp_path / "out").n_certified == len(phone_book)
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    last = [w[:, -1] for name, w in weights.items() if "lora_B" in name]
+    assert any(row.any() for row in last) != breaks  # the gate's rank does something

@@ -1,6 +1,7 @@
 """`push`: what goes to the hub, what never does, and that it means the same there."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -19,12 +20,12 @@ SECRETS = ("private", "generations", "tokens.parquet", "answers.json", "run.json
 class FakeHub:
     """Takes what `HfApi` would upload, into memory."""
 
-    def __init__(self, refuses: bool = False) -> None:
+    def __init__(self, refuses: Exception | None = None) -> None:
         self.refuses, self.repos, self.files = refuses, {}, {}
 
     def create_repo(self, repo_id, *, private=None, exist_ok=False):
-        if self.refuses:
-            raise OSError("401: who are you?\nmore")
+        if self.refuses is not None:
+            raise self.refuses
         self.repos[repo_id] = {"private": private, "exist_ok": exist_ok}
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
@@ -109,8 +110,11 @@ def test_a_dry_run_sends_nothing(folder, capsys):
 def test_a_base_model_that_only_this_machine_has_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="--base"):
         push(folder, "me/book", api=FakeHub())
-    with pytest.raises(OutputError, match="401: who are you"):
-        push(folder, "me/book", base="some/model", api=FakeHub(refuses=True))
+    no_network = type("ConnectError", (Exception,), {})  # its client's own, of no usual kind
+    for refuses in (OSError("401: who are you?\nmore"), no_network("Name or service not known")):
+        said = str(refuses).splitlines()[0]
+        with pytest.raises(OutputError, match=re.escape(said)):
+            push(folder, "me/book", base="some/model", api=FakeHub(refuses))
     with pytest.raises(AdapterError):
         push(tmp_path, "me/book", base="some/model", api=FakeHub())
     assert portable_base("embedded") == "HuggingFaceTB/SmolLM2-135M-Instruct"

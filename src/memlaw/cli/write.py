@@ -13,12 +13,14 @@ from tyro.conf import Positional, arg
 from memlaw.cli.dispatch import DONE, INTERRUPTED, NOT_CERTIFIED
 from memlaw.cli.parse import parse, part_of
 from memlaw.cli.terminal import duration, print_rows, quiet_libraries, stdout_console
+from memlaw.core.errors import ConfigError
 from memlaw.settings.write import WriteConfig
 
 if TYPE_CHECKING:
     from memlaw.train.speed import Speed
     from memlaw.writer.result import WriteResult
 
+_OF_SHARDS = ("launcher", "ray_address", "ray_cpus", "ray_gpus")
 GROUPS = {
     "data": ("out", "prompt_field", "completion_field"),
     "model": ("model", "device"),
@@ -61,6 +63,12 @@ def run(args: list[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(WriteArguments, GROUPS, "write", args)
     quiet_libraries()
+    usual = WriteArguments(data=given.data, out=given.out)
+    odd = [name for name in _OF_SHARDS if getattr(given, name) != getattr(usual, name)]
+    if odd and given.shards is None:
+        raise ConfigError(
+            f"--{odd[0].replace('_', '-')} is about shards. Give --shards, or leave it out."
+        )
     if given.shards is not None:
         from memlaw.cli.shards import run_write
 

@@ -45,6 +45,7 @@ class Bench:
         margin: float,
         batch_size: int,
         decode: Decode = "all",
+        end: bool = True,
         end_id: int | None = None,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> Audit:
@@ -53,7 +54,7 @@ class Bench:
         Args:
             folder: the adapter's.
             form: what is otherwise.
-            examples, threshold, margin, decode, end_id, progress: see `audit_examples`.
+            examples, threshold, margin, decode, end, end_id, progress: see `audit_examples`.
             batch_size: likewise; a form may have its own.
 
         Raises:
@@ -68,6 +69,7 @@ class Bench:
                 margin=margin,
                 batch_size=form.batch_size or batch_size,
                 decode=decode,
+                end=end,
                 end_id=end_id,
                 use_cache=form.use_cache,
                 pad_left=form.pad_left,

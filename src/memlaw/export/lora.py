@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import read_json
-from memlaw.model.formats import peft_modules, peft_names
+from memlaw.model.formats import adapter_config_file, peft_modules, peft_names
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
 
 # Settings of PEFT's LoRA by which the weight's change is another than scale · B A.
@@ -60,7 +60,7 @@ def lora_factors(folder: Path) -> dict[str, LoraFactors]:
     """
     if not folder.is_dir():
         raise AdapterError(f"{folder} is not a folder. Name the folder that holds the adapter.")
-    if not (folder / PEFT_CONFIG).is_file():
+    if adapter_config_file(folder).name != PEFT_CONFIG:
         raise AdapterError(
             f"{folder} has no {PEFT_CONFIG}: only a PEFT LoRA can be exported. memlaw's placement "
             "mlp sits beside a whole block, and no weight can take it in: write the adapter with "

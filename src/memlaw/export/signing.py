@@ -46,11 +46,12 @@ def verify(folder: Path, key: Path) -> None:
         key: the public key that belongs to the signer's, PEM.
 
     Raises:
-        ConfigError: `model-signing` isn't installed, or folder or key isn't there.
+        ConfigError: `model-signing` isn't installed, or folder or key isn't there, or is no key.
         SignatureError: a file was changed, added or removed since, or it is another's signature.
     """
     package = _package()
     _require(folder, key)
+    _require_public(key)
     if not (folder / SIGNATURE_FILE).is_file():
         raise SignatureError(f"{folder} has no {SIGNATURE_FILE}: it isn't signed.")
     whole = folder.resolve()  # paths that are left out are compared with whole ones
@@ -72,6 +73,19 @@ def _require(folder: Path, key: Path) -> None:
         raise ConfigError(f"{folder} is not a folder. Name the folder that holds the adapter.")
     if not key.is_file():
         raise ConfigError(f"{key} is not a file. Name the file that holds the key.")
+
+
+def _require_public(key: Path) -> None:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        load_pem_public_key(key.read_bytes())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{key} holds no public key. Give the one that 'openssl ec -in KEY -pubout' makes of "
+            "the signer's private key."
+        ) from error
 
 
 def _package() -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 from memlaw.core.errors import ConfigError, MemlawError
 from memlaw.core.observer import Observer
-from memlaw.data.encoding import end_of_turn_id
 from memlaw.export.forms import Bench
 from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
@@ -119,7 +118,6 @@ def survival(
 def _row(form: Form, bench: Bench, session: Session, plain: Audit) -> Row:
     config, folder = session.config, session.config.adapter
     assert folder is not None
-    end_id = end_of_turn_id(session.base.tokenizer, session.prompt_format)
     try:
         found = bench.audit(
             folder,
@@ -129,7 +127,8 @@ def _row(form: Form, bench: Bench, session: Session, plain: Audit) -> Row:
             margin=plain.margin,
             batch_size=config.batch_size,
             decode=config.decode,
-            end_id=None if config.end else end_id,
+            end=plain.end,
+            end_id=session.stops_at,
             progress=session.observer.progress,
         )
     except MemlawError as error:

@@ -17,6 +17,7 @@ from memlaw.data.rendering import MARK, refusals
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.session import Session
+from memlaw.model.base import BaseModel
 from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import with_settings
@@ -35,6 +36,7 @@ def ask(
     template_args: Mapping[str, Any] | Sequence[str] | None = None,
     max_tokens: int | None = None,
     observer: Observer | None = None,
+    base: BaseModel | None = None,
 ) -> Answer:
     """Give an adapted model a prompt, and decode greedily until it ends its turn.
 
@@ -49,6 +51,7 @@ def ask(
         max_tokens: most tokens to generate, ≥ 1; None: as many as the longest record in the
             folder's certificate has, or 512 without a certificate.
         observer: is told of progress.
+        base: the base model, where it is loaded already.
 
     Raises:
         MemlawError: as for `audit`; or the folder's certificate can't be read.
@@ -64,7 +67,7 @@ def ask(
         ),
         {} if template_args is None else {"template_args": template_args},
     )
-    session = Session(config, observer or Observer())
+    session = Session(config, observer or Observer(), base=base)
     session.require_own_base()
     asked = question(session.folder, prompt, system)
     limited = max_tokens is not None

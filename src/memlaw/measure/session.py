@@ -104,6 +104,7 @@ class Session:
         observer: Observer,
         default_model: str | None = None,
         rendering: Mapping[str, Any] | None = None,
+        base: BaseModel | None = None,
     ) -> None:
         if config.adapter is not None:
             adapter, said = found_adapter(config.adapter)
@@ -120,7 +121,7 @@ class Session:
         dtype: DType = config.dtype if config.dtype != "auto" else run.get("dtype", "auto")
         named = None if config.model else self.folder.base_model
         try:
-            base: BaseModel = load_model(
+            base = base or load_model(
                 config.model or named or default_model or EMBEDDED,
                 dtype=dtype,
                 device=config.device,
@@ -300,8 +301,11 @@ class Session:
         """The records that `examples` has."""
         return [example.record for example in self.examples(data)]
 
-    def _stops_at(self) -> int | None:
-        """The token at which an answer is over, if the tokenizer has one."""
+    @property
+    def stops_at(self) -> int | None:
+        """The token at which decoding stops where no end is asked for; None: at none."""
+        if self.config.asks_end:  # then each target has it
+            return None
         try:
             return end_of_turn_id(self.base.tokenizer, self.prompt_format)
         except ModelError:
@@ -335,7 +339,7 @@ class Session:
                 tokenizer,
                 examples,
                 end=config.asks_end,
-                end_id=None if config.asks_end else self._stops_at(),
+                end_id=self.stops_at,
                 prefix_tokens=config.prefix_tokens,
                 threshold=needed.threshold,
                 margin=needed.margin,

@@ -141,7 +141,8 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def _no_adapter(folder: Path) -> str:
     known = " nor ".join(f.config_file for f in FORMATS)
     said = f"{folder} holds no adapter: neither {known}. "
-    within = sorted({p.parent for f in FORMATS for p in folder.glob(f"*/{f.config_file}")})
+    patterns = [f"{place}/{f.config_file}" for f in FORMATS for place in ("*", "shards/*")]
+    within = sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
     if within:
         return f"{said}Name one of the adapters in it: {', '.join(map(str, within[:5]))}."
     if (folder / "config.json").is_file():

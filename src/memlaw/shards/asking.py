@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memlaw.core.errors import ConfigError
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat
 from memlaw.data.record import Message
@@ -60,6 +61,10 @@ def ask(
         "observer": observer,
     }
     if adapter is None or not is_sharded(adapter):
+        if threshold is not None:
+            raise ConfigError(
+                "threshold is about shards, and there are none to choose from. Leave it out."
+            )
         return asking.ask(adapter, prompt, **how)
     folder = Path(adapter)
     asked = asking.question(AdapterFolder(folder), prompt, system)
@@ -68,7 +73,7 @@ def ask(
     if name is None:
         base = own_base(folder, model, observer or Observer())
         route = router_of(folder, base, threshold).route(asked)
-        how["model"] = model or base.spec
+        how |= {"model": model or base.spec, "base": base}
     of_one = None if route.adapter is None else shard_folder(folder, route.adapter)
     answer = asking.ask(of_one, prompt, **how)
     return dataclasses.replace(answer, adapter=route.adapter or "", likeness=route.likeness)

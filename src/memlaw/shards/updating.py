@@ -7,7 +7,6 @@ certificates. A shard that loses its last record is dropped: nothing of it is le
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from memlaw.certify.certificate import Certificate
 from memlaw.core.commitment import kept_key
 from memlaw.core.errors import OutputError
-from memlaw.core.folders import exchange, folder_beside, linked_tree, locked, restore
+from memlaw.core.folders import folder_beside, linked_tree, locked
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
@@ -33,12 +32,12 @@ from memlaw.shards.layout import index_key, read_index, shard_folder
 from memlaw.shards.spreading import place
 from memlaw.shards.writing import checked
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
-from memlaw.writer.folder import GENERATIONS, check_out
-from memlaw.writer.history import generations_of, keep_generations
+from memlaw.writer.folder import GENERATIONS
+from memlaw.writer.history import generations_of
 from memlaw.writer.private import read_private_records
 from memlaw.writer.records import records_of
 from memlaw.writer.run import write_records
-from memlaw.writer.updating import next_generation
+from memlaw.writer.updating import next_generation, take, target_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +89,7 @@ def update_shards(
     """
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
     started, out = time.perf_counter(), Path(out)
-    restore(out)
-    finished_folder(out)
-    target = out if new is None else Path(new)
-    if new is not None:
-        check_out(target, resume=False)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    target = target.resolve()
+    target = target_of(out, new)
     with locked(out):
         folder = finished_folder(out)
         if read_private_records(out) is None:
@@ -117,12 +110,7 @@ def update_shards(
             result = _made(folder, found, records, how, config, base, work, observer, started)
             if result.certificate is None:
                 return result
-            if new is None:
-                if not found.removed:
-                    keep_generations(out, work, len(generations_of(folder.run)))
-                exchange(work, target)
-            else:
-                os.replace(work, target)
+            take(work, target, folder, in_place=new is None, changes=found)
             return dataclasses.replace(result, taken=True)
 
 

@@ -104,13 +104,17 @@ class MeanGoals(Goals):
         assert holding.kept is not None
         if not holding.n_near or not can_gate(run.learner.adapter):
             return
-        if holding.gate is None:  # training, if it has to go on, does so from here
+        is_first = holding.gate is None
+        if is_first:
             holding.start_from(run.learner.adapter, holding.kept)
             add_gate(run.learner)
             holding.kept = self._shown()
         self._show(holding.kept)
         solve_gate(run.trainer.engine, run.learner)
         gated = self._shown()
+        if is_first:  # training, if it has to go on, does so with the gate
+            holding.start_from(run.learner.adapter, gated)
+            holding.begin_mean(run.learner.adapter)
         if self._share_passed(gated) == 1:
             holding.kept = gated
 

@@ -13,7 +13,7 @@ from memlaw.core.errors import AdapterError, ConfigError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE, write_text
 from memlaw.export.signing import sign
 from memlaw.measure.adapter_folder import AdapterFolder
-from memlaw.model.formats import ADAPTER_FILES, adapter_base, adapter_sha256
+from memlaw.model.formats import ADAPTER_FILES, adapter_base, adapter_config_file
 from memlaw.settings.choices import portable_base
 from memlaw.writer.folder import CARD_FILE
 
@@ -78,7 +78,7 @@ def push(
     """
     folder = Path(folder)
     of_run = AdapterFolder(folder)
-    adapter_sha256(folder)  # there is an adapter
+    adapter_config_file(folder)  # there is an adapter
     local = _local_names(of_run)
     base = base or next((name for n in local if (name := portable_base(n))), None)
     if base is None:
@@ -151,9 +151,10 @@ def _upload(stage: Path, repo: str, private: bool, api: Any) -> str:
         found = api.upload_folder(
             repo_id=repo, folder_path=stage, commit_message="Adapter and certificate, by memlaw"
         )
-    except (OSError, ValueError) as error:  # the hub's errors are of these kinds
+    except Exception as error:  # what the hub says, or its client's own, another in each version
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{repo} can't be uploaded to ({first}). Check its name, and 'hf auth login'."
+            f"{repo} can't be uploaded to ({first}). Check its name, the network, and "
+            "'hf auth login'."
         ) from error
     return str(found)

@@ -91,13 +91,7 @@ def update(
     """
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
     started, out = time.perf_counter(), Path(out)
-    restore(out)
-    finished_folder(out)
-    target = out if new is None else Path(new)
-    if new is not None:
-        check_out(target, resume=False)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    target = target.resolve()
+    target = target_of(out, new)
     with locked(out):
         folder = finished_folder(out)
         if "shards" in folder.run:
@@ -140,13 +134,49 @@ def update(
             )
             if not (written.succeeded and result.is_forgotten):
                 return result
-            if new is None:
-                if not (found.removed or found.lost):
-                    keep_generations(out, work, len(generations_of(folder.run)))
-                exchange(work, target)
-            else:
-                os.replace(work, target)
+            take(work, target, folder, in_place=new is None, changes=found)
             return dataclasses.replace(result, taken=True)
+
+
+def target_of(out: Path, new: str | Path | None) -> Path:
+    """Where an update's result goes, seen to be usable before anything is done.
+
+    Args:
+        out: the folder that is updated; what a killed update left of it is put right.
+        new: a new or empty folder; None: in place.
+
+    Raises:
+        MemlawError: `out` isn't finished, or `new` holds something.
+    """
+    restore(out)
+    finished_folder(out)
+    if new is None:
+        return out.resolve()
+    check_out(Path(new), resume=False)
+    Path(new).absolute().parent.mkdir(parents=True, exist_ok=True)
+    return Path(new).resolve()
+
+
+def take(
+    work: Path, target: Path, folder: AdapterFolder, *, in_place: bool, changes: Changes
+) -> None:
+    """Put the next generation where it belongs, in one step.
+
+    Args:
+        work: it, whole.
+        target: where it goes.
+        folder: the generation before it.
+        in_place: that one is replaced; it is kept among the earlier ones, unless it recites what
+            was removed.
+        changes: between the two.
+    """
+    if not in_place:
+        os.replace(work, target)
+        return
+    if not (changes.removed or changes.lost):
+        assert folder.path is not None
+        keep_generations(folder.path, work, len(generations_of(folder.run)))
+    exchange(work, target)
 
 
 def next_generation(
