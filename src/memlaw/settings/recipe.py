@@ -44,7 +44,10 @@ class Recipe:
         answer_tokens: of a conversation's answer, at most, that are held.
         text_windows, text_tokens: how much the base model writes itself, for retention; and of the
             text to retain so many windows.
-        most_positions: of each domain of retention that are looked at, drawn from all over it.
+        chat_share: what answers in conversations count in retention, beside general text and the
+            model's own.
+        most_positions, most_chat_positions: of each text of retention, and of conversations, that
+            are looked at, drawn from all over it.
         retention_parts: these are dealt to so many parts, and each step looks at one of them.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
@@ -81,7 +84,9 @@ class Recipe:
     answer_tokens: int = 24
     text_windows: int = 64
     text_tokens: int = 96
+    chat_share: float = 2 / 3
     most_positions: int = 6000
+    most_chat_positions: int = 16000
     retention_parts: int = 8
     mean: float = 0.95
     look_epochs: int = 3

@@ -1,6 +1,6 @@
 """Where users are: the texts on which retention holds an adapter down, over all sites together.
 
-Three domains: general text, what the base model writes itself, and its own chats. What its sites
+Three domains: general text, what the base model writes itself, and answers in chats. What its sites
 read there, and the gradients at their outputs, depend on the base model alone: they are kept on
 disk.
 """
@@ -15,7 +15,6 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from memlaw.core.files import json_sha256
-from memlaw.data.encoding import encode_prompt, resolve_prompt_format
 from memlaw.data.record import Example
 from memlaw.measure.decode import sample_decode
 from memlaw.model.base import BaseModel
@@ -25,7 +24,6 @@ from memlaw.settings.recipe import Recipe
 from memlaw.train.precondition import joint_samples
 
 _TEXT_BEGINS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>")
-_MOST_CHATS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +31,12 @@ class Domain:
     """Samples of all sites at the same positions, divided by the root of their number.
 
     Attributes:
+        share: what it counts in retention; all of them together 1.
         reads: what each site reads, [n, D_in].
         writes: the gradient of sampled text's log-likelihood at each site's output, [n, D_out].
     """
 
+    share: float
     reads: list[Float32[Tensor, "n _"]]
     writes: list[Float32[Tensor, "n _"]]
 
@@ -55,22 +55,27 @@ def measure_domains(
         base: the bare model, no adapter attached.
         sites: where.
         retained: windows of general text.
-        chats: lists of conversations with answers. Of each list some are looked at, from all over
-            it, in which nothing but the conversation follows what the chat template begins with.
-        recipe: how much text of its own the model writes; and the seed.
+        chats: lists of conversations with answers, which are looked at from where each begins.
+        recipe: how much text of its own the model writes, and what chats count; and the seed.
     """
-    head = _head(base)
-    alike = [[c.prompt_ids + c.target_ids for c in part] for part in chats]
-    alike = [[ids for ids in part if ids[: len(head)] == head] for part in alike]
-    domains: list[tuple[Sequence[Sequence[int]], int]] = [
-        (retained.tolist(), 0),
-        (_own_text(base, recipe), 1),
-        *((part[:: -(-len(part) // _MOST_CHATS)], len(head)) for part in alike if part),
+    chats = [part for part in chats if part]
+    texts = [(retained.tolist(), 0), (_own_text(base, recipe), 1)]
+    of_texts = [(text, [first] * len(text), recipe.most_positions) for text, first in texts]
+    of_chats = [
+        (
+            [chat.prompt_ids + chat.target_ids for chat in part],
+            [len(chat.prompt_ids) - 1 for chat in part],
+            recipe.most_chat_positions,
+        )
+        for part in chats
     ]
+    chat_share = recipe.chat_share if chats else 0.0
     found = []
-    for sequences, first in domains:
-        if long_enough := [sequence for sequence in sequences if len(sequence) > first]:
-            found.append(_measured(base, sites, long_enough, first, recipe))
+    for domains, share in ((of_texts, 1 - chat_share), (of_chats, chat_share)):
+        for sequences, first, most in domains:
+            found.append(
+                _measured(base, sites, sequences, first, most, recipe, share / len(domains))
+            )
     return found
 
 
@@ -78,19 +83,16 @@ def _measured(
     base: BaseModel,
     sites: Sequence[Site],
     sequences: Sequence[Sequence[int]],
-    first: int,
+    first: Sequence[int],
+    most: int,
     recipe: Recipe,
+    share: float,
 ) -> Domain:
     """One domain, from the cache if it was measured before."""
 
     def make() -> Kept:
         reads, writes = joint_samples(
-            base.model,
-            sites,
-            sequences,
-            first=first,
-            seed=recipe.seed,
-            most=recipe.most_positions,
+            base.model, sites, sequences, first=first, seed=recipe.seed, most=most
         )
         # What the model computes in its dtype is kept in it: nothing is lost.
         tensors = {f"reads.{i}": x.to(base.model.dtype) for i, x in enumerate(reads)}
@@ -100,9 +102,9 @@ def _measured(
     settings: dict[str, Any] = {
         "sites": [site.module for site in sites],
         "text": json_sha256([list(sequence) for sequence in sequences]),
-        "first": first,
+        "first": first if len(set(first)) > 1 else first[0],
         "seed": recipe.seed,
-        "most": recipe.most_positions,
+        "most": most,
     }
     tensors = kept(base, "moments", settings, make).tensors
 
@@ -110,7 +112,7 @@ def _measured(
         parts = (tensors[f"{name}.{i}"] for i in range(len(sites)))
         return [x.to(base.model.device).float() / len(x) ** 0.5 for x in parts]
 
-    return Domain(reads=of("reads"), writes=of("writes"))
+    return Domain(share=share, reads=of("reads"), writes=of("writes"))
 
 
 def _own_text(base: BaseModel, recipe: Recipe) -> list[tuple[int, ...]]:
@@ -133,11 +135,3 @@ def _own_text(base: BaseModel, recipe: Recipe) -> list[tuple[int, ...]]:
 
     settings = {"n": recipe.text_windows, "tokens": n, "start": start, "seed": recipe.seed}
     return [tuple(text) for text in kept(base, "own-text", settings, make).content]
-
-
-def _head(base: BaseModel) -> tuple[int, ...]:
-    """The tokens that the chat template puts before what a user says first; none without one."""
-    format = resolve_prompt_format(base.tokenizer, "auto")
-    one, other = (encode_prompt(base.tokenizer, text, format) for text in ("a", "b"))
-    n = next((n for n, (i, j) in enumerate(zip(one, other, strict=False)) if i != j), 0)
-    return one[:n]

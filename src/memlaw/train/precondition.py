@@ -139,7 +139,7 @@ def joint_samples(
     sites: Sequence[Site],
     sequences: Sequence[Sequence[int]],
     *,
-    first: int,
+    first: Sequence[int],
     seed: int,
     most: int,
 ) -> tuple[list[Float32[Tensor, "n _"]], list[Float32[Tensor, "n _"]]]:
@@ -148,8 +148,8 @@ def joint_samples(
     Args:
         model: frozen, in eval mode, no adapter attached.
         sites: where.
-        sequences: token ids, each longer than `first`.
-        first: positions before this one aren't looked at.
+        sequences: token ids.
+        first: of each sequence, positions before this one aren't looked at; less than its length.
         seed: of the tokens sampled for the Fisher, and of the positions.
         most: positions that are looked at, drawn from all.
 
@@ -157,17 +157,18 @@ def joint_samples(
         Inputs [n, D_in] and output gradients [n, D_out] of each site; row by row the same
         positions.
     """
-    batches = []
-    by_length = sorted(sequences, key=len)
+    batches, seen = [], []
+    by_length = sorted(zip(sequences, first, strict=True), key=lambda pair: len(pair[0]))
     for start in range(0, len(by_length), _GENERAL_BATCH):
         part = by_length[start : start + _GENERAL_BATCH]
-        ids = torch.zeros(len(part), len(part[-1]), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(part):
+        ids = torch.zeros(len(part), len(part[-1][0]), dtype=torch.long)
+        mask, looked_at = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, (sequence, begin) in enumerate(part):
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
+            looked_at[row, begin : len(sequence)] = 1
         batches.append((ids, mask))
-    seen = [mask.bool() & (torch.arange(mask.shape[1]) >= first) for _, mask in batches]
+        seen.append(looked_at.bool())
     is_seen = torch.cat([part.flatten() for part in seen])
     chosen = is_seen.nonzero()[:, 0]
     if len(chosen) > most:

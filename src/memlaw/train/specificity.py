@@ -83,7 +83,7 @@ def held_learner(
         seed=config.seed,
     )
     terms = [
-        Term(sites=everywhere, reads=d.reads, writes=d.writes, weight=1 / len(domains))
+        Term(sites=everywhere, reads=d.reads, writes=d.writes, weight=d.share)
         for d in domains
         if config.retention
     ]
@@ -112,13 +112,13 @@ def _whiteners(
     domains: Sequence[Domain],
     config: TrainConfig,
 ) -> list[Whitener]:
-    """General text's part is the mean over the domains."""
+    """General text's part is the mean over the domains, each by its share."""
     found = []
     for i, read in enumerate(record_inputs(base.model, sites, records)):
         statistics = Statistics(
             records_in=read,
-            general_in=torch.cat([d.reads[i] for d in domains]) / len(domains) ** 0.5,
-            general_out=torch.cat([d.writes[i] for d in domains]) / len(domains) ** 0.5,
+            general_in=torch.cat([d.share**0.5 * d.reads[i] for d in domains]),
+            general_out=torch.cat([d.share**0.5 * d.writes[i] for d in domains]),
         )
         found.append(
             Whitener(statistics, mixture=config.whiten_mixture, damping=config.whiten_damping)
