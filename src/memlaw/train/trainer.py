@@ -176,7 +176,7 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
             return torch.zeros_like(nll)
-        under = torch.exp(-nll) < self.learner.seen.line_p  # [N]
+        under = (torch.exp(-nll) < self.learner.seen.line_p).cpu()  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
         self.n_relapses += self.learner.seen.note(rows, nll)
         self.rows += rows
