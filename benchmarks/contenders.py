@@ -33,6 +33,7 @@ from memlaw.measure.damage import Damage, measure_damage, windows
 from memlaw.measure.examine import audit_examples
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.sites import resolve_sites
+from memlaw.settings.choices import EMBEDDED
 
 BATCH = 10
 LAYER = 20
@@ -183,7 +184,8 @@ def _trainer(
         "report_to": [],
         "disable_tqdm": True,
     }
-    lora = {"r": spec["rank"], "lora_alpha": spec["rank"], "target_modules": [MODULE]}
+    modules = spec.get("modules", [MODULE])
+    lora = {"r": spec["rank"], "lora_alpha": spec["rank"], "target_modules": modules}
     trainer_class = FullLogitsTrainer if "logits" in spec["contender"] else SFTTrainer
     trainer = trainer_class(
         model=base.model,
@@ -268,7 +270,7 @@ class RecallWatch(transformers.TrainerCallback):
 
 def _trl_recall(spec: Spec) -> Measurement:
     memory = Memory()
-    base = load_model()
+    base = load_model(spec.get("model", EMBEDDED))
     memory.end_loading()
     examples = _examples(spec, base)
     watch = RecallWatch(spec, base, examples)
@@ -280,6 +282,8 @@ def _trl_recall(spec: Spec) -> Measurement:
         trainer.add_callback(watch)
         setup_s = time.perf_counter() - started
         trainer.train()
+        if "save" in spec:
+            trainer.model.save_pretrained(spec["save"])
     last = watch.history[-1]
     return {
         "n_records": len(examples),

@@ -191,3 +191,22 @@ def test_the_embedded_models_folder_is_sealed_with_its_hash(embedded):
 
     seal = json.loads((Path(embedded.path) / "memlaw.json").read_text())
     assert seal["weights_sha256"] == embedded.sha256
+
+
+def test_auto_asks_for_the_gpu_that_is_said_to_be_there(llama, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelError, match="device 'cuda' can't be used here"):
+        load_model(llama)
+
+
+def test_another_device_than_the_cpu_is_named_where_auto_takes_it(llama, monkeypatch):
+    """`meta` stands for one: it is everywhere."""
+    said = []
+    monkeypatch.setattr("memlaw.model.base._device", lambda name: torch.device("meta"))
+    base = load_model(llama, notice=said.append)
+    assert base.model.device.type == "meta"
+    assert said == ["Running on meta."]
+    load_model(llama, device="meta", notice=said.append)
+    assert len(said) == 1  # who names it knows

@@ -170,3 +170,14 @@ def test_its_state_comes_back():
     assert again.state()[1] == values
     assert all(torch.equal(again.state()[0][name], tensors[name]) for name in tensors)
     assert [again.draw(n) for n in range(9)] == [holding.draw(n) for n in range(9)]
+
+
+def test_restored_weights_go_where_the_adapter_is():
+    """A checkpoint's tensors are on the CPU; what draws from `last_kl` is there, too."""
+    holding, adapter = _holding(), _adapter(1.0)
+    holding.begin_mean(adapter)
+    holding.kept = holding.mean
+    tensors, values = holding.state()
+    holding.restore(tensors, values, torch.device("meta"))
+    assert {w.device.type for w in (*holding.mean, *holding.kept)} == {"meta"}
+    assert holding.last_kl.device.type == "cpu"

@@ -144,7 +144,10 @@ class Comparison:
             *compare_logits(before, now, targets),
             *((logits.argmax(dim=1) == targets).float() for logits in (before, now)),
         ]
-        by_text = [[part.double().mean().item() for part in c.split(lengths)] for c in columns]
+        by_text = [
+            [part.double().mean().item() for part in column.cpu().split(lengths)]
+            for column in columns
+        ]
         return [
             Change(
                 base_nll=base_nll,

@@ -89,7 +89,8 @@ def load_model(
         dtype: the dtype to compute in; `auto` is the one that plain `from_pretrained` uses.
         device: a torch device; `auto` takes CUDA, then MPS, then the CPU.
         trust_remote_code: run Python code that the model's authors ship with it.
-        notice: called with one sentence before a step that takes long.
+        notice: called with one sentence before a step that takes long, and where `auto` takes
+            another device than the CPU.
 
     Raises:
         ModelError: not found, not a model that continues text, no or incomplete safetensors
@@ -122,17 +123,26 @@ def load_model(
             f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
             "name a causal language model."
         )
+    placed = _device(device)
+    if device == "auto" and placed.type != "cpu":
+        notice(f"Running on {_device_name(placed)}.")
     model.requires_grad_(False)
     model.eval()
     read_unflattened(model)
     return BaseModel(
-        model=model.to(_device(device)),
+        model=model.to(placed),
         tokenizer=tokenizer,
         spec=spec,
         path=path,
         sha256=sha256,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
     )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (cuda)"
+    return device.type
 
 
 def _device(name: str) -> torch.device:

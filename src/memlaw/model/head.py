@@ -68,8 +68,8 @@ def head_losses(
         head: maps hidden states [n, D] to logits [n, V], each row independently.
         hidden: final hidden states, part of an autograd graph.
         targets: the tokens to predict.
-        dense: tokens that will certainly have a non-zero weight. This changes the order of the
-            computation, not its result.
+        dense: tokens that will certainly have a non-zero weight; on the CPU, where asking costs
+            nothing. This changes the order of the computation, not its result.
         max_rows: the most rows of logits in memory at a time; at least 1.
     """
     largest = min(max_rows, _CPU_PIECE_ROWS) if hidden.device.type == "cpu" else max_rows
@@ -89,7 +89,7 @@ def head_losses(
         correct.append(right)
 
     def backward(weights: Float[Tensor, "N"], kl_weights: Tensor | None = None) -> None:
-        missing = (~known & (weights != 0)).nonzero()[:, 0]
+        missing = (~known.to(weights.device) & (weights != 0)).nonzero()[:, 0]
         for chosen in missing.split(largest) if len(missing) else ():
             found = torch.empty_like(at_hidden[chosen])
             _with_gradient(head, hidden[chosen], targets[chosen], found)

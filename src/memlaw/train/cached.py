@@ -176,14 +176,14 @@ class CachedEngine:
                 for job in jobs
                 for row in job.rows
             ]
-        ).to(self.device)
+        )
 
         def records(hidden: Tensor) -> Losses:
             return head_losses(
                 self.head, hidden, targets[~is_held], dense=dense, max_rows=self.max_logit_rows
             )
 
-        if not is_held.any():
+        if not any(job.held for job in jobs):
             return records(hidden)
         base_hidden = self.base.at([row for job in jobs for row in job.held])
         return held_losses(

@@ -187,7 +187,7 @@ class PlainEngine:
                 backward=lambda weights, _=None: (weights * nll).sum().backward(),
             )
 
-        if not is_held.any():
+        if not any(job.held for job in jobs):
             return records(hidden)
         return held_losses(
             records,

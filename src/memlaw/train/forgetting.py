@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from memlaw.train.holding import row_means
+
 _PER_STEP = 12
 _KL, _PUSH = 2.0, 1.0  # weights of the mean KL and of a pushed token, beside a step's mean loss
 _ROOM = 0.6  # of the bound is what is pushed to
@@ -51,8 +53,8 @@ class Forgetting:
 
     def weigh(self, rows: Sequence[int], kl: Float32[Tensor, "M"]) -> Float32[Tensor, "M"]:
         """What the KL at each position counts in the step that has drawn `rows`."""
-        for row, part in zip(rows, kl.split([self.lengths[row] for row in rows]), strict=True):
-            found = float(part.mean())
+        means = row_means(kl, [self.lengths[row] for row in rows])
+        for row, found in zip(rows, means, strict=True):
             self.last_kl[row] = found if found == found else 1.0  # not NaN
         return torch.full_like(kl, self.harder * _KL / len(kl)) if len(kl) else kl
 

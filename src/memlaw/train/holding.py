@@ -19,6 +19,12 @@ from memlaw.train.retention import Term, quadratic_penalty
 Weights = list[Tensor]  # of an adapter, in the order of its parameters
 
 
+def row_means(values: Float32[Tensor, "M"], lengths: Sequence[int]) -> list[float]:
+    """The mean of each part of some values: on a GPU they are waited for once, not one by one."""
+    parts = values.detach().cpu().split(list(lengths))
+    return [float(part.mean()) for part in parts]
+
+
 class Holding:
     """The negatives of a learner: which of them a step sees, and what they count in it.
 
@@ -104,8 +110,7 @@ class Holding:
             n = sum(len(part) for part in alike)
             for part in alike:
                 part.fill_(self.push * weight / n)
-        for row, part in zip(rows, kl.split([len(p) for p in parts]), strict=True):
-            found = float(part.mean())
+        for row, found in zip(rows, row_means(kl, [len(p) for p in parts]), strict=True):
             self.last_kl[self.place[row]] = found if found == found else 1.0  # not NaN
         return weights
 
@@ -243,13 +248,23 @@ class Holding:
         }
         return tensors, values
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Go back to what `state` returned; what the adapter shows is forgotten."""
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Go back to what `state` returned; what the adapter shows is forgotten.
+
+        Args:
+            tensors, values: as `state` gave them; from a file the tensors are on the CPU.
+            device: the adapter's, where the weights are wanted.
+        """
         for name, value in values.items():
             setattr(self, name, value)
         self.last_kl, self._aside = tensors["last_kl"].clone(), None
         self.focus = tensors["focus"].clone() if "focus" in tensors else None
-        self.mean, self.kept = (_listed(tensors, name) for name in ("mean", "kept"))
+        self.mean, self.kept = (_listed(tensors, name, device) for name in ("mean", "kept"))
 
 
 def _copy(adapter: Adapter) -> Weights:
@@ -262,6 +277,6 @@ def _put(adapter: Adapter, weights: Weights) -> None:
         at.copy_(value)
 
 
-def _listed(tensors: Mapping[str, Tensor], name: str) -> Weights | None:
+def _listed(tensors: Mapping[str, Tensor], name: str, device: torch.device | str) -> Weights | None:
     n = sum(key.startswith(f"{name}.") for key in tensors)
-    return [tensors[f"{name}.{i}"].clone() for i in range(n)] or None
+    return [tensors[f"{name}.{i}"].to(device, copy=True) for i in range(n)] or None

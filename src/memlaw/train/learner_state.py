@@ -57,7 +57,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], values: Mapping[str
     learner.seen.p, learner._admitted = tensors["seen_p"].clone(), None
     learner.goal_p, learner.objective.state = values["goal_p"], values["objective_state"]
     if learner.holding:
-        learner.holding.restore(_under(tensors, "holding."), values["holding"])
+        held = _under(tensors, "holding.")
+        learner.holding.restore(held, values["holding"], learner.device)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ Example: five ranks on the same records, each until it knows them:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from memlaw.core.observer import EpochStats
@@ -76,8 +77,8 @@ class AdapterBank:
         hints = [epoch.learner.is_dense for epoch, _ in jobs]
         held = [epoch.learner.draw_held() for epoch, _ in jobs]
         pushed = [epoch.learner.pushed(drawn) for (epoch, _), drawn in zip(jobs, held, strict=True)]
-        tokens_before = self.engine.n_tokens
-        with _counter(self.flop_there is None) as forward:
+        tokens_before, device = self.engine.n_tokens, jobs[0][0].learner.device
+        with _counter(self.flop_there is None, device) as forward:
             losses = self.engine.forward(
                 [
                     Job(epoch.learner.adapter, [*rows, *more], hint, drawn)
@@ -105,7 +106,7 @@ class AdapterBank:
             weights.append(torch.cat([learnt, epoch.learner.weigh_pushed(more, nll[n:])]))
             kl_weights.append(epoch.learner.weigh_held(drawn, kl))
         is_stepping = any(bool(w.any()) for w in weights)
-        with _counter(is_stepping and self.flop_back is None) as backward:
+        with _counter(is_stepping and self.flop_back is None, device) as backward:
             if is_stepping:
                 losses.backward(torch.cat(weights), torch.cat(kl_weights))
         spent = self.engine.n_tokens - tokens_before
@@ -148,8 +149,17 @@ class AdapterBank:
             epoch.flop += 2 * head.numel() * (there + back)
 
 
-def _counter(wanted: bool) -> AbstractContextManager[FlopCounterMode | None]:
-    return FlopCounterMode(display=False) if wanted else nullcontext()
+@contextmanager
+def _counter(wanted: bool, device: torch.device) -> Iterator[FlopCounterMode | None]:
+    """Counts operations within the block, if that is wanted.
+
+    On a GPU attention is taken apart into matrix products meanwhile: PyTorch's formulas for its
+    fused kernels there refuse, in some releases, keys with fewer heads than queries.
+    """
+    with ExitStack() as stack:
+        if wanted and device.type != "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield stack.enter_context(FlopCounterMode(display=False)) if wanted else None
 
 
 class _Epoch:
@@ -176,7 +186,7 @@ class _Epoch:
         except DivergedError as error:
             self.error = error
             return torch.zeros_like(nll)
-        under = torch.exp(-nll) < self.learner.seen.line_p  # [N]
+        under = (torch.exp(-nll) < self.learner.seen.line_p).cpu()  # [N]
         lengths = [len(self.learner.examples[row].target_ids) for row in rows]
         self.n_relapses += self.learner.seen.note(rows, nll)
         self.rows += rows

@@ -140,7 +140,7 @@ class MeanGoals(Goals):
         self._hide()
         p = (-nll).exp()
         self._odds = (p.logit(_TINY) - torch.tensor(learner.seen.line_p).logit()).cpu()
-        over = p >= line
+        over = (p >= line).cpu()  # a GPU would be waited for record by record
         parts = over.split([len(example.target_ids) for example in run.examples])
         return [bool(part.all()) for part in parts]
 
