@@ -27,7 +27,7 @@ from memlaw.train.retention import quadratic_penalty
 
 _AT_ONCE = 256
 _MOST_SITES = 3  # the highest: what they write changes least of what the others read
-_MARGIN = 2.0  # of log-odds, that near misses keep below 0
+_MARGIN = 3.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
