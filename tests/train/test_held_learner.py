@@ -18,8 +18,8 @@ from memlaw.train import packing
 from memlaw.train.cached import CachedEngine
 from memlaw.train.domains import Domain, measure_domains
 from memlaw.train.engine import Job, PlainEngine
+from memlaw.train.joint import joint_samples
 from memlaw.train.negatives import make_negatives
-from memlaw.train.precondition import joint_samples
 from memlaw.train.specificity import held_learner
 from memlaw.train.trainer import AdapterBank
 
