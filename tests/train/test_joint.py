@@ -57,7 +57,7 @@ def test_fewer_positions_are_some_of_all(sampled):
 
 def test_what_follows_is_what_counts(sampled):
     """The gradient at a position is that of the tokens drawn from there on: none before it."""
-    texts = [BEGINNING + [20, 21, 22], BEGINNING + [20, 21, 23]]
+    texts = [[*BEGINNING, 20, 21, last] for last in (22, 23)]
     reads, writes = sampled(texts=texts)
     for rows in reads:
         assert torch.allclose(rows[:2], rows[3:5], rtol=1e-4, atol=1e-5)  # they read the same

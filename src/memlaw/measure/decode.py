@@ -148,8 +148,9 @@ def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
 
 def n_alike(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; at least one of each is left over."""
-    first, last = min(prompts), max(prompts)  # in the order of their tokens: all lie between
-    n = min(map(len, prompts)) - 1
+    rows = [tuple(prompt) for prompt in prompts]
+    first, last = min(rows), max(rows)  # in the order of their tokens: all lie between
+    n = min(map(len, rows)) - 1
     return next((i for i in range(n) if first[i] != last[i]), n)
 
 

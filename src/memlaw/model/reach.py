@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 
 from memlaw.core.errors import AdapterError
@@ -33,8 +34,8 @@ def lowest_layer(folder: Path, model: nn.Module) -> int:
             return 0
         modules = _adapted(format, adapter_shapes(folder))
         name, layers = decoder_layers(model)
-    except (AdapterError, OSError, ValueError):
-        return 0
+    except (AdapterError, SafetensorError, OSError, ValueError):
+        return 0  # whoever loads it says what is wrong
     found = []
     for module in modules:
         place, _, rest = module.removeprefix(f"{name}.").partition(".")
