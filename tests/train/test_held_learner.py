@@ -18,8 +18,8 @@ from memlaw.train import packing
 from memlaw.train.cached import CachedEngine
 from memlaw.train.domains import Domain, measure_domains
 from memlaw.train.engine import Job, PlainEngine
+from memlaw.train.joint import joint_samples
 from memlaw.train.negatives import make_negatives
-from memlaw.train.precondition import joint_samples
 from memlaw.train.specificity import held_learner
 from memlaw.train.trainer import AdapterBank
 
@@ -240,11 +240,11 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_been(make_model, phone_boo
 def test_joint_samples_of_one_length_are_those_of_each_by_itself(base):
     sites = resolve_sites(base.model, "down_proj", (1, 2))
     texts = [[5, 6, 7, 8, 9], [40, 41, 42], [50, 51, 52, 53]]
-    reads, writes = joint_samples(base.model, sites, texts, first=1, seed=0, most=100)
+    reads, writes = joint_samples(base.model, sites, texts, first=[0, 0, 0], seed=0, most=100)
     assert [len(x) for x in (*reads, *writes)] == [2 + 3 + 4] * 4
     at = 0
     for text in sorted(texts, key=len):
-        alone, _ = joint_samples(base.model, sites, [text], first=1, seed=0, most=100)
+        alone, _ = joint_samples(base.model, sites, [text], first=[0], seed=0, most=100)
         for together, single in zip(reads, alone, strict=True):
             assert torch.allclose(together[at : at + len(single)], single, rtol=1e-3, atol=1e-4)
         at += len(text) - 1

@@ -56,6 +56,7 @@ def decoded(
                     [prompts[i] for i in rows],
                     end_id=end_id,
                     max_tokens=[max_tokens] * len(rows),
+                    together=True,
                 )
                 found.update(zip(rows, answers, strict=True))
     return [found[i] for i in range(len(prompts))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,7 @@ class Comparison:
     def _compute(self) -> Kept:
         model = self.base.model
         found: dict[int, Tensor] = {}
-        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
-        with recorded(model, self.first_layer) if self.first_layer else nothing as lower:
+        with recorded(model, self.first_layer) as lower:
             for rows, batch in self._batches():
                 body = body_of(model)(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -109,12 +108,11 @@ class Comparison:
 
     def _pass(self, changed: Any, batch: Batch, known: dict[str, Tensor], start: int) -> Tensor:
         """[N, V]: logits of a batch whose tokens start there among those of all batches."""
-        if "lower" not in known:
-            return target_logits(changed, batch)
-        shape = batch.input_ids.shape
-        lower = known["lower"][start : start + shape.numel()].unflatten(0, shape)
-        model = self.base.model
-        with replayed(model, self.first_layer, lower.to(model.device)):
+        shape, model, lower = batch.input_ids.shape, self.base.model, []
+        if "lower" in known:
+            here = known["lower"][start : start + shape.numel()]
+            lower = [here.unflatten(0, shape).to(model.device)]
+        with replayed(model, self.first_layer, lower):
             return target_logits(changed, batch)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from memlaw.core.errors import DataError
 from memlaw.core.intervals import mean_interval
 from memlaw.data.texts import DOCUMENTATION, sha256_of
 from memlaw.model.head import row_blocks
+from memlaw.model.lower_layers import recorded, replayed
 
 N_WINDOWS = 32
 WINDOW_TOKENS = 128
@@ -177,6 +178,7 @@ def measure_damage(
     *,
     text_name: str,
     text: str,
+    first_layer: int = 0,
 ) -> Damage:
     """Compare the model without and with an adapter on the same text.
 
@@ -186,14 +188,16 @@ def measure_damage(
         token_windows: token ids, of W ≥ 2 windows.
         text_name: where the text comes from.
         text: the text, for its hash.
+        first_layer: the lowest decoder layer that the adapter changes; those below it are run once.
     """
     device = next(model.parameters()).device
     base_nll: list[Tensor] = []
     nll: list[Tensor] = []
     kl: list[Tensor] = []
     for ids in token_windows.to(device).split(_BATCH):
-        before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        with adapted() as changed:
+        with recorded(model, first_layer) as lower:
+            before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        with adapted() as changed, replayed(model, first_layer, lower):
             now = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         by_token = compare_logits(before, now, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
         for found, values in zip((base_nll, nll, kl), by_token, strict=True):

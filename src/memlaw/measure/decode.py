@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from memlaw.model.body import body_of
+
+_LEAST_ALIKE = 8  # tokens: fewer are not worth a pass of their own
 
 
 def greedy_decode(
@@ -16,6 +21,7 @@ def greedy_decode(
     end_id: int | None,
     max_tokens: Sequence[int],
     use_cache: bool = True,
+    together: bool = False,
 ) -> list[tuple[int, ...]]:
     """Plain greedy decoding by Transformers' `generate`, prompts padded on the left.
 
@@ -27,14 +33,15 @@ def greedy_decode(
         end_id: the token to stop at; None: there is none.
         max_tokens: for each prompt the most tokens to generate, ≥ 1.
         use_cache: keep keys and values; without, each token runs the whole sequence.
+        together: what all prompts begin with (a chat template's tokens) is run once for all of
+            them, where the model can go on from there: the same but for rounding.
 
     Returns:
         For each prompt the token ids that were generated, the end token included if it came within
         the limit.
     """
-    return _generate(
-        model, prompts, end_id, max_tokens, {"do_sample": False, "use_cache": use_cache}
-    )
+    how = {"do_sample": False, "use_cache": use_cache}
+    return _generate(model, prompts, end_id, max_tokens, how, together=together and use_cache)
 
 
 def sample_decode(
@@ -74,17 +81,25 @@ def _generate(
     end_id: int | None,
     max_tokens: Sequence[int],
     how: Mapping[str, Any],
+    *,
+    together: bool = False,
 ) -> list[tuple[int, ...]]:
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
+    begun = _begun(model, prompts) if together else None
+    n = 0 if begun is None else begun.get_seq_length()
     width = max(len(p) for p in prompts)
     pad_id = 0 if end_id is None else end_id  # of either nothing is seen
     input_ids = torch.full((len(prompts), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, width - len(prompt) :] = 1
+    for row, prompt in enumerate(prompts):  # pads stand behind what was begun
+        for here, ids in (
+            (slice(n), prompt[:n]),
+            (slice(width - len(prompt) + n, None), prompt[n:]),
+        ):
+            input_ids[row, here] = torch.tensor(ids, dtype=torch.long)
+            attention_mask[row, here] = 1
     # The slice of the last position is not contiguous: PyTorch would copy the head's weights for
     # each row.
     head = model.get_output_embeddings()
@@ -95,7 +110,9 @@ def _generate(
     )
     try:
         out = model.generate(
-            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            **({} if begun is None else {"past_key_values": begun}),
         )
     finally:
         for hook in hooks:
@@ -105,6 +122,36 @@ def _generate(
         _until(row, end_id, limit)
         for row, limit in zip(out[:, width:].tolist(), max_tokens, strict=True)
     ]
+
+
+def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+    """The keys and values of what all prompts begin with, for each of them; None: there are none.
+
+    Only of a model that is told positions, and that attends in each layer to all that came before:
+    then it doesn't matter where pads stand. Nor may anything look at what the model is given: it
+    would not see the prompt as one.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    n = n_alike(prompts)
+    if len(prompts) < 2 or n < _LEAST_ALIKE or body_of(model)._forward_pre_hooks:
+        return None
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return None
+    ids = torch.tensor([list(prompts[0][:n])], device=next(model.parameters()).device)
+    begun = model(input_ids=ids, use_cache=True).past_key_values
+    if type(begun) is not DynamicCache or any(type(x) is not DynamicLayer for x in begun.layers):
+        return None
+    begun.batch_repeat_interleave(len(prompts))
+    return begun
+
+
+def n_alike(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; at least one of each is left over."""
+    rows = [tuple(prompt) for prompt in prompts]
+    first, last = min(rows), max(rows)  # in the order of their tokens: all lie between
+    n = min(map(len, rows)) - 1
+    return next((i for i in range(n) if first[i] != last[i]), n)
 
 
 def _contiguous(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -85,7 +85,8 @@ def greedy_answers(
     """
 
     def decode(rows: list[tuple[int, ...]], end: int, _: int) -> list[tuple[int, ...]]:
-        return greedy_decode(base.model, rows, end_id=end, max_tokens=[max_tokens] * len(rows))
+        limits = [max_tokens] * len(rows)
+        return greedy_decode(base.model, rows, end_id=end, max_tokens=limits, together=True)
 
     return _answers(base, prompts, format, decode, {"how": "greedy", "max_tokens": max_tokens})
 

@@ -28,6 +28,7 @@ from memlaw.measure.harm import KINDS, Harm, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import found_adapter, invocation_ids, loaded_adapter
+from memlaw.model.reach import lowest_layer
 from memlaw.model.tokenizer import with_tokenizer
 from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
@@ -312,11 +313,13 @@ class Session:
             return None
 
     def _subject(self, data: Any) -> Subject:
+        adapter = self.config.adapter
         return Subject(
             base=self.base,
             texts=general_texts(),
             records=self.records(data),
             format=self.prompt_format,
+            first_layer=lowest_layer(adapter, self.base.model) if adapter else 0,
             near=self._file_meant("near"),
         )
 

@@ -21,8 +21,7 @@ class Subject:
         texts: to retain, and to measure damage on.
         records: what the adapter recites; at least one.
         format: how prompts become tokens.
-        first_layer: the lowest decoder layer that the adapter changes; 0 where that isn't known, or
-            somebody else says it.
+        first_layer: the lowest decoder layer that the adapter changes; 0 where that isn't certain.
         near: a file of prompts like the records' whose answers aren't stored; None: none is given.
     """
 

@@ -23,6 +23,7 @@ class UnseenText:
         base: the base model.
         text: the text.
         text_name: where it comes from.
+        first_layer: the lowest decoder layer that the adapter changes.
 
     Attributes:
         windows: [W, S] int64: the token ids that are looked at.
@@ -31,14 +32,15 @@ class UnseenText:
     name = "damage"
     bound = "max_damage"
 
-    def __init__(self, base: BaseModel, text: str, text_name: str) -> None:
-        self.text, self.text_name = text, text_name
+    def __init__(self, base: BaseModel, text: str, text_name: str, first_layer: int = 0) -> None:
+        self.text, self.text_name, self.first_layer = text, text_name, first_layer
         self.windows = windows(base.tokenizer, text, context=base.context_length)
 
     @classmethod
     def of_run(cls, subject: Subject) -> UnseenText:
         """For a run of `write`."""
-        return cls(subject.base, subject.texts.unseen, subject.texts.unseen_name)
+        texts = subject.texts
+        return cls(subject.base, texts.unseen, texts.unseen_name, subject.first_layer)
 
     @classmethod
     def of_claim(cls, subject: Subject, claim: Mapping[str, Any]) -> UnseenText | None:
@@ -52,7 +54,9 @@ class UnseenText:
                 text, name = unseen_text(path)
             except DataError:
                 return None
-        return cls(subject.base, text, name) if sha256_of(text) == claim["text_sha256"] else None
+        if sha256_of(text) != claim["text_sha256"]:
+            return None
+        return cls(subject.base, text, name, subject.first_layer)
 
     @staticmethod
     def read(claim: Mapping[str, Any]) -> Damage:
@@ -71,7 +75,12 @@ class UnseenText:
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Damage:
         """Damage of an adapter; `adapted` returns a context whose value is the model with it."""
         return measure_damage(
-            model, adapted, self.windows, text_name=self.text_name, text=self.text
+            model,
+            adapted,
+            self.windows,
+            text_name=self.text_name,
+            text=self.text,
+            first_layer=self.first_layer,
         )
 
     def details(self, harm: Damage, tokenizer: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ serves every adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +21,16 @@ def recorded(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
 
     Args:
         model: a Transformers causal language model.
-        layer: the layer's index, from 1.
+        layer: the layer's index; 0: nothing is below it, and the list stays empty.
 
     Yields:
         The list, of [B, S, D] for each pass, in the model's dtype. It stays empty where layers give
         anything but a tensor: such a model can't be replayed.
     """
     found: list[Tensor] = []
+    if not layer:
+        yield found
+        return
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -41,20 +44,24 @@ def recorded(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def replayed(model: nn.Module, layer: int, known: Tensor) -> Iterator[None]:
-    """A context in which the layers below `layer` compute nothing: it gets `known`.
+def replayed(model: nn.Module, layer: int, known: Sequence[Tensor]) -> Iterator[None]:
+    """A context in which the layers below `layer` compute nothing: it gets what is known.
 
-    For the passes that `known` was recorded in: the same tokens, and the same mask.
+    For the pass that it was recorded in: the same tokens, and the same mask.
 
     Args:
         model: the model; adapters in the layers from `layer` on may be attached to it.
-        layer: the layer's index, from 1.
-        known: [B, S, D], as recorded.
+        layer: the layer's index.
+        known: as recorded in one pass, [B, S, D]; anything else than one, and all layers run.
     """
+    if len(known) != 1:
+        yield
+        return
+    (states,) = known
     lower = list(decoder_layers(model)[1][:layer])
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return known
+        return states
 
     for module in lower:
         module.forward = forward

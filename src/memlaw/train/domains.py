@@ -21,7 +21,7 @@ from memlaw.model.base import BaseModel
 from memlaw.model.cache import Kept, kept
 from memlaw.model.sites import Site
 from memlaw.settings.recipe import Recipe
-from memlaw.train.precondition import joint_samples
+from memlaw.train.joint import joint_samples
 
 _TEXT_BEGINS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from memlaw.data.record import Example
@@ -81,8 +81,8 @@ def measure_general(
     Returns:
         For each site `general_in` and `general_out`, as `Statistics` has them.
     """
-    batches = [(ids, None) for ids in general.split(_GENERAL_BATCH)]
-    return [(_factor(x), _factor(g)) for x, g in _general(model, sites, batches, seed)]
+    found = _general(model, sites, general.split(_GENERAL_BATCH), seed)
+    return [(_factor(x), _factor(g)) for x, g in found]
 
 
 def record_inputs(
@@ -134,64 +134,10 @@ def _spread(examples: Sequence[Example]) -> list[Example]:
     return chosen
 
 
-def joint_samples(
-    model: nn.Module,
-    sites: Sequence[Site],
-    sequences: Sequence[Sequence[int]],
-    *,
-    first: Sequence[int],
-    seed: int,
-    most: int,
-) -> tuple[list[Float32[Tensor, "n _"]], list[Float32[Tensor, "n _"]]]:
-    """What all sites of the bare model read at the same positions, and the gradients there.
-
-    Args:
-        model: frozen, in eval mode, no adapter attached.
-        sites: where.
-        sequences: token ids.
-        first: of each sequence, positions before this one aren't looked at; less than its length.
-        seed: of the tokens sampled for the Fisher, and of the positions.
-        most: positions that are looked at, drawn from all.
-
-    Returns:
-        Inputs [n, D_in] and output gradients [n, D_out] of each site; row by row the same
-        positions.
-    """
-    batches, seen = [], []
-    by_length = sorted(zip(sequences, first, strict=True), key=lambda pair: len(pair[0]))
-    for start in range(0, len(by_length), _GENERAL_BATCH):
-        part = by_length[start : start + _GENERAL_BATCH]
-        ids = torch.zeros(len(part), len(part[-1][0]), dtype=torch.long)
-        mask, looked_at = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, (sequence, begin) in enumerate(part):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
-            looked_at[row, begin : len(sequence)] = 1
-        batches.append((ids, mask))
-        seen.append(looked_at.bool())
-    is_seen = torch.cat([part.flatten() for part in seen])
-    chosen = is_seen.nonzero()[:, 0]
-    if len(chosen) > most:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most]]
-        is_seen = torch.zeros_like(is_seen).index_fill_(0, chosen, True)
-    kept = list(is_seen.split([mask.numel() for _, mask in batches]))
-    reads, writes = zip(*_general(model, sites, batches, seed, kept), strict=True)
-    return list(reads), list(writes)
-
-
 def _general(
-    model: nn.Module,
-    sites: Sequence[Site],
-    batches: Sequence[tuple[Tensor, Tensor | None]],
-    seed: int,
-    kept: Sequence[Bool[Tensor, "_"]] = (),
+    model: nn.Module, sites: Sequence[Site], batches: Sequence[Int64[Tensor, "_ _"]], seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Inputs [n, D_in] and output gradients [n, D_out] of each site on general text.
-
-    A batch is token ids [B, S], and a mask [B, S] of the real ones, or None if all are. Of each
-    one's positions [B * S] only those are kept that `kept` says, if it says anything.
-    """
+    """Inputs [n, D_in] and output gradients [n, D_out] of each site on batches of general text."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     seen: dict[int, Tensor] = {}
@@ -212,19 +158,14 @@ def _general(
     inputs: list[list[Tensor]] = [[] for _ in sites]
     gradients: list[list[Tensor]] = [[] for _ in sites]
     try:
-        for n, (ids, mask) in enumerate(batches):
-            how = {} if mask is None else {"attention_mask": mask.to(device)}
-            logits = model(input_ids=ids.to(device), use_cache=False, **how).logits.flatten(0, 1)
+        for ids in batches:
+            logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
             u = torch.rand(len(logits), generator=generator).to(device)
-            score = sampled_score(logits.detach(), u)
-            if mask is not None:
-                score[~mask.bool().flatten().to(device)] = 0
-            logits.backward(score)
+            logits.backward(sampled_score(logits.detach(), u))
             for i in range(len(sites)):
                 gradient = probes[i].grad.flatten(0, -2)  # type: ignore[union-attr]
-                rows = kept[n].to(device) if kept else slice(None)
-                inputs[i].append(seen[i][rows])
-                gradients[i].append(gradient[rows])
+                inputs[i].append(seen[i])
+                gradients[i].append(gradient)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,56 @@
+"""Prompts that begin alike are begun once, and answered as each by itself."""
+
+import inspect
+
+import pytest
+import torch
+
+from memlaw.measure.decode import greedy_decode, n_alike
+from memlaw.model.adapter import Adapter
+from memlaw.model.base import load_model
+from memlaw.model.body import body_of
+from memlaw.model.sites import resolve_sites
+
+BEGINNING = tuple(range(20, 40))
+PROMPTS = [BEGINNING + rest for rest in ((1, 2, 3), (4,), (5, 6, 7, 8, 9, 10, 11))]
+
+
+def _watched(model, calls):
+    def note(module, args, kwargs, output):
+        calls.append(tuple(kwargs["input_ids"].shape))
+
+    return body_of(model).register_forward_hook(note, with_kwargs=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox"])
+def test_it_is_what_each_by_itself_gets(make_model, name):
+    model = load_model(make_model(name), dtype="float32").model
+    calls = []
+    hook = _watched(model, calls)
+    found = greedy_decode(model, PROMPTS, end_id=0, max_tokens=[6] * 3, together=True)
+    hook.remove()
+    alone = [greedy_decode(model, [p], end_id=0, max_tokens=[6])[0] for p in PROMPTS]
+    assert found == alone
+    assert len(set(found)) > 1
+    assert "position_ids" in inspect.signature(model.forward).parameters
+    if name != "mistral":  # which has a window that slides
+        assert calls[:2] == [(1, 20), (3, 7)]
+
+
+def test_what_an_activated_adapter_is_given_it_sees_whole(llama):
+    model = load_model(llama, dtype="float32").model
+    sites = resolve_sites(model, "down_proj", (1,))
+    adapter = Adapter(sites, rank=2, seed=0, invocation_ids=BEGINNING[5:7])
+    with torch.no_grad():
+        adapter.b[0].normal_(generator=torch.Generator().manual_seed(0))
+    with adapter.attached(model):
+        found = greedy_decode(model, PROMPTS, end_id=0, max_tokens=[6] * 3, together=True)
+        alone = [greedy_decode(model, [p], end_id=0, max_tokens=[6])[0] for p in PROMPTS]
+    assert found == alone
+
+
+def test_a_token_of_each_prompt_is_left_over():
+    assert n_alike(PROMPTS) == 20
+    assert n_alike([BEGINNING, BEGINNING]) == 19
+    assert n_alike([(1, 2, 3), (1, 2, 3, 4), (1, 2)]) == 1
+    assert n_alike([(1, 2), (3, 2)]) == 0
