@@ -79,6 +79,7 @@ def load_model(
     dtype: DType = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    tokenizer: str | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> BaseModel:
     """Load a base model, frozen and in eval mode, with its tokenizer.
@@ -89,14 +90,14 @@ def load_model(
         dtype: the dtype to compute in; `auto` is the one that plain `from_pretrained` uses.
         device: a torch device; `auto` takes CUDA, then MPS, then the CPU.
         trust_remote_code: run Python code that the model's authors ship with it.
-        notice: called with one sentence before a step that takes long.
+        tokenizer: folder or hub id of the tokenizer; None: the model's own.
+        notice: called with one sentence before a step that takes long, and of weights that are
+            left out.
 
     Raises:
-        ModelError: not found, not a model that continues text, no or incomplete safetensors
-            weights, or the device can't be used.
+        ModelError: not found, not a model that continues text, no, incomplete or other safetensors
+            weights than its settings name, no tokenizer, or the device can't be used.
     """
-    from transformers import AutoTokenizer
-
     spec = str(spec)
     folder, path = locate(spec, notice)
     if not (folder / "config.json").is_file():
@@ -105,34 +106,94 @@ def load_model(
             "save_pretrained wrote, a GGUF file, a hub id, or leave --model out."
         )
     sha256 = weights_sha256(folder)
+    words = read_tokenizer(tokenizer or str(folder), trust_remote_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind = auto_class(folder, trust_remote_code=trust_remote_code)
         model, loading = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{spec} can't be loaded: {error}") from error
-    if missing := sorted(loading["missing_keys"]):  # Transformers would make them up
-        raise ModelError(
-            f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
-            "name a causal language model."
-        )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever its settings lead to
+        said = str(error).strip() or type(error).__name__
+        raise ModelError(f"{spec} can't be loaded: {said[:600]}") from error
+    _require_all(spec, loading, notice)
+    _require_quantised(spec, model)
     model.requires_grad_(False)
     model.eval()
     read_unflattened(model)
     return BaseModel(
         model=model.to(_device(device)),
-        tokenizer=tokenizer,
+        tokenizer=words,
         spec=spec,
         path=path,
         sha256=sha256,
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokenizer_sha256(words),
     )
+
+
+def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or a hub id.
+
+    Raises:
+        ModelError: it can't be loaded, or knows no words.
+    """
+    from transformers import AutoTokenizer
+
+    mend = "Name a folder that holds a tokenizer, or a hub id, with --tokenizer."
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raise whatever a malformed file leads to
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer of {name} can't be loaded ({first[:200]}). {mend}"
+        ) from error
+    if not found("a", add_special_tokens=False)["input_ids"]:  # made up where files are missing
+        raise ModelError(
+            f"the tokenizer of {name} has no words: its files are not complete. {mend}"
+        )
+    return found
+
+
+def _require_all(spec: str, loading: dict[str, Any], notice: Callable[[str], None]) -> None:
+    """Raise ModelError, naming weights, unless each that the model needs was stored for it."""
+    if missing := sorted(loading["missing_keys"]):  # Transformers would make them up
+        raise ModelError(
+            f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
+            "name a causal language model."
+        )
+    if others := sorted(loading["mismatched_keys"]):
+        name, stored, asked = others[0]
+        raise ModelError(
+            f"{spec}: {len(others)} weight(s) are of another shape than its config.json asks for "
+            f"({name} is {list(stored)}, not {list(asked)}). Its files don't belong together: "
+            "fetch them again, or correct config.json."
+        )
+    if more := sorted(loading["unexpected_keys"]):
+        notice(
+            f"{spec}: {len(more)} stored weight(s) have no place in the model that Transformers "
+            f"makes of it, and are left out ({', '.join(more[:3])}{' …' if more[3:] else ''})."
+        )
+
+
+def _require_quantised(spec: str, model: Any) -> None:
+    """Raise ModelError where Transformers has skipped a quantisation that it doesn't know."""
+    how = getattr(model.config, "quantization_config", None)
+    if how is None or getattr(model, "hf_quantizer", None) is not None:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", "")
+    if str(getattr(method, "value", method)) not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ModelError(
+            f"{spec} is quantised by '{method}', which Transformers doesn't know. Name the model "
+            "that it was made of."
+        )
 
 
 def _device(name: str) -> torch.device:
