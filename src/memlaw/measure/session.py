@@ -128,6 +128,7 @@ class Session:
                 device=config.device,
                 trust_remote_code=config.trust_remote_code,
                 tokenizer=config.tokenizer,
+                spare_tokenizer=config.adapter,
                 notice=observer.notice,
             )
         except ModelError as error:

@@ -80,6 +80,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     tokenizer: str | None = None,
+    spare_tokenizer: Path | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> BaseModel:
     """Load a base model, frozen and in eval mode, with its tokenizer.
@@ -91,6 +92,8 @@ def load_model(
         device: a torch device; `auto` takes CUDA, then MPS, then the CPU.
         trust_remote_code: run Python code that the model's authors ship with it.
         tokenizer: folder or hub id of the tokenizer; None: the model's own.
+        spare_tokenizer: folder of an adapter, whose tokenizer, if it has one, is taken where the
+            model has none.
         notice: called with one sentence before a step that takes long, and of weights that are
             left out.
 
@@ -106,9 +109,19 @@ def load_model(
             "save_pretrained wrote, a GGUF file, a hub id, or leave --model out."
         )
     sha256 = weights_sha256(folder)
-    words = read_tokenizer(tokenizer or str(folder), trust_remote_code=trust_remote_code)
     try:
         kind = auto_class(folder, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever its settings lead to
+        raise _not_loaded(spec, error) from error
+    try:
+        words = read_tokenizer(tokenizer or str(folder), trust_remote_code=trust_remote_code)
+    except ModelError:
+        if tokenizer is not None or spare_tokenizer is None or not has_tokenizer(spare_tokenizer):
+            raise
+        words = read_tokenizer(str(spare_tokenizer))
+    try:
         model, loading = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -117,11 +130,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except ModelError:
-        raise
-    except Exception as error:  # whatever its settings lead to
-        said = str(error).strip() or type(error).__name__
-        raise ModelError(f"{spec} can't be loaded: {said[:600]}") from error
+    except Exception as error:
+        raise _not_loaded(spec, error) from error
     _require_all(spec, loading, notice)
     _require_quantised(spec, model)
     model.requires_grad_(False)
@@ -135,6 +145,19 @@ def load_model(
         sha256=sha256,
         tokenizer_sha256=tokenizer_sha256(words),
     )
+
+
+def _not_loaded(spec: str, error: Exception) -> ModelError:
+    said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return ModelError(f"{spec} can't be loaded: {(said or type(error).__name__)[:600]}")
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memlaw.model.base import BaseModel, read_tokenizer
+from memlaw.model.base import BaseModel, has_tokenizer, read_tokenizer
 from memlaw.model.hashes import tokenizer_sha256
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _TEMPLATE_FILE = "chat_template.jinja"
 # What save_pretrained of tokenizers writes.
 TOKENIZER_FILES = (
-    *(*_TOKENIZER_FILES, _TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"),
+    *(_TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),
     *("special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"),
     "additional_chat_templates",
 )
@@ -38,7 +38,7 @@ def with_tokenizer(
         return _exchanged(base, read_tokenizer(asked))
     if folder is None:
         return base
-    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if has_tokenizer(folder):
         own = _exchanged(base, read_tokenizer(str(folder)))
     elif (folder / _TEMPLATE_FILE).is_file():
         words = read_tokenizer(base.path) if Path(base.path).is_dir() else base.tokenizer
