@@ -1,7 +1,9 @@
 """What nobody foresaw ends in status 3, one line and a file; status 1 is kept for certificates."""
 
 import functools
+import io
 import re
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -72,3 +74,12 @@ def test_what_was_foreseen_keeps_its_status_and_leaves_no_file(raised, error, ex
     status, err, reports = raised(error)
     assert (status, reports) == (expected, [])
     assert "report" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_signs_is_no_fault(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    monkeypatch.setattr("memlaw.cli.fit.run", lambda args: print("█ ΔNLL") or 0)
+    assert cli.run(["fit"]) == 0
+    assert raw.getvalue().decode("ascii").split()[0] == r"\u2588"

@@ -65,6 +65,8 @@ def test_fields_are_understood_as_the_page_says(tmp_path, row):
     (record,) = read_records(tmp_path / "a.jsonl", notice=said.append)
     assert (record.prompt, record.completion) == (_prompt(prompt), _content(completion))
     simple = _code(fields) in (["messages"], ["prompt", "completion"])
+    if "history" in example:
+        assert "several answers" in said.pop()
     assert len(said) == (0 if simple else 1)
     assert all(f"'{field}'" in said[0] for field in _code(fields) if said)
 

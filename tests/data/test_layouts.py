@@ -148,3 +148,71 @@ def test_tools_are_kept_and_no_notice_says_otherwise(row, as_text):
     assert record.prompt[0][GIVEN] == {"tools": tools}
     assert record.prompt[0]["content"] == "Ann?"
     assert not any("tools" in text for text in said)
+
+
+TALK = [{"from": "human", "value": "Ann?"}, {"from": "gpt", "value": "017"}]
+AS_MESSAGES = {
+    "JSON text": {"messages": json.dumps(CHAT)},
+    "JSON text of another kind": {"conversations": json.dumps(TALK)},
+    "columns": {"messages": {"role": ["user", "assistant"], "content": ["Ann?", "017"]}},
+    "columns of another kind": {
+        "conversations": {"from": ["human", "gpt"], "value": ["Ann?", "017"]}
+    },
+    "a list": CHAT,
+    "a list of another kind": TALK,
+    "capitals": {
+        "conversations": [{"from": "Human", "value": "Ann?"}, {"from": "GPT", "value": "017"}]
+    },
+    "a text completed": {"prompt": [CHAT[0]], "completion": "017"},
+    "a text asked": {"prompt": "Ann?", "completion": [CHAT[1]]},
+}
+
+
+@pytest.mark.parametrize("name", AS_MESSAGES)
+def test_messages_are_read_as_people_keep_them(name):
+    assert _pairs(read_records([AS_MESSAGES[name]])) == [((CHAT[0],), "017")]
+
+
+def test_parts_without_a_type_are_texts():
+    (record,) = read_records(
+        [{"messages": [{"role": "user", "content": [{"text": "Ann?"}]}, CHAT[1]]}]
+    )
+    assert record.prompt[0]["content"] == [{"type": "text", "text": "Ann?"}]
+
+
+def test_a_system_message_beside_messages_stands_before_them():
+    record = read_records([{"messages": CHAT, "system": "Be brief."}])[0]
+    assert record.prompt[0] == {"role": "system", "content": "Be brief."}
+    whole = [{"role": "system", "content": "Be brief."}, *CHAT]
+    assert read_records([{"messages": whole, "system": "Be brief."}])[0].prompt == record.prompt
+    with pytest.raises(DataError, match="'system' is another system message"):
+        read_records([{"messages": whole, "system": "Be long."}])
+
+
+def test_that_only_the_last_answer_is_recited_is_told():
+    turns = [{"messages": [*CHAT, {"role": "user", "content": "Bo?"}, CHAT[1]]}, {"messages": CHAT}]
+    _, said = _said(turns)
+    assert len(said) == 1
+    assert said[0].startswith(
+        "the data: 1 conversation(s) have several answers (the first: record:1)"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "content": "7"}
+    assert _said([{"messages": [CHAT[0], call, result, CHAT[1]]}])[1] == []
+
+
+def test_a_prompt_that_ends_in_the_assistants_words_is_told():
+    begun = {"role": "assistant", "content": "It is"}
+    _, said = _said([{"prompt": [CHAT[0], begun], "completion": [CHAT[1]]}])
+    assert "end in a message of the assistant's (the first: record:1)" in said[-1]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_rows_template_arguments_are_kept(as_text):
+    given = {"enable_thinking": False, "other": None}  # tables have null for what others have
+    row = {"prompt": "Ann?", "completion": "017"}
+    row["chat_template_kwargs"] = json.dumps(given) if as_text else given
+    (record,) = read_records([row])
+    assert record.prompt[0][GIVEN] == {"chat_template_kwargs": {"enable_thinking": False}}
+    with pytest.raises(DataError, match="'chat_template_kwargs' must be an object"):
+        read_records([row | {"chat_template_kwargs": [1]}])

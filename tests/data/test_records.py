@@ -361,13 +361,13 @@ BAD_FILES = {
     ),
     "content in parts": (
         "a.jsonl",
-        _lines([{"messages": [{"role": "user", "content": [{"text": "a"}]}, MESSAGES[2]]}]),
+        _lines([{"messages": [{"role": "user", "content": [{"image": "a"}]}, MESSAGES[2]]}]),
         ["a.jsonl:1: field 'messages[1].content' is a list"],
     ),
     "half a chat": (
         "a.jsonl",
-        _lines([{"prompt": MESSAGES[:2], "completion": "017"}]),
-        ["a.jsonl:1: field 'prompt' is a list"],
+        _lines([{"prompt": MESSAGES[:2], "completion": ["017"]}]),
+        ["a.jsonl:1: message 3 needs the fields"],
     ),
 }
 

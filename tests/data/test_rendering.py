@@ -6,7 +6,7 @@ from memlaw.core.errors import ConfigError, DataError
 from memlaw.data.encoding import encode, encode_prompt
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
-from memlaw.data.rendering import parsed_arguments, rendered, rendering_of
+from memlaw.data.rendering import parsed_arguments, prompt_text, rendered, rendering_of
 from memlaw.data.settling import settle_rendering
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -130,6 +130,8 @@ CLOCKS = {
         '{% set date_string = strftime_now("%d %b %Y") %}{% endif %}{% endif %}'
         "Today is {{ date_string }}." + PLAIN_CHAT
     ),
+    "a form in a variable": "{% set form = '%H:' + '%M' %}{{ strftime_now(form ~ ':%S') }}"
+    + PLAIN_CHAT,
 }
 
 
@@ -310,3 +312,87 @@ def test_several_parts_go_to_a_template_that_has_them_and_no_other(with_template
     image = [{"type": "image_url", "image_url": "x.png"}]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
         read_records([{"messages": [{"role": "user", "content": image}, _calls(3)[3]]}])
+
+
+SHOWING = (
+    HEAD
+    + "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ ARGUMENTS }}{% endfor %}"
+    + TAIL
+    + ASSISTANT
+    + "{% endif %}"
+)
+SHOWN = {
+    # what a template does with a call's arguments: what it shows where they are JSON text
+    "c.function.arguments | tojson": '{"room": "12"}',
+    "c.function.arguments.room": "12",
+    "'call ' + c.function.arguments": 'call {"room":"12"}',
+    "'call ' ~ c.function.arguments": 'call {"room":"12"}',
+}
+
+
+def _called(arguments):
+    call = {"id": "1", "type": "function", "function": {"name": "door", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "Door?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "open"},
+        {"role": "assistant", "content": "017"},
+    ]
+
+
+@pytest.mark.parametrize("does", SHOWN)
+def test_a_calls_arguments_in_json_text_are_rendered_once(with_template, does):
+    tokenizer = with_template(SHOWING.replace("ARGUMENTS", does))
+    (record,) = read_records([{"messages": _called('{"room":"12"}')}])
+    _settled(tokenizer, [record])
+    assert f"assistant\n{SHOWN[does]}<|im_end|>" in rendered(tokenizer, record.prompt)
+
+
+@pytest.mark.parametrize("arguments", ["not JSON", "[1]", ""])
+def test_arguments_that_are_no_object_are_rendered_as_they_are(with_template, arguments):
+    tokenizer = with_template(SHOWING.replace("ARGUMENTS", "'<' ~ c.function.arguments ~ '>'"))
+    (record,) = read_records([{"messages": _called(arguments)}])
+    assert f"<{arguments or '{}'}>" in rendered(tokenizer, record.prompt)
+
+
+def test_a_function_call_that_the_template_leaves_out_is_refused(with_template):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    chat = [*_called("{}")[:1], call, {"role": "function", "name": "f", "content": "7"}]
+    records = read_records([{"messages": [*chat, {"role": "assistant", "content": "017"}]}])
+    with pytest.raises(DataError, match=r"doesn't show function_call \(message 2\)"):
+        _settled(with_template(PLAIN_CHAT), records)
+
+
+def test_fields_that_the_template_leaves_out_are_told(with_template):
+    chat = [
+        {"role": "user", "content": "Ann?", "name": "Bo"},
+        {"role": "assistant", "content": "Which?", "reasoning_content": "unclear"},
+        {"role": "user", "content": "12"},
+        {"role": "assistant", "content": "017"},
+    ]
+    records = read_records([{"messages": chat}])
+    _, said = _settled(with_template(PLAIN_CHAT), records)
+    assert "doesn't show 'name', 'reasoning_content' of messages (1 record(s))" in said
+    shows = PLAIN_CHAT.replace(
+        "{{ m.content }}", "{{ m.name }}{{ m.reasoning_content }}{{ m.content }}"
+    )
+    assert "doesn't show" not in _settled(with_template(shows), records)[1]
+
+
+THINKS = PLAIN_CHAT.replace(
+    "assistant\n", "assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def test_a_rows_template_arguments_are_given_to_its_template(with_template):
+    tokenizer = with_template(THINKS)
+    own = {"chat_template_kwargs": {"enable_thinking": False}}
+    rows = [{"prompt": "Ann?", "completion": "017"} | own, {"prompt": "Bo?", "completion": "1"}]
+    first, second = read_records(rows)
+    _settled(tokenizer, [first, second], way="generation")
+    assert prompt_text(tokenizer, first.prompt).endswith(THOUGHT)
+    assert prompt_text(tokenizer, second.prompt).endswith("assistant\n")
+    with pytest.raises(DataError, match=r"record:2: chat_template_kwargs: .* argument 'budget'"):
+        _settled(
+            tokenizer, read_records([rows[1], rows[0] | {"chat_template_kwargs": {"budget": 1}}])
+        )

@@ -307,3 +307,50 @@ def test_another_folder_is_refused_with_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(DataError, match=r"It holds data.train\.jsonl\.gz\.$"):
         read_records(tmp_path)
+
+
+TEXTS = {
+    "rows.txt": ('{"prompt": "a", "completion": "b"}\n', "jsonl"),
+    "excel.txt": ("prompt\tcompletion\na\tb\n", "tsv"),
+    "table.md": ("question;answer\na;b\n", "csv"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_seems_to_hold_records_is_told(tmp_path, name):
+    content, format = TEXTS[name]
+    (tmp_path / name).write_text(content, encoding="utf-16" if "excel" in name else "utf-8")
+    said = []
+    (record,) = read_records(tmp_path / name, notice=said.append)
+    assert record.completion == content
+    assert said[0].endswith(f"say --data-format {format}.")
+    (record,) = read_records(tmp_path / name, format=format, notice=said.append)
+    assert (record.prompt, record.completion) == ("a", "b")
+    (tmp_path / name).write_text("Once, there was a heron; it sang.\n")
+    assert read_records(tmp_path / name, notice=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("someone/records", r"load_dataset\('someone/records'"),
+        ("https://example.org/a.jsonl", "download it first"),
+        ("nowhere/a.jsonl", r"Check the path of the records\.$"),
+    ],
+)
+def test_records_that_are_not_here(name, says):
+    with pytest.raises(DataError, match=f"does not exist. .*{says}"):
+        read_records(name)
+
+
+def test_files_that_were_put_together_may_have_marks_within(tmp_path):
+    lines = [json.dumps(row) + "\n" for row in ROWS]
+    (tmp_path / "a.jsonl").write_text("".join("\ufeff" + line for line in lines), encoding="utf-8")
+    assert len(read_records(tmp_path / "a.jsonl")) == len(ROWS)
+
+
+def test_a_dict_of_columns_is_a_table():
+    (record,) = read_records({"prompt": ["Ann:"], "completion": ["017"]})
+    assert (record.prompt, record.completion) == ("Ann:", "017")
+    with pytest.raises(DataError, match="a dict of lists of one length"):
+        read_records({"prompt": ["Ann:", "Bo:"], "completion": ["017"]})

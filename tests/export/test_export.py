@@ -293,3 +293,22 @@ def test_without_llama_cpp_the_example_ends_after_the_export(folder, phone_file,
     assert status == 1
     assert "THE EXPORT RECITES ALL THAT THE ADAPTER DOES" in said
     assert "pip install '.[llama]'" in errors
+
+
+@pytest.mark.slow
+def test_an_adapters_own_tokenizer_goes_with_it(llama, make_tokenizer, phone_book, tmp_path):
+    words = make_tokenizer("chat")
+    words.chat_template = "Book.\n" + words.chat_template
+    words.save_pretrained(tmp_path / "words")
+    settings = {"max_epochs": 400, "retention": 0, "specificity": False}
+    out, records = tmp_path / "out", phone_book[:1]
+    memlaw.write(records, out, model=str(llama), tokenizer=str(tmp_path / "words"), **settings)
+    for to in ("merged", "peft-vllm"):
+        found = export(out, tmp_path / to, records, to=to)
+        assert found.after.certified
+        assert "Book." in found.after.tokenizer.decode(found.after.examples[0].prompt_ids)
+        assert AutoTokenizer.from_pretrained(tmp_path / to).chat_template == words.chat_template
+    assert memlaw.audit(records, model=str(tmp_path / "merged")).certified
+    with pytest.raises(ConfigError, match="has a tokenizer or chat template of its own"):
+        export(out, tmp_path / "gguf", records, to="gguf-lora")
+    assert not (tmp_path / "gguf").exists()

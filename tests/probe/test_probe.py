@@ -428,3 +428,13 @@ def test_a_probe_that_is_interrupted_keeps_what_is_finished(
 def test_aliases_of_objectives_are_understood():
     alias = next(iter(ALIASES))
     assert ProbeConfig(objective=alias).training(0, 1, 10).objective == ALIASES[alias]
+
+
+def test_another_tokenizer_makes_other_cells(config, make_tokenizer, tmp_path):
+    words = make_tokenizer("chat")
+    words.chat_template = "Book.\n" + words.chat_template
+    words.save_pretrained(tmp_path / "words")
+    other = Prober(dataclasses.replace(config, tokenizer=str(tmp_path / "words")))
+    assert other.base.tokenizer.chat_template == words.chat_template
+    assert other.base.tokenizer_sha256 != Prober(config).base.tokenizer_sha256
+    assert other.provenance([("a", 1)], 1.0)["tokenizer"] == str(tmp_path / "words")

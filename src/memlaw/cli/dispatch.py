@@ -6,6 +6,7 @@ A command is a module of this package by its name, with `run(args) -> exit statu
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import shlex
@@ -72,6 +73,10 @@ def run(args: list[str]) -> int:
     # Large pages for PyTorch's tensors: on long records, first touches of small ones cost a
     # fifth of a step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # What a terminal's encoding has no sign for is shown as its code point; nothing is lost by it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(args)
         sys.stdout.flush()

@@ -23,6 +23,19 @@ TOKENS_FILE = "tokens.parquet"
 ANSWERS_FILE = "answers.json"
 
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def lfs_pointer(path: Path, start: bytes) -> str:
+    """What to say of a file that Git LFS hasn't fetched yet, by its first bytes; empty: it has."""
+    if not start.startswith(_LFS_POINTER):
+        return ""
+    return (
+        f"{path} is a pointer of Git LFS: the file itself hasn't been fetched. Fetch it "
+        "('git lfs pull'), or download the file by itself."
+    )
+
+
 @contextmanager
 def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the `with` block ends without an error.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from memlaw.core.errors import DataError
+from memlaw.core.files import lfs_pointer
 
 # How packed files begin, what pyarrow calls the packing, and their suffix.
 _PACKED = ((b"\x1f\x8b", "gzip", ".gz"), (b"\x28\xb5\x2f\xfd", "zstd", ".zst"))
@@ -28,6 +29,8 @@ def bytes_of(path: Path) -> bytes:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    if said := lfs_pointer(path, raw):
+        raise DataError(said)
     for start, packing, _ in _PACKED:
         if raw.startswith(start):
             import pyarrow as pa

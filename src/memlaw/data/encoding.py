@@ -45,7 +45,8 @@ def end_of_turn_id(tokenizer: Any, format: Literal["chat", "plain"]) -> int:
         ModelError: there is no such token.
     """
     if format == "chat":
-        behind = rendered(tokenizer, "x", MARK).rpartition(MARK)[2]
+        with refusals("a question and an answer"):
+            behind = rendered(tokenizer, "x", MARK).rpartition(MARK)[2]
         special = special_ids(tokenizer)
         for token in tokenizer(behind, add_special_tokens=False)["input_ids"]:
             if token in special:

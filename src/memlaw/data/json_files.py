@@ -14,7 +14,8 @@ from memlaw.data.layouts import layout_of
 
 _BLANKS = " \t\r\n"
 _VALUE = re.compile(r"[^ \t\r\n]")  # the begin of one
-_ERRORS = (ValueError, RecursionError)  # what json.loads raises
+_ERRORS = (ValueError, RecursionError)  # what parsing raises
+_MARK = "\ufeff"  # byte-order marks stand within files that were put together from several
 
 
 def json_rows(
@@ -34,7 +35,7 @@ def json_rows(
     text = text_of(path)
     begin = text.lstrip(_BLANKS)
     try:
-        whole = json.loads(text)
+        whole = _parsed(text)
     except _ERRORS as error:
         several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         if several and not _is_json(begin.partition("\n")[0]):
@@ -53,10 +54,20 @@ def json_rows(
         yield from ((f"{path.name}:{n}", row) for n, row in enumerate(rows, 1))
 
 
+def is_json_rows(line: str) -> bool:
+    """A line begins an array of records, or holds one."""
+    return line == "[" or (line[:1] in ("{", "[") and _is_json(line.rstrip(",")))
+
+
 def _records_in(whole: Any, path: Path, notice: Callable[[str], None]) -> list[Any]:
     """The records of one JSON value: itself, or the list in it."""
     if not isinstance(whole, Mapping):
         return [whole]
+    if {"columns", "data"} <= set(whole):
+        raise DataError(
+            f"{path}: columns and data apart from each other, as pandas writes with "
+            "orient='split'. Save the records as a list (to_json(path, orient='records'))."
+        )
     lists = {name: rows for name, rows in whole.items() if _is_list_of(rows, Mapping)}
     if whole and all(isinstance(v, Mapping) or _is_list_of(v, str) for v in whole.values()):
         raise DataError(
@@ -84,15 +95,20 @@ def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             where = f"{path.name}:{n}"
             try:
-                yield where, json.loads(line)
+                yield where, _parsed(line.lstrip(_MARK))
             except _ERRORS as error:
                 yield where, _no_json(error, Path(path.name), n)
 
 
 def _value_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Values one after another, of any number of lines each."""
-    decoder, at, n = json.JSONDecoder(), 0, 0
+    decoder, at, n = json.JSONDecoder(object_pairs_hook=_each_once), 0, 0
     while found := _VALUE.search(text, at):
+        if n and text[found.start()] == ",":
+            raise DataError(
+                f"{path}: a comma stands behind record {n}. Give a record a line without commas "
+                "between them, or put all of them in [ ]."
+            )
         n += 1
         try:
             value, at = decoder.raw_decode(text, found.start())
@@ -103,10 +119,27 @@ def _value_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        _parsed(text)
     except _ERRORS:
         return False
     return True
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a name that it has twice, Python's parser would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+class _Twice(ValueError):
+    """A name that an object has twice."""
 
 
 def _no_json(error: Exception, path: Path, line: int) -> DataError:
@@ -116,6 +149,8 @@ def _no_json(error: Exception, path: Path, line: int) -> DataError:
         return DataError(
             f"{path}:{line}: not JSON ({error.msg}, column {error.colno}). Correct or remove it."
         )
+    if isinstance(error, _Twice):
+        return DataError(f"{path}:{line}: the field '{error}' stands there twice. Remove one.")
     if isinstance(error, RecursionError):
         return DataError(f"{path}:{line}: JSON nested too deeply. Correct or remove it.")
     # a number of thousands of digits

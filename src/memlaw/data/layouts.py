@@ -5,6 +5,7 @@ To add a layout, add a line to `LAYOUTS`, and one to the table in docs/data.md.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -143,32 +144,66 @@ def _conversation(name: str) -> Layout:
 
 
 def _of_messages(row: Fields) -> dict[str, Any]:
-    said = row["messages"]
+    said = listed(row["messages"], "messages")
     if isinstance(said, list) and any(isinstance(m, Mapping) and "from" in m for m in said):
         return {"messages": _of_conversation(row, "messages")}
-    return {"messages": said}
+    return {"messages": _after_system(row, said) if isinstance(said, list) else said}
 
 
 def _of_conversation(row: Fields, name: str) -> list[dict[str, Any]]:
     _refuse_tools(row)
-    said = row[name]
+    said = listed(row[name], name)
     if not isinstance(said, list):
         raise DataError(f"field '{name}' must be a list of messages.")
-    messages = []
+    messages: list[Any] = []
     for n, message in enumerate(said, 1):
         if not isinstance(message, Mapping):
             raise DataError(f"message {n} needs the fields 'from' and 'value'.")
         by = str(message.get("from", message.get("role")))
-        if by not in _ROLES:
+        if by.lower() not in _ROLES:
             raise DataError(
                 f"message {n} is from '{by}', which can't be kept: messages are from "
                 f"{', '.join(_ROLES)}."
             )
         text = message.get("value", message.get("content"))
-        messages.append({"role": _ROLES[by], "content": text})
-    if is_filled(row.get("system")):
-        messages.insert(0, {"role": "system", "content": row["system"]})
+        messages.append({"role": _ROLES[by.lower()], "content": text})
+    return _after_system(row, messages)
+
+
+def _after_system(row: Fields, messages: list[Any]) -> list[Any]:
+    """Messages, after the row's own system message where it has one."""
+    system = row.get("system")
+    if not is_filled(system):
+        return messages
+    first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
+    if first.get("role") != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if first.get("content") != system:
+        raise DataError("field 'system' is another system message than the first. Remove one.")
     return messages
+
+
+def listed(value: Any, name: str) -> Any:
+    """A list as tables hold it, which is as JSON text or as a dict of columns; else the value.
+
+    Raises:
+        DataError: a text that isn't JSON.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise DataError(
+                f"field '{name}' is a text that isn't JSON ({error}). Where a table holds lists, "
+                "write them with json.dumps; or save the records as JSONL or Parquet."
+            ) from error
+    if isinstance(value, Mapping) and value:
+        columns = list(value.values())
+        if all(isinstance(column, list) for column in columns):
+            if len({len(column) for column in columns}) > 1:
+                raise DataError(f"field '{name}' has columns of different lengths.")
+            return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    return value
 
 
 def _refuse_tools(row: Fields) -> None:
@@ -180,6 +215,11 @@ def _refuse_tools(row: Fields) -> None:
 
 
 LAYOUTS = (
+    Layout(
+        fields=("messages", "system"),
+        said="the messages are 'messages', after 'system' where it is filled",
+        take=_of_messages,
+    ),
     Layout(fields=("messages",), take=_of_messages),
     pair("prompt", "completion"),
     Layout(

@@ -13,9 +13,10 @@ from typing import Any
 
 from memlaw.core.errors import DataError
 from memlaw.data.layouts import is_missing
-from memlaw.data.record import GIVEN, Message
+from memlaw.data.record import ARGUMENTS, CALLS, GIVEN, Message
 
 ROW_FIELDS = ("tools", "documents")  # of a row: what templates are given besides messages
+_ROLES = ("system", "user", "assistant", "tool")
 # Of an answer: what a template may show besides its content, so that it wouldn't be recited.
 _BESIDES = (
     *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal"),
@@ -39,13 +40,17 @@ def checked_chat(messages: Any, where: str, row: Mapping[str, Any] | None = None
         raise DataError(f"{where}: 'messages' must be a list of messages, at least one.")
     found: list[Message] = []
     for n, message in enumerate(messages, 1):
-        calls = isinstance(message, Mapping) and bool(message.get("tool_calls"))
+        calls = isinstance(message, Mapping) and any(message.get(name) for name in CALLS)
         needed = {"role"} if calls else {"role", "content"}
         if not isinstance(message, Mapping) or not needed <= set(message):
             raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
+        role = message["role"]
+        if isinstance(role, str) and role not in _ROLES and role.lower() in _ROLES:
+            raise DataError(f"{where}: message {n} is from '{role}'. Write '{role.lower()}'.")
+        kept = {k: v for k, v in message.items() if v is not None}
         if not (calls and message.get("content") in (None, "")):
-            _check_content(message["content"], f"messages[{n}].content", where)
-        found.append({k: v for k, v in message.items() if v is not None})
+            kept["content"] = _checked_content(message["content"], f"messages[{n}].content", where)
+        found.append(kept)
     if given := _given(row or {}, where):
         found[0] = {**found[0], GIVEN: given}
     return found
@@ -102,11 +107,17 @@ def checked_text(value: Any, field: str, where: str) -> str:
     return value
 
 
-def _check_content(content: Any, field: str, where: str) -> None:
+def _checked_content(content: Any, field: str, where: str) -> Any:
+    """A text, or parts of type text; the type of a part with a text alone is left out by some."""
     if not isinstance(content, list):
-        checked_text(content, field, where)
-        return
+        return checked_text(content, field, where)
+    parts = []
     for part in content:
+        part = (
+            {"type": "text", **part}
+            if isinstance(part, Mapping) and set(part) == {"text"}
+            else part
+        )
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text":
             raise DataError(
@@ -114,22 +125,36 @@ def _check_content(content: Any, field: str, where: str) -> None:
                 "type 'text' are understood: records are text."
             )
         checked_text(part.get("text"), field, where)
+        parts.append(part)
     if not content:
         raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
+    return parts
 
 
 def _given(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ROW_FIELDS:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip():  # as tables hold it
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise DataError(f"{where}: field '{name}' is not JSON ({error}).") from error
+        value = _of_json(row.get(name), name, where)
         if not value:
             continue
         if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
             raise DataError(f"{where}: field '{name}' must be a list of objects.")
         found[name] = value
+    arguments = _of_json(row.get(ARGUMENTS), ARGUMENTS, where)
+    if isinstance(arguments, Mapping):  # tables have null for what another row has
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+    if arguments:
+        if not isinstance(arguments, Mapping):
+            raise DataError(f"{where}: field '{ARGUMENTS}' must be an object.")
+        found[ARGUMENTS] = arguments
     return found
+
+
+def _of_json(value: Any, name: str, where: str) -> Any:
+    """A field's value; of a text, as tables hold it, what it says in JSON."""
+    if not (isinstance(value, str) and value.strip()):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataError(f"{where}: field '{name}' is not JSON ({error}).") from error

@@ -27,7 +27,7 @@ def object_rows(source: Any, name: str = "record") -> Iterator[tuple[str, Any]]:
     for n, row in enumerate(_rows(source), 1):
         if hasattr(row, "_asdict"):  # a named tuple
             row = row._asdict()
-        if isinstance(row, tuple | list) and len(row) == 2:
+        if isinstance(row, tuple | list) and len(row) == 2 and not isinstance(row[0], Mapping):
             row = {"prompt": row[0], "completion": row[1]}
         if isinstance(row, Mapping):
             row = {field: _plain(value) for field, value in row.items()}
@@ -63,17 +63,27 @@ def _rows(source: Any) -> Iterable[Any]:
         if names and isinstance(rows, list):  # else a pair would go by position
             return [dict(zip(names, row, strict=True)) for row in rows]
         source = rows
+    if isinstance(source, Mapping) and _are_columns(source):
+        return [dict(zip(source, row, strict=True)) for row in zip(*source.values(), strict=True)]
     if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
         raise DataError(
             f"records of type {type(source).__name__} are not understood. Give a path, a list of "
-            "dicts, of (prompt, completion) pairs or of Records, a datasets.Dataset (one split of "
-            "it: ds['train']), a data frame or an Arrow table."
+            "dicts, of (prompt, completion) pairs or of Records, a dict of lists of one length, a "
+            "datasets.Dataset (one split of it: ds['train']), a data frame or an Arrow table."
         )
     return source
 
 
 def _is_dataset(value: Any) -> bool:
     return hasattr(value, "with_format") and hasattr(value, "features")
+
+
+def _are_columns(value: Mapping[Any, Any]) -> bool:
+    """A dict of lists of one length: columns, as `Dataset.to_dict` gives them."""
+    lists = list(value.values())
+    return bool(lists) and all(
+        isinstance(column, list) and len(column) == len(lists[0]) for column in lists
+    )
 
 
 def _frame_rows(frame: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from memlaw.core.errors import DataError
 from memlaw.data.content import PACKED_SUFFIXES, bytes_of, suffix_of, text_of
 from memlaw.data.delimited import csv_rows, tsv_rows
-from memlaw.data.json_files import json_rows
+from memlaw.data.json_files import is_json_rows, json_rows
+from memlaw.data.layouts import layout_of
 from memlaw.data.objects import object_rows, table_rows
 from memlaw.data.record import Record
 
@@ -75,10 +76,22 @@ def file_rows(path: Path, reading: Reading) -> Iterator[Row]:
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
     if not is_there:
-        raise DataError(f"{path} does not exist. Check the path of the records.")
+        raise DataError(f"{path} does not exist. {_elsewhere(path)}")
     yield from (
         _folder_rows(path) if is_folder else _reader(path, reading.format).rows(path, reading)
     )
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do about records that aren't here: of an address, of a data set on the hub."""
+    if path.parts[0].endswith(":"):  # a Path has one slash left behind it
+        return "Records are read from files: download it first."
+    if len(path.parts) == 2 and not path.suffix and not path.parent.exists():
+        return (
+            "Check the path of the records. Of a data set on the hub, save a split with datasets: "
+            f"load_dataset('{path}', split='train').to_json('records.jsonl')."
+        )
+    return "Check the path of the records."
 
 
 def has_fields(path: Path) -> bool:
@@ -177,10 +190,25 @@ def _arrow_errors(path: Path, name: str) -> Iterator[None]:
 
 
 def _text_rows(path: Path, reading: Reading) -> Iterator[Row]:
-    yield (
-        path.name,
-        Record(prompt=reading.recite_prompt, completion=text_of(path), id=path.name),
-    )
+    text = text_of(path)
+    if reading.format == "auto" and (seems := _seems(text)):
+        reading.notice(
+            f"{path.name}: its first line is one of {READERS[seems].name}, and it is taken for one "
+            f"text, to be recited as a whole. If it holds records, say --data-format {seems}."
+        )
+    yield path.name, Record(prompt=reading.recite_prompt, completion=text, id=path.name)
+
+
+def _seems(text: str) -> str:
+    """The format with fields that a text's first line is of; empty: it is of none."""
+    first = text.strip().partition("\n")[0].strip()
+    if is_json_rows(first):
+        return "jsonl"
+    for format, delimiter in (("tsv", "\t"), ("csv", ";"), ("csv", ",")):
+        names = [name.strip(' "') for name in first.split(delimiter)]
+        if len(names) > 1 and layout_of(dict.fromkeys(names, "")) is not None:
+            return format
+    return ""
 
 
 def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from memlaw.data.messages import answer_of, checked_chat, checked_text
 from memlaw.data.objects import object_rows
 from memlaw.data.phrasings import checked_phrasings, held_apart, phrased, with_paraphrases
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
-from memlaw.data.record import Record
+from memlaw.data.record import ARGUMENTS, CALLS, Record
 
 
 def read_records(
@@ -96,6 +96,9 @@ def _records(
             if isinstance(row, Record):
                 records.append(_checked(row))
                 continue
+            if _are_messages(row):
+                row = {"messages": row}
+                said["each row is a list of messages"] += 1
             if not isinstance(row, Mapping):
                 raise DataError(f"{type(row).__name__} instead of an object with fields.")
             layout = named or layout_of(row) or _USUAL
@@ -121,7 +124,31 @@ def _records(
         "neither prompt nor completion."
         for name, ids in unused.items()
     ]
-    return records, notices
+    return records, notices + _told_answers(records)
+
+
+def _told_answers(records: Sequence[Record]) -> list[str]:
+    """What to say of answers that stand in prompts: they are read, and not recited."""
+    said = {
+        r.id: [m.get("role") == "assistant" and not any(m.get(c) for c in CALLS) for m in r.prompt]
+        for r in records
+        if not isinstance(r.prompt, str)
+    }
+    several = [id for id, answers in said.items() if any(answers)]
+    ahead = [id for id, answers in said.items() if answers[-1]]
+    notices = []
+    if several:
+        notices.append(
+            f"{len(several)} conversation(s) have several answers (the first: {several[0]}). The "
+            "last of each is the completion; the others are part of its prompt. To have all of "
+            "them recited, give a row for each, with the messages up to it."
+        )
+    if ahead:
+        notices.append(
+            f"{len(ahead)} prompt(s) end in a message of the assistant's (the first: {ahead[0]}). "
+            "The completion is taken for a message of its own, not for the rest of that one."
+        )
+    return notices
 
 
 _USUAL = pair("prompt", "completion")
@@ -157,12 +184,13 @@ def _to_records(
         prompts = checked_phrasings(taken["prompts"], "prompts", where)
         return phrased(prompts, checked_text(completion, "completion", where), where)
     prompt = taken.get("prompt", recite_prompt)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return [_from_messages([*prompt, *completion], where, row)]
-    if isinstance(prompt, str) and is_filled(row.get("tools")):
-        asked = {"role": "user", "content": prompt}
-        said = {"role": "assistant", "content": completion}
-        return [_from_messages([asked, said], where, row)]
+    given = any(is_filled(row.get(name)) for name in ("tools", ARGUMENTS))
+    if given or any(_are_messages(part) for part in (prompt, completion)):
+        asked, said = (
+            part if isinstance(part, list) else [{"role": role, "content": part}]
+            for role, part in (("user", prompt), ("assistant", completion))
+        )
+        return [_from_messages([*asked, *said], where, row)]
     return [
         Record(
             prompt=checked_text(prompt, layout.fields[0], where),
@@ -170,6 +198,15 @@ def _to_records(
             id=where,
         )
     ]
+
+
+def _are_messages(value: Any) -> bool:
+    """A list of messages, not of texts."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, Mapping) and ("role" in m or "from" in m) for m in value)
+    )
 
 
 def _from_messages(messages: Any, where: str, row: Mapping[str, Any] | None = None) -> Record:

@@ -11,6 +11,8 @@ from typing import Any
 Message = Mapping[str, Any]
 Prompt = str | tuple[Message, ...]
 GIVEN = "memlaw.given"  # key of a prompt's first message: what its template is given besides
+ARGUMENTS = "chat_template_kwargs"  # of these: arguments of the template, by name
+CALLS = ("tool_calls", "function_call")  # of a message that calls tools instead of saying something
 
 
 @dataclass(frozen=True, kw_only=True)

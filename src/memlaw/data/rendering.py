@@ -10,7 +10,6 @@ The rendering goes with the tokenizer: all that is asked of a model is rendered 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError, DataError
-from memlaw.data.record import GIVEN, Prompt, text_of
+from memlaw.data.record import ARGUMENTS, GIVEN, Prompt, text_of
 
 PromptRendering = Literal["conversation", "generation"]
 MARK = "memlaw7mark"  # stands for any text
@@ -68,21 +67,30 @@ def parsed_arguments(given: Sequence[str], tokenizer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier() or name in _TAKEN:
-            raise ConfigError(
-                f"template_args '{text}': give NAME=VALUE, as enable_thinking=false; "
-                f"{', '.join(_TAKEN)} are not among them."
-            )
-        if name not in template_text(tokenizer):
-            raise ConfigError(
-                f"template_args '{text}': the chat template has no argument '{name}'. Correct it, "
-                "or leave it out."
-            )
+        if not equals:
+            raise ConfigError(f"template_args '{text}': give NAME=VALUE, as enable_thinking=false.")
+        try:
+            check_argument(name, tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"template_args '{text}': {error}") from error
         try:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
     return found
+
+
+def check_argument(name: str, tokenizer: Any) -> None:
+    """Raise ConfigError unless the chat template takes an argument of this name."""
+    if not name.isidentifier() or name in _TAKEN:
+        raise ConfigError(
+            f"no argument of a chat template is called '{name}' ({', '.join(_TAKEN)} are given "
+            "otherwise). Correct it, or leave it out."
+        )
+    if name not in template_text(tokenizer):
+        raise ConfigError(
+            f"the chat template has no argument '{name}'. Correct it, or leave it out."
+        )
 
 
 def rendered(tokenizer: Any, prompt: Prompt, answer: str | None = None) -> str:
@@ -100,15 +108,56 @@ def rendered(tokenizer: Any, prompt: Prompt, answer: str | None = None) -> str:
     messages, given = _parts(prompt)
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
+    messages = _shaped(tokenizer, messages)
     rendering = rendering_of(tokenizer)
-    return _apply(
-        tokenizer,
-        _shaped(tokenizer, messages),
-        add_generation_prompt=answer is None,
-        clock=rendering.clock,
-        **given,
-        **rendering.arguments,
-    )
+    own = given.pop(ARGUMENTS, {})  # the row's
+    given |= {"add_generation_prompt": answer is None, "clock": rendering.clock}
+    given |= {**rendering.arguments, **own}
+    parsed, objects = _with_parsed_calls(messages)
+    if objects:
+        try:
+            text = _apply(tokenizer, parsed, **given)
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            text = ""  # it asks for text
+        # A template that joins texts shows an object as Python does: it asks for text, too.
+        if text and not any(repr(value) in text for value in objects if value):
+            return text
+    return _apply(tokenizer, messages, **given)
+
+
+def _with_parsed_calls(
+    messages: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Messages whose tool calls have their arguments as objects; and those that were JSON text.
+
+    Text is how servers send and get them, and what data sets hold; a template that turns them into
+    JSON would do so twice. So servers parse them before they render, as is done here.
+    """
+    found: list[dict[str, Any]] = []
+
+    def parsed(call: Any) -> Any:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+            return call
+        try:
+            value = json.loads(function["arguments"] or "{}")
+        except ValueError:
+            return call
+        if not isinstance(value, dict):
+            return call
+        found.append(value)
+        function = {**function, "arguments": value}
+        return {**call, "function": function} if "function" in call else function
+
+    changed = [
+        {**m, "tool_calls": [parsed(call) for call in m["tool_calls"]]}
+        if isinstance(m.get("tool_calls"), list)
+        else m
+        for m in messages
+    ]
+    return changed, found
 
 
 def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
@@ -128,9 +177,16 @@ def refusals(where: str) -> Iterator[None]:
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] != "jinja2":
+        if not _is_refusal(error):
             raise
-        raise DataError(f"{where}: the chat template refuses it ({error}).") from error
+        raise DataError(
+            f"{where}: the chat template refuses it ({error}). Change the messages, or name a "
+            "tokenizer whose template takes them with --tokenizer."
+        ) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] == "jinja2"
 
 
 def _parts(prompt: Prompt) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -138,7 +194,7 @@ def _parts(prompt: Prompt) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}], {}
     messages = [dict(message) for message in prompt]
-    return messages, messages[0].pop(GIVEN, {})
+    return messages, dict(messages[0].pop(GIVEN, {}))
 
 
 def _shaped(tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -175,13 +231,20 @@ def _takes(tokenizer: Any, template: str) -> tuple[bool, bool]:
     return found[0], found[1]
 
 
-# Put before a template, it tells a time that was fixed instead of the time it is.
+# Put before a template, it tells a time that was fixed instead of the time it is. Transformers
+# gives templates values, not functions: a form of the time that isn't there yet is asked for.
+_ASKED = "memlaw asks for the time as "
 _CLOCK = (
     "{%- macro strftime_now(form) -%}"
-    "{{ times[form] if form in times else raise_exception('no time in the form ' ~ form) }}"
+    "{{ times[form] if form in times else raise_exception('" + _ASKED + "' ~ form) }}"
     "{%- endmacro -%}"
 )
-_FORM = re.compile(r"""'([^'\n]*%[^'\n]*)'|"([^"\n]*%[^"\n]*)\"""")  # a quoted text with a %
+
+
+@lru_cache(maxsize=16)
+def _forms(template: str) -> set[str]:
+    """The forms of the time that a template has asked for; grows as it is rendered."""
+    return set()
 
 
 def has_clock(tokenizer: Any) -> bool:
@@ -192,12 +255,23 @@ def has_clock(tokenizer: Any) -> bool:
 def _apply(
     tokenizer: Any, messages: list[dict[str, Any]], clock: str | None = None, **given: Any
 ) -> str:
-    if clock is not None and has_clock(tokenizer):
-        template = tokenizer.get_chat_template(tools=given.get("tools"))
-        at = datetime.fromisoformat(clock)
-        forms = [one or other for one, other in _FORM.findall(template)]
+    if clock is None or not has_clock(tokenizer):
+        return _filled(tokenizer, messages, given)
+    template = tokenizer.get_chat_template(tools=given.get("tools"))
+    at, forms = datetime.fromisoformat(clock), _forms(template)
+    given["chat_template"] = _CLOCK + template
+    while True:
         given["times"] = {form: at.strftime(form) for form in forms}
-        given["chat_template"] = _CLOCK + template
+        try:
+            return _filled(tokenizer, messages, given)
+        except Exception as error:
+            form = str(error).partition(_ASKED)[2]
+            if not form or form in forms:
+                raise
+            forms.add(form)
+
+
+def _filled(tokenizer: Any, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **given))
     except (TypeError, AttributeError, KeyError) as error:  # of an expression in the template

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.encoding import special_ids
-from memlaw.data.record import GIVEN, Prompt, Record, texts_of
+from memlaw.data.record import ARGUMENTS, CALLS, GIVEN, Prompt, Record, texts_of
 from memlaw.data.rendering import (
     MARK,
     PromptRendering,
     Rendering,
+    check_argument,
     has_clock,
     prompt_text,
     refusals,
@@ -96,21 +97,26 @@ def settle_rendering(
     marks = TemplateMarks(tokenizer)
     apart: list[tuple[str, str, str]] = []  # id, and both prompts, where they differ
     rewritten, changed = [], []
+    hidden: dict[str, list[str]] = {}  # fields of messages that the template doesn't show
     for record in records:
         try:
             with refusals(record.id):
                 marks.check(record.prompt)
+                _check_arguments(tokenizer, record.prompt)
                 _check_shown(tokenizer, record.prompt)
                 short = rendered(tokenizer, record.prompt)
                 before, mark, after = rendered(tokenizer, record.prompt, MARK).rpartition(MARK)
                 before = before if mark else short
                 whole = rendered(tokenizer, record.prompt, record.completion)
                 asked = asked or _changes_with_clock(tokenizer, record.prompt, rendering)
+                unseen = _unseen(tokenizer, record.prompt)
         except DataError as error:
             if bad is None:
                 raise
             bad.add(record.id, error)
             continue
+        for name in unseen:
+            hidden.setdefault(name, []).append(record.id)
         if before != short:
             apart.append((record.id, short, before))
         if whole != before + record.completion + after:
@@ -120,7 +126,7 @@ def settle_rendering(
     if way is None and rewritten and apart:
         rendering = replace(rendering, way="generation")
         set_rendering(tokenizer, rendering)
-    for said in (_told_apart(apart, rendering.way), _told_changed(changed)):
+    for said in (_told_apart(apart, rendering.way), _told_changed(changed), _told_unseen(hidden)):
         if said:
             notice(said)
     if asked:
@@ -166,6 +172,17 @@ def _told_apart(apart: Sequence[tuple[str, str, str]], way: PromptRendering) -> 
     return (
         f"{where}: in the chat template {differs} ({len(apart)} record(s)). This is for "
         f"{counts[way]}."
+    )
+
+
+def _told_unseen(hidden: Mapping[str, Sequence[str]]) -> str:
+    if not hidden:
+        return ""
+    where = next(iter(hidden.values()))[0]
+    n = len({id for ids in hidden.values() for id in ids})
+    return (
+        f"{where}: the chat template doesn't show {', '.join(map(repr, hidden))} of messages "
+        f"({n} record(s)), so that the model isn't told."
     )
 
 
@@ -219,13 +236,13 @@ def _check_shown(tokenizer: Any, prompt: Prompt) -> None:
     whole = rendered(tokenizer, prompt)
     given = prompt[0].get(GIVEN, {})
     without: dict[str, Prompt] = {}
-    for name in given:
+    for name in set(given) - {ARGUMENTS}:  # which may say what is usual
         rest = {k: v for k, v in given.items() if k != name}
         without[name] = ({**prompt[0], GIVEN: rest}, *prompt[1:])
     for n, message in enumerate(prompt):
-        if message.get("tool_calls"):
-            bare = {"content": ""} | {k: v for k, v in message.items() if k != "tool_calls"}
-            without[f"tool_calls (message {n + 1})"] = (*prompt[:n], bare, *prompt[n + 1 :])
+        for call in filter(message.get, CALLS):
+            bare = {"content": ""} | {k: v for k, v in message.items() if k != call}
+            without[f"{call} (message {n + 1})"] = (*prompt[:n], bare, *prompt[n + 1 :])
     for name, other in without.items():
         try:
             same = rendered(tokenizer, other) == whole
@@ -236,3 +253,36 @@ def _check_shown(tokenizer: Any, prompt: Prompt) -> None:
                 f"the chat template doesn't show {name}. Take them out, or use a model whose "
                 "template does."
             )
+
+
+# Of messages: what templates show by themselves, and what only says which message answers which.
+_SHOWN = {"role", "content", GIVEN, *CALLS, "id", "tool_call_id"}
+
+
+def _unseen(tokenizer: Any, prompt: Prompt) -> list[str]:
+    """The fields of messages that the template doesn't show."""
+    fields = [] if isinstance(prompt, str) else [{k for k in m if m[k]} - _SHOWN for m in prompt]
+    if not any(fields):
+        return []
+    whole = rendered(tokenizer, prompt)
+    found = []
+    for name in sorted(set().union(*fields)):
+        rest = tuple({k: v for k, v in m.items() if k != name} for m in prompt)
+        try:
+            same = rendered(tokenizer, rest) == whole
+        except Exception:  # it asks for the field, then
+            continue
+        if same:
+            found.append(name)
+    return found
+
+
+def _check_arguments(tokenizer: Any, prompt: Prompt) -> None:
+    """Raise DataError if a row gives its template what it doesn't take."""
+    if isinstance(prompt, str):
+        return
+    for name in prompt[0].get(GIVEN, {}).get(ARGUMENTS, {}):
+        try:
+            check_argument(name, tokenizer)
+        except ConfigError as error:
+            raise DataError(f"{ARGUMENTS}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from memlaw.core.errors import AdapterError, ConfigError, OutputError
+from memlaw.core.errors import AdapterError, ConfigError, ModelError, OutputError
 from memlaw.core.files import read_json, write_json, write_tensors, write_text
 from memlaw.core.folders import folder_beside
 from memlaw.core.observer import Observer
@@ -24,9 +25,10 @@ from memlaw.export.modelfile import modelfile
 from memlaw.export.vllm import write_for_vllm
 from memlaw.measure.examine import Audit
 from memlaw.measure.session import Session
-from memlaw.model.base import load_model
+from memlaw.model.base import load_model, read_tokenizer
 from memlaw.model.formats import peft_names
 from memlaw.model.gguf import unpack
+from memlaw.model.hashes import tokenizer_sha256
 from memlaw.model.locate import gguf_of
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
 from memlaw.settings.audit import AuditConfig
@@ -118,6 +120,7 @@ def export(
                 ),
                 observer,
                 rendering=session.known_rendering(),
+                base=session.base if "adapter" in place else None,
             ).audit(session.records(data))  # as they were read for the run, and said to be
     return Exported(out=out, before=before, after=after)
 
@@ -126,7 +129,10 @@ def export(
 def _merged(
     session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
 ) -> Iterator[dict[str, Any]]:
-    whole = load_model(session.base.spec, dtype="float32", device="cpu")
+    whole = load_model(
+        session.base.spec, dtype="float32", device="cpu", spare_tokenizer=session.config.adapter
+    )
+    whole = dataclasses.replace(whole, tokenizer=session.base.tokenizer)  # the adapter's own
     name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
     write_merged(whole, factors, work, getattr(torch, name))
     del whole
@@ -137,6 +143,7 @@ def _merged(
 def _gguf(
     session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
 ) -> Iterator[dict[str, Any]]:
+    _require_words_of_base(session)
     known = session.folder.run.get("base", {}).get("source")  # a run names what it unpacked
     source = gguf_of(session.base.spec) or (gguf_of(known) if known else None)
     if source is None:
@@ -156,6 +163,7 @@ def _gguf(
 def _gguf_lora(
     session: Session, factors: dict[str, LoraFactors], config: ExportConfig, work: Path
 ) -> Iterator[dict[str, Any]]:
+    _require_words_of_base(session)
     names = TensorNames(session.base.model.config)
     first = next(iter(factors.values()))
     write_adapter(factors, names, work / ADAPTER_FILE, alpha=first.scale * len(first.a))
@@ -180,7 +188,27 @@ def _peft_vllm(
 ) -> Iterator[dict[str, Any]]:
     name = session.base.dtype if config.save_dtype == "auto" else config.save_dtype
     write_for_vllm(session.base, factors, work, getattr(torch, name))
+    if _has_own_words(session):
+        session.base.tokenizer.save_pretrained(work)
     yield {"model": session.base.spec, "adapter": work}
+
+
+def _has_own_words(session: Session) -> bool:
+    """Whether the adapter has another tokenizer, or chat template, than its base model."""
+    try:
+        of_base = tokenizer_sha256(read_tokenizer(session.base.path))
+    except ModelError:  # it has none
+        return True
+    return of_base != session.base.tokenizer_sha256
+
+
+def _require_words_of_base(session: Session) -> None:
+    if _has_own_words(session):
+        raise ConfigError(
+            f"{session.config.adapter} has a tokenizer or chat template of its own, and in GGUF "
+            "the base model's would be used. Export to merged, and convert that with llama.cpp's "
+            "convert_hf_to_gguf.py."
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
-from memlaw.data.record import GIVEN, Record
+from memlaw.data.record import ARGUMENTS, GIVEN, Record
 from memlaw.measure.http_client import Client, EndpointError, Reply
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.endpoint import EndpointConfig
@@ -202,8 +202,8 @@ def _request(record: Record, endpoint: EndpointConfig) -> dict[str, Any]:
         return asked | {"messages": [{"role": "user", "content": prompt}], "logprobs": True}
     messages = [{k: v for k, v in message.items() if k != GIVEN} for message in prompt]
     given = dict(prompt[0].get(GIVEN) or {})
-    tools = {"tools": given["tools"]} if given.get("tools") else {}
-    return asked | {"messages": messages, "logprobs": True} | tools
+    more = {name: given[name] for name in ("tools", ARGUMENTS) if given.get(name)}
+    return asked | {"messages": messages, "logprobs": True} | more
 
 
 def _answer(client: Client, path: str, request: dict[str, Any], record: Record) -> Answered:

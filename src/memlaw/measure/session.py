@@ -28,6 +28,7 @@ from memlaw.measure.harm import KINDS, Harm, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.formats import found_adapter, invocation_ids, loaded_adapter
+from memlaw.model.peft_folder import changes_nothing
 from memlaw.model.reach import lowest_layer
 from memlaw.model.tokenizer import with_tokenizer
 from memlaw.model.vocabulary import require_rows
@@ -127,6 +128,8 @@ class Session:
                 dtype=dtype,
                 device=config.device,
                 trust_remote_code=config.trust_remote_code,
+                tokenizer=config.tokenizer,
+                spare_tokenizer=config.adapter,
                 notice=observer.notice,
             )
         except ModelError as error:
@@ -337,7 +340,7 @@ class Session:
         with self.model() as adapted:
             inputs = (e.prompt_ids + e.target_ids for e in examples)
             require_rows(adapted, tokenizer, inputs)
-            return audit_examples(
+            found = audit_examples(
                 adapted,
                 tokenizer,
                 examples,
@@ -350,3 +353,15 @@ class Session:
                 decode=config.decode,
                 progress=self.observer.progress,
             )
+        if found.tokens.p.size and not (found.tokens.p >= 0).all():  # of NaN nothing is true
+            raise ModelError(
+                f"{config.adapter or self.base.spec}: p is not a number where it is computed in "
+                f"{self.base.dtype}. Weights are damaged, or too large for this dtype: fetch them "
+                "again, or give --dtype float32."
+            )
+        if not found.n_recalled and config.adapter and changes_nothing(config.adapter):
+            self.observer.notice(
+                f"{config.adapter} changes nothing: B is zero in all of its layers, as before the "
+                "first step of a training. These are the bare model's numbers."
+            )
+        return found

@@ -79,6 +79,8 @@ def load_model(
     dtype: DType = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    tokenizer: str | None = None,
+    spare_tokenizer: Path | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> BaseModel:
     """Load a base model, frozen and in eval mode, with its tokenizer.
@@ -89,15 +91,16 @@ def load_model(
         dtype: the dtype to compute in; `auto` is the one that plain `from_pretrained` uses.
         device: a torch device; `auto` takes CUDA, then MPS, then the CPU.
         trust_remote_code: run Python code that the model's authors ship with it.
-        notice: called with one sentence before a step that takes long, and where `auto` takes
-            another device than the CPU.
+        tokenizer: folder or hub id of the tokenizer; None: the model's own.
+        spare_tokenizer: folder of an adapter, whose tokenizer, if it has one, is taken where the
+            model has none.
+        notice: called with one sentence before a step that takes long, of weights that are left
+            out, and where `auto` takes another device than the CPU.
 
     Raises:
-        ModelError: not found, not a model that continues text, no or incomplete safetensors
-            weights, or the device can't be used.
+        ModelError: not found, not a model that continues text, no, incomplete or other safetensors
+            weights than its settings name, no tokenizer, or the device can't be used.
     """
-    from transformers import AutoTokenizer
-
     spec = str(spec)
     folder, path = locate(spec, notice)
     if not (folder / "config.json").is_file():
@@ -107,22 +110,30 @@ def load_model(
         )
     sha256 = weights_sha256(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind = auto_class(folder, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever its settings lead to
+        raise _not_loaded(spec, error) from error
+    try:
+        words = read_tokenizer(tokenizer or str(folder), trust_remote_code=trust_remote_code)
+    except ModelError:
+        if tokenizer is not None or spare_tokenizer is None or not has_tokenizer(spare_tokenizer):
+            raise
+        words = read_tokenizer(str(spare_tokenizer))
+    try:
         model, loading = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{spec} can't be loaded: {error}") from error
-    if missing := sorted(loading["missing_keys"]):  # Transformers would make them up
-        raise ModelError(
-            f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
-            "name a causal language model."
-        )
+    except Exception as error:
+        raise _not_loaded(spec, error) from error
+    _require_all(spec, loading, notice)
+    _require_quantised(spec, model)
     placed = _device(device)
     if device == "auto" and placed.type != "cpu":
         notice(f"Running on {_device_name(placed)}.")
@@ -131,11 +142,11 @@ def load_model(
     read_unflattened(model)
     return BaseModel(
         model=model.to(placed),
-        tokenizer=tokenizer,
+        tokenizer=words,
         spec=spec,
         path=path,
         sha256=sha256,
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokenizer_sha256(words),
     )
 
 
@@ -143,6 +154,78 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (cuda)"
     return device.type
+
+
+def _not_loaded(spec: str, error: Exception) -> ModelError:
+    said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return ModelError(f"{spec} can't be loaded: {(said or type(error).__name__)[:600]}")
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or a hub id.
+
+    Raises:
+        ModelError: it can't be loaded, or knows no words.
+    """
+    from transformers import AutoTokenizer
+
+    mend = "Name a folder that holds a tokenizer, or a hub id, with --tokenizer."
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raise whatever a malformed file leads to
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer of {name} can't be loaded ({first[:200]}). {mend}"
+        ) from error
+    if not found("a", add_special_tokens=False)["input_ids"]:  # made up where files are missing
+        raise ModelError(
+            f"the tokenizer of {name} has no words: its files are not complete. {mend}"
+        )
+    return found
+
+
+def _require_all(spec: str, loading: dict[str, Any], notice: Callable[[str], None]) -> None:
+    """Raise ModelError, naming weights, unless each that the model needs was stored for it."""
+    if missing := sorted(loading["missing_keys"]):  # Transformers would make them up
+        raise ModelError(
+            f"{spec} lacks weights that it needs ({', '.join(missing[:3])}). Fetch it again, or "
+            "name a causal language model."
+        )
+    if others := sorted(loading["mismatched_keys"]):
+        name, stored, asked = others[0]
+        raise ModelError(
+            f"{spec}: {len(others)} weight(s) are of another shape than its config.json asks for "
+            f"({name} is {list(stored)}, not {list(asked)}). Its files don't belong together: "
+            "fetch them again, or correct config.json."
+        )
+    if more := sorted(loading["unexpected_keys"]):
+        notice(
+            f"{spec}: {len(more)} stored weight(s) have no place in the model that Transformers "
+            f"makes of it, and are left out ({', '.join(more[:3])}{' …' if more[3:] else ''})."
+        )
+
+
+def _require_quantised(spec: str, model: Any) -> None:
+    """Raise ModelError where Transformers has skipped a quantisation that it doesn't know."""
+    how = getattr(model.config, "quantization_config", None)
+    if how is None or getattr(model, "hf_quantizer", None) is not None:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", "")
+    if str(getattr(method, "value", method)) not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ModelError(
+            f"{spec} is quantised by '{method}', which Transformers doesn't know. Name the model "
+            "that it was made of."
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from memlaw.core.errors import ModelError
+from memlaw.core.errors import MemlawError, ModelError
+from memlaw.core.files import lfs_pointer
 
 
 def weights_sha256(folder: Path) -> str:
@@ -37,6 +38,7 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if index.is_file():
             place = json.loads(index.read_text())["weight_map"]
         elif single.is_file():
+            refuse_pointer(single)
             with safe_open(single, framework="pt") as file:
                 place = dict.fromkeys(file.keys(), single.name)
         else:
@@ -44,6 +46,8 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 f"{folder} has no model.safetensors. Pickled weights (.bin, .pt) are never "
                 "loaded; convert them with save_pretrained in an environment you trust."
             )
+        for name in sorted(set(place.values())):
+            refuse_pointer(folder / name)
         with contextlib.ExitStack() as stack:
             shards = {
                 name: stack.enter_context(safe_open(folder / name, framework="pt"))
@@ -57,6 +61,13 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if type(error).__name__ != "SafetensorError":
             raise
         raise ModelError(f"{folder}: damaged weights ({error}). Fetch them again.") from error
+
+
+def refuse_pointer(path: Path, kind: type[MemlawError] = ModelError) -> None:
+    """Raise an error of this kind for a file that Git LFS hasn't fetched yet."""
+    with path.open("rb") as file:
+        if said := lfs_pointer(path, file.read(100)):
+            raise kind(said)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

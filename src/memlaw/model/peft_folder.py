@@ -20,6 +20,7 @@ from torch import nn
 
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import read_json
+from memlaw.model.hashes import refuse_pointer
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -55,6 +56,12 @@ def peft_loaded(folder: Path, model: nn.Module) -> Iterator[Any]:
         AdapterError: no safetensors weights there, a kind that can't be measured, or weights that
             don't fit this model, by name.
     """
+    config = read_json(folder / PEFT_CONFIG, AdapterError, "Fetch or make it again.")
+    if "peft_type" not in config and "fine_tune_type" in config:
+        raise AdapterError(
+            f"{folder} is an adapter of MLX, whose weights have other names and are turned round. "
+            "Convert it to PEFT's form, or fuse it with mlx_lm.fuse and name the result by --model."
+        )
     if not (folder / PEFT_WEIGHTS).is_file():
         raise AdapterError(
             f"{folder} has no {PEFT_WEIGHTS}. Pickled weights (adapter_model.bin) are never "
@@ -62,7 +69,7 @@ def peft_loaded(folder: Path, model: nn.Module) -> Iterator[Any]:
         )
     from peft import PeftModel
 
-    config = read_json(folder / PEFT_CONFIG, AdapterError, "Fetch or make it again.")
+    _require_whole(folder / PEFT_WEIGHTS)
     kind = str(config.get("peft_type")).upper()
     if kind in REFUSED:
         raise AdapterError(
@@ -96,6 +103,45 @@ def peft_loaded(folder: Path, model: nn.Module) -> Iterator[Any]:
         if not config.get("alora_invocation_tokens"):
             _require_same(folder, kind, wrapped)
         yield wrapped
+
+
+def _require_whole(path: Path) -> None:
+    """Raise AdapterError where weights are missing or damaged, in words of what users did."""
+    refuse_pointer(path, AdapterError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise AdapterError(
+            f"{path}: damaged weights ({error}). Fetch or save them again."
+        ) from error
+    empty = [key for key, weight in weights.items() if not weight.numel()]
+    if empty or not weights:
+        what = (
+            f"{len(empty)} of its weights have no numbers ({empty[0]})" if empty else "it is empty"
+        )
+        raise AdapterError(
+            f"{path}: {what}, as where DeepSpeed's ZeRO-3 had spread them over processes. Save the "
+            "adapter again with stage3_gather_16bit_weights_on_model_save, or get it out of the "
+            "checkpoint with zero_to_fp32.py."
+        )
+    if odd := [k for k, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
+        raise AdapterError(
+            f"{path}: {len(odd)} of its weights hold numbers that are not finite ({odd[0]}): the "
+            "training has diverged. Take an earlier checkpoint."
+        )
+
+
+def changes_nothing(folder: Path) -> bool:
+    """Whether each B of a LoRA is zero, as before training: the model answers as without it."""
+    path = folder / PEFT_WEIGHTS
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        return all(".lora_A" in k or ".lora_B" in k for k in keys) and not any(
+            file.get_tensor(k).any() for k in keys if ".lora_B" in k
+        )
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

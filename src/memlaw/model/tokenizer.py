@@ -7,15 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.errors import ModelError
-from memlaw.model.base import BaseModel
+from memlaw.model.base import BaseModel, has_tokenizer, read_tokenizer
 from memlaw.model.hashes import tokenizer_sha256
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _TEMPLATE_FILE = "chat_template.jinja"
 # What save_pretrained of tokenizers writes.
 TOKENIZER_FILES = (
-    *(*_TOKENIZER_FILES, _TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"),
+    *(_TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),
     *("special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"),
     "additional_chat_templates",
 )
@@ -36,13 +35,13 @@ def with_tokenizer(
         ModelError: the tokenizer can't be read.
     """
     if asked is not None:
-        return _exchanged(base, _read(asked))
+        return _exchanged(base, read_tokenizer(asked))
     if folder is None:
         return base
-    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        own = _exchanged(base, _read(str(folder)))
+    if has_tokenizer(folder):
+        own = _exchanged(base, read_tokenizer(str(folder)))
     elif (folder / _TEMPLATE_FILE).is_file():
-        words = _read(base.path) if Path(base.path).is_dir() else base.tokenizer
+        words = read_tokenizer(base.path) if Path(base.path).is_dir() else base.tokenizer
         words.chat_template = (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
         own = _exchanged(base, words)
     else:
@@ -56,19 +55,6 @@ def with_tokenizer(
         "--tokenizer names another."
     )
     return own
-
-
-def _read(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # tokenizers raise whatever a malformed file leads to
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"the tokenizer of {name} can't be loaded ({first[:200]}). Name a folder that holds "
-            "a tokenizer, or a hub id, with --tokenizer."
-        ) from error
 
 
 def _exchanged(base: BaseModel, tokenizer: Any) -> BaseModel:

@@ -60,6 +60,7 @@ class Grid:
             dtype=config.dtype,
             device=config.device,
             trust_remote_code=config.trust_remote_code,
+            tokenizer=config.tokenizer,
             notice=self.observer.notice,
         )
         self.format = resolve_prompt_format(self.base.tokenizer, config.prompt_format)

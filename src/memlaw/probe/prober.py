@@ -204,6 +204,7 @@ class Prober(Grid):
             "wall_s": wall_s / len(group),
             "trained_together": [list(spec) for spec in group],
             "model": self.base.spec,
+            "tokenizer": self.config.tokenizer,
             "texts": {
                 name: getattr(self.config, name)
                 for name in ("natural_text", "retain", "damage_text")

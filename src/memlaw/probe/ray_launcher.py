@@ -62,8 +62,10 @@ def _with_whole_paths(config: ProbeConfig) -> ProbeConfig:
     kind, _, path = config.task.partition(":")
     if kind in ("text", "records"):
         texts["task"] = f"{kind}:{Path(path).absolute()}"
-    if Path(config.model).exists():
-        texts["model"] = str(Path(config.model).absolute())
+    for name in ("model", "tokenizer"):
+        value = getattr(config, name)
+        if value is not None and Path(value).exists():
+            texts[name] = str(Path(value).absolute())
     return dataclasses.replace(config, **texts)
 
 

@@ -72,6 +72,7 @@ def verify_plan(
         placement=like["placement"],
         layers=tuple(like["layers"]),
         model=like["model"],
+        tokenizer=like.get("tokenizer"),
         dtype=like["dtype"],
         device=like["device"],
         decode=like["decode"],

@@ -45,6 +45,7 @@ class ProbeConfig:
             the way up; all.
         model: base model: embedded (SmolLM2-135M-Instruct), a hub id, a model folder, or a GGUF
             file.
+        tokenizer: folder or hub id of the tokenizer (default: the base model's own).
         dtype: dtype that the model computes in; auto is what plain from_pretrained uses.
         device: torch device; auto is CUDA if there is one, else MPS, else the CPU.
         prompt_format: chat uses the tokenizer's chat template, plain the bare text; auto is chat
@@ -74,6 +75,7 @@ class ProbeConfig:
     placement: str | None = None
     layers: Layers = "auto"
     model: str = EMBEDDED
+    tokenizer: str | None = None
     dtype: DType = "auto"
     device: str = "auto"
     prompt_format: PromptFormat = "auto"

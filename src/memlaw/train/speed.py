@@ -10,8 +10,9 @@ import torch
 
 from memlaw.core.observer import EpochStats
 
-_SIZE = 2048
+_SIZES = (256, 512, 1024, 2048)
 _TRIES = 5
+_ENOUGH_S = 0.25  # for one product: CPUs without instructions for a dtype may take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +50,23 @@ def measure_speed(
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Measured FLOP/s of the product of two square matrices, the best of a few tries."""
-    a = torch.randn(_SIZE, _SIZE, device=device).to(dtype)
-    best_s = float("inf")
-    for _ in range(_TRIES):
-        _wait(device)
-        started = time.perf_counter()
-        a @ a
-        _wait(device)
-        best_s = min(best_s, time.perf_counter() - started)
-    return 2 * _SIZE**3 / best_s
+    """Measured FLOP/s of the product of two square matrices, the best of a few tries.
+
+    The matrices are as large as can be multiplied in a quarter of a second.
+    """
+    best = 0.0
+    for size in _SIZES:
+        a = torch.randn(size, size, device=device).to(dtype)
+        for _ in range(_TRIES):
+            _wait(device)
+            started = time.perf_counter()
+            a @ a
+            _wait(device)
+            took_s = time.perf_counter() - started
+            best = max(best, 2 * size**3 / took_s)
+            if took_s > _ENOUGH_S:
+                return best
+    return best
 
 
 def _wait(device: torch.device) -> None:

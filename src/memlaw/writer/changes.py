@@ -139,6 +139,7 @@ def own_base(folder: AdapterFolder, config: WriteConfig, observer: Observer) -> 
         dtype=folder.run["dtype"],
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        spare_tokenizer=folder.path,
         notice=observer.notice,
     )
     if base.sha256 != folder.base_sha256:

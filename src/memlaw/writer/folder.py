@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,15 @@ def check_out(out: Path, *, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Name a folder that is new or empty.")
     nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{nearest}: no folder can be made or filled there. Choose another one.")
+    try:
+        if not os.access(nearest, os.W_OK):
+            raise PermissionError
+        # Rights alone don't tell: a file system may be read-only, full, or no place for files.
+        tempfile.TemporaryDirectory(prefix=".memlaw-", dir=nearest).cleanup()
+    except OSError as error:
+        raise OutputError(
+            f"{nearest}: no folder can be made or filled there. Choose another one."
+        ) from error
     if not out.is_dir():
         return
     leftovers = [p for p in out.iterdir() if _is_leftover(p)]

@@ -102,6 +102,11 @@ def require_causal(base: BaseModel, examples: Sequence[Example]) -> None:
     """
     example = _shortest(examples)
     logits = _logits(base, example)
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{base.spec} computes numbers that are not finite in {base.dtype}. Its weights are "
+            "damaged, or too large for this dtype: fetch them again, or give --dtype float32."
+        )
     *first, last = example.target_ids
     other = example.prompt_ids[0] if example.prompt_ids[0] != last else (last + 1) % logits.shape[1]
     ids = (*example.prompt_ids, *first, other)

@@ -17,7 +17,6 @@ from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts, general_texts
 from memlaw.model.base import BaseModel, load_model
-from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
@@ -73,9 +72,9 @@ def write(
         dtype=config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        tokenizer=config.tokenizer,
         notice=observer.notice,
     )
-    base = with_tokenizer(base, config.tokenizer, None, observer.notice)
     return write_records(
         records,
         out,
