@@ -133,11 +133,16 @@ def test_an_adapter_that_no_weight_can_take_in_says_so_in_its_rows(folder, phone
     shutil.copytree(folder, odd)
     weights = load_file(odd / "adapter_model.safetensors")
     settings = json.loads((odd / "adapter_config.json").read_text())
-    (odd / "adapter_config.json").write_text(json.dumps(settings | {"use_rslora": True}))
-    save_file(weights, odd / "adapter_model.safetensors")
+    (odd / "adapter_config.json").write_text(json.dumps(settings | {"lora_bias": True}))
+    biases = {
+        name.replace(".weight", ".bias"): weight[:, 0].clone()
+        for name, weight in weights.items()
+        if "lora_B" in name
+    }
+    save_file(weights | biases, odd / "adapter_model.safetensors")
     found = survival(phone_book, adapter=odd, forms=["merged-fp32", "batch-1"])
     assert [row.audit is None for row in found.rows] == [False, True, False]
-    assert "use_rslora" in found.rows[1].why_not
+    assert "lora_bias" in found.rows[1].why_not
 
 
 def test_what_cannot_be_meant_is_refused(folder, phone_book, phone_file, capsys):
