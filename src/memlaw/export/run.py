@@ -169,9 +169,9 @@ def _gguf_lora(
             weights |= dict(zip(peft_names(module), (own.a, own.b), strict=True))
         write_tensors(Path(place) / PEFT_WEIGHTS, weights)
         first = next(iter(back.values()))
-        one = {"r": len(first.a), "lora_alpha": first.scale * len(first.a), "use_rslora": False}
-        same = {"rank_pattern": {}, "alpha_pattern": {}}
-        write_json(Path(place) / PEFT_CONFIG, settings | one | same)
+        plain: dict[str, Any] = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+        plain |= {"r": len(first.a), "lora_alpha": first.scale * len(first.a)}
+        write_json(Path(place) / PEFT_CONFIG, settings | plain)
         yield {"model": session.base.spec, "adapter": Path(place)}
 
 
