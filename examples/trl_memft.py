@@ -3,7 +3,8 @@
     python examples/trl_memft.py [RECORDS] [OUT] [MODEL] [EPOCHS]
 
 An SFTTrainer on the records (by default the phone book of twenty, on the embedded model), with
-MemFT's loss, until they are certified. OUT/recall then holds the adapter and its certificate:
+MemFT's loss, until they are certified: docs/trainers.md says after how many epochs, and what these
+settings do to other text. OUT/recall then holds the adapter and its certificate:
 
     memlaw audit RECORDS --certificate OUT/recall/certificate.json
 """
@@ -25,19 +26,24 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base)
 args = SFTConfig(
     output_dir=out,
-    num_train_epochs=int(given.get(3, 200)),
-    per_device_train_batch_size=10,
-    learning_rate=1e-2,
-    lr_scheduler_type="constant",
+    num_train_epochs=int(given.get(3, 50)),
+    per_device_train_batch_size=2,  # what counts is the number of steps
+    learning_rate=1e-3,
+    lr_scheduler_type="linear",  # at a constant rate some records are thrown off now and then
     max_length=None,
     bf16=False,
     gradient_checkpointing=False,
     save_strategy="no",
     report_to="none",  # or trackio, wandb, tensorboard: recall and damage are logged there
 )
-layer = 2 * model.config.num_hidden_layers // 3  # one is enough for twenty records
-module = f"model.layers.{layer}.mlp.down_proj"
-lora = LoraConfig(task_type="CAUSAL_LM", r=64, lora_alpha=64, target_modules=[module])
+n = model.config.num_hidden_layers
+lora = LoraConfig(
+    task_type="CAUSAL_LM",
+    r=32,
+    lora_alpha=64,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    layers_to_transform=list(range(2 * n // 3, n)),  # none below: half the way back is saved
+)
 dataset = Dataset.from_list(training_rows(records, tokenizer))
 
 trainer = MemFTTrainer(model, args, train_dataset=dataset, peft_config=lora)

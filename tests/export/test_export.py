@@ -152,7 +152,7 @@ def test_gguf_weights_are_pefts_merged_ones_and_all_others_stay(llama, base, wid
 def test_a_gguf_adapter_is_read_back_as_it_was(llama, wide, tmp_path):
     names = TensorNames(AutoModelForCausalLM.from_pretrained(llama).config)
     factors = lora_factors(wide)
-    write_adapter(factors, names, tmp_path / "a.gguf", alpha=6.0)
+    write_adapter(factors, names, tmp_path / "a.gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     assert reader.fields["general.type"].contents() == "adapter"
     assert reader.fields["adapter.type"].contents() == "lora"
@@ -161,8 +161,8 @@ def test_a_gguf_adapter_is_read_back_as_it_was(llama, wide, tmp_path):
     back = read_adapter(tmp_path / "a.gguf", list(factors), names)
     for module, own in factors.items():
         assert torch.equal(back[module].a, own.a)
-        assert torch.equal(back[module].b, own.b)
-        assert back[module].scale == own.scale == 1.5
+        assert torch.equal(back[module].b, 1.5 * own.b)
+        assert (own.scale, back[module].scale) == (1.5, 1.0)
     q = "model.layers.0.self_attn.q_proj"
     raw = next(t for t in reader.tensors if t.name == "blk.0.attn_q.weight.lora_b")
     assert not np.array_equal(raw.data, factors[q].b.numpy())  # in llama.cpp's order
@@ -211,7 +211,8 @@ def test_what_weights_cannot_take_in_is_refused(wide, llama, phone_book, tmp_pat
         ("use_dora", True),
         ("alora_invocation_tokens", [1]),
         ("bias", "all"),
-        ("rank_pattern", {"q_proj": 2}),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("use_qalora", True),
     ):
         (odd / "adapter_config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(AdapterError, match=name):

@@ -1,5 +1,7 @@
 """Signatures: one byte changed, one file more, another key: each is refused."""
 
+import base64
+import json
 import subprocess
 
 import pytest
@@ -49,15 +51,23 @@ def test_a_folder_with_one_byte_changed_is_refused(folder, tmp_path, capsys):
     weights.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
     capsys.readouterr()
     assert run(check) == 1
-    assert "adapter_model.safetensors" in capsys.readouterr().out
+    said = _said(capsys)
+    assert "was changed after it was signed: adapter_model.safetensors has other content." in said
+    assert "sign it again with memlaw sign" in said
+    assert "digest" not in said.lower()
     weights.write_bytes(good)
     assert run(check) == 0
 
     (folder / "more.py").write_text("print()")
     assert run(check) == 1
-    (folder / "more.py").unlink()
+    assert "signed: more.py was added." in _said(capsys)
     (folder / "certificate.json").unlink()
     assert run(check) == 1
+    assert "signed: certificate.json is gone, more.py was added." in _said(capsys)
+
+
+def _said(capsys):
+    return " ".join(capsys.readouterr().out.split())
 
 
 @has_package
@@ -67,12 +77,31 @@ def test_another_key_and_no_signature_are_refused(folder, tmp_path):
     with pytest.raises(SignatureError, match="isn't signed"):
         signing.verify(folder, public)
     signing.sign(folder, private)
-    with pytest.raises(SignatureError):
+    with pytest.raises(SignatureError, match=r"with another key: .*other\.pub isn't"):
         signing.verify(folder, other)
     with pytest.raises(ConfigError, match="private key"):
         signing.sign(folder, public)
     with pytest.raises(ConfigError, match="not a file"):
         signing.verify(folder, tmp_path / "gone")
+
+
+@has_package
+def test_a_signature_that_was_tampered_with_is_told_from_a_changed_folder(folder, tmp_path):
+    private, public = keys(tmp_path)
+    signature = signing.sign(folder, private)
+    good = signature.read_text()
+    signature.write_text(good[: len(good) // 2])
+    with pytest.raises(SignatureError, match="can't be read as a signature"):
+        signing.verify(folder, public)
+
+    signed = json.loads(good)
+    payload = base64.b64decode(signed["dsseEnvelope"]["payload"])
+    forged = payload.replace(b"certificate.json", b"certificate.jsom")
+    signed["dsseEnvelope"]["payload"] = base64.b64encode(forged).decode()
+    signature.write_text(json.dumps(signed))
+    (folder / "certificate.json").rename(folder / "certificate.jsom")
+    with pytest.raises(SignatureError, match=r"model\.sig was changed itself"):
+        signing.verify(folder, public)
 
 
 def test_without_the_package_it_says_what_to_install(folder, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_what_only_rounds_otherwise_in_float32_is_the_plain_audit(found):
 def test_without_an_end_the_text_is_asked_for_in_every_form(folder, phone_book):
     found = survival(phone_book, adapter=folder, end=False, forms=["batch-1", "merged-fp32"])
     assert all(not row.audit.end for row in found.rows)
-    assert all(row.recites for row in found.rows)
+    assert all(row.passes for row in found.rows)
     assert len(_p(found, "batch-1")) == len(_p(found, "peft"))
     cut = [(prompt, completion[:3]) for prompt, completion in phone_book]  # and it goes on
     assert survival(cut, adapter=folder, end=False, forms=["batch-1"]).recites
@@ -87,13 +87,6 @@ def test_a_form_that_forgets_is_told_and_is_the_exit_status(
     folder, phone_book, phone_file, tmp_path, capsys, monkeypatch
 ):
     args = ["audit", str(phone_file), "--adapter", str(folder), "--survival"]
-    monkeypatch.setattr("importlib.util.find_spec", _without_bitsandbytes(importlib.util.find_spec))
-    assert run([*args, "--forms", "merged-fp32,base-nf4"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "base-nf4 not tried" in said
-    assert "bitsandbytes is not installed. Run pip install '.[quant]'." in said
-    assert "ALL IS RECITED IN ALL 2 FORMS THAT WERE TRIED" in said
-
     import memlaw.export.forms as inside
 
     monkeypatch.setattr(inside, "as_stored", lambda weight, kind: weight * 0)
@@ -107,6 +100,30 @@ def test_a_form_that_forgets_is_told_and_is_the_exit_status(
     assert "NOT ALL IS RECITED IN 1 OF 2 FORMS: gguf-q8_0" in capsys.readouterr().out
 
 
+def test_a_form_that_cannot_be_tried_passes_only_if_nobody_named_it(
+    folder, phone_book, phone_file, capsys, monkeypatch
+):
+    few = {name: FORMS[name] for name in ("merged-fp32", "base-nf4")}
+    monkeypatch.setattr("memlaw.export.survive.FORMS", few)
+    monkeypatch.setattr("importlib.util.find_spec", _without_bitsandbytes(importlib.util.find_spec))
+    args = ["audit", str(phone_file), "--adapter", str(folder), "--survival"]
+    assert run(args) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "base-nf4 not tried" in said
+    assert "bitsandbytes is not installed. Run pip install '.[quant]'." in said
+    assert "ALL IS RECITED IN ALL 2 FORMS THAT WERE TRIED" in said
+
+    assert run([*args, "--forms", "merged-fp32,base-nf4"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bitsandbytes is not installed. Run pip install '.[quant]'." in said
+    assert "NAMED, BUT NOT TRIED, SO NOT PASSED: base-nf4" in said
+    assert "ALL IS RECITED" not in said
+    assert run([*args, "--forms", "base-nf4", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["recites"]
+    assert [row.get("named") for row in told["rows"]] == [None, True]
+
+
 def _without_bitsandbytes(usual):
     return lambda name, *rest: None if name == "bitsandbytes" else usual(name, *rest)
 
@@ -116,11 +133,16 @@ def test_an_adapter_that_no_weight_can_take_in_says_so_in_its_rows(folder, phone
     shutil.copytree(folder, odd)
     weights = load_file(odd / "adapter_model.safetensors")
     settings = json.loads((odd / "adapter_config.json").read_text())
-    (odd / "adapter_config.json").write_text(json.dumps(settings | {"use_rslora": True}))
-    save_file(weights, odd / "adapter_model.safetensors")
+    (odd / "adapter_config.json").write_text(json.dumps(settings | {"lora_bias": True}))
+    biases = {
+        name.replace(".weight", ".bias"): weight[:, 0].clone()
+        for name, weight in weights.items()
+        if "lora_B" in name
+    }
+    save_file(weights | biases, odd / "adapter_model.safetensors")
     found = survival(phone_book, adapter=odd, forms=["merged-fp32", "batch-1"])
     assert [row.audit is None for row in found.rows] == [False, True, False]
-    assert "use_rslora" in found.rows[1].why_not
+    assert "lora_bias" in found.rows[1].why_not
 
 
 def test_what_cannot_be_meant_is_refused(folder, phone_book, phone_file, capsys):

@@ -67,6 +67,52 @@ def test_a_scale_goes_into_b_so_that_every_reader_has_the_same(folder, phone_boo
         torch.testing.assert_close(weight, weights[name])
 
 
+@pytest.fixture(scope="module")
+def patterned(llama, tmp_path_factory):
+    """Ranks and scales of their own for some modules, rank-stabilised: random, on all modules."""
+    folder = tmp_path_factory.mktemp("patterned")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=6,
+        target_modules="all-linear",
+        rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": 9},
+        alpha_pattern={"down_proj": 3, "layers.0.self_attn.q_proj": 5},
+        use_rslora=True,
+        init_lora_weights=False,
+    )
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def _merged(llama, folder):
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize("to", ["peft-vllm", "merged"])
+def test_patterns_of_ranks_and_scales_become_one(llama, patterned, phone_book, tmp_path, to):
+    export(patterned, tmp_path / "to", phone_book, to=to, save_dtype="float32", dtype="float32")
+    expected = _merged(llama, patterned)
+    if to == "merged":
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "to").state_dict()
+    else:
+        found = _merged(llama, tmp_path / "to")
+        settings = json.loads((tmp_path / "to/adapter_config.json").read_text())
+        assert settings["r"] == settings["lora_alpha"] == 9
+        assert not {"rank_pattern", "alpha_pattern", "use_rslora"} & set(settings)
+        shapes = {len(w) if "lora_A" in n else w.shape[1] for n, w in _weights(tmp_path / "to")}
+        assert shapes == {9}
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight)
+
+
+def _weights(folder):
+    return load_file(folder / "adapter_model.safetensors").items()
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [("lm_head", "linear modules of decoder"), ("embed_tokens", "other weights")],

@@ -188,15 +188,29 @@ LONG = [(f"Text {i}:", str(3 ** (170 + i))[: 70 + i]) for i in range(8)]
 
 
 def test_two_processes_of_four_are_one_of_eight(llama, chat_tokenizer, tmp_path):
-    """Twelve steps of the window, whose patience is a record's, whichever process sees it."""
+    """Twelve steps of the window, whose patience is a record's, whichever process sees it.
+
+    Records as rows, joined into one row without pads, and packed two to a row.
+    """
     rows = training_rows(LONG, chat_tokenizer)
-    settings = {"objective": "memft_window", "threshold": 0.5, "max_steps": 12}
-    alone = build("trl", llama, tmp_path / "one", rows, learning_rate=1e-3, **settings)
-    impatient = build("trl", llama, tmp_path / "no", rows, learning_rate=1e-3, **settings)
+    longest = max(len(row["input_ids"]) for row in rows)
+    usual = {"objective": "memft_window", "threshold": 0.5, "max_steps": 12, "learning_rate": 1e-3}
+    packing = {"packing": True, "max_length": 2 * longest}  # two records to a row
+    ways = {  # settings, and rows to a batch
+        "rows": (usual, 8),
+        "padding-free": (usual | {"padding_free": True}, 8),
+        "packed": (usual | packing, 4),
+    }
+    expected = {}
+    for name, (settings, size) in ways.items():
+        alone = build("trl", llama, tmp_path / "one", rows, size=size, **settings)
+        assert len(alone.train_dataset) == size
+        _, expected[name] = _step(alone)
+    impatient = build("trl", llama, tmp_path / "no", rows, **usual)
     impatient._share_patience = lambda: None
-    _, expected = _step(alone)
     _, other = _step(impatient)
-    given = {"folder": str(llama), "rows": rows, "out": str(tmp_path / "two"), **settings}
+    halves = {name: (rows, how | {"size": size // 2}) for name, (how, size) in ways.items()}
+    given = {"folder": str(llama), "out": str(tmp_path), "runs": halves}
     (tmp_path / "given.json").write_text(json.dumps(given))
     command = [
         sys.executable,
@@ -215,9 +229,10 @@ def test_two_processes_of_four_are_one_of_eight(llama, chat_tokenizer, tmp_path)
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = load_file(tmp_path / "two.safetensors")
-    _same(found, expected, 1e-5)
-    apart = max(float((other[n] - expected[n]).abs().max()) for n in expected)
+    for name, after in expected.items():
+        _same(load_file(tmp_path / f"{name}.safetensors"), after, 1e-5)
+        _same(after, expected["rows"], 1e-4)
+    apart = max(float((other[n] - expected["rows"][n]).abs().max()) for n in other)
     assert apart > 1e-4  # patience is seen
 
 

@@ -1,5 +1,6 @@
 """`robust_to`: trained until every record is certified in other forms, too."""
 
+import importlib.util
 import json
 
 import pytest
@@ -68,7 +69,18 @@ def test_what_cannot_be_reached_is_refused_before_training(
         write(robust_to=("merged-int3",))
     with pytest.raises(ConfigError, match="no weight can take in"):
         write(robust_to=("merged-bf16",), placement="mlp")
-    monkeypatch.setattr("memlaw.writer.robust.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="bitsandbytes is not installed"):
-        write(robust_to=("base-nf4",))
+    usual = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else usual(name, *rest),
+    )
+    with pytest.raises(ConfigError, match=r"base-nf4.*bitsandbytes is not installed"):
+        write(robust_to=("merged-fp32", "base-nf4"))
+
+    def broken(weight, kind):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(inside, "as_stored", broken)
+    with pytest.raises(ConfigError, match=r"gguf-q8_0, which can't be tried here: .*no kernel"):
+        write(robust_to=("gguf-q8_0",))
     assert not (tmp_path / "out").exists()

@@ -52,10 +52,13 @@ def show_survival(found: Survival) -> None:
     left = [row for row in found.rows if row.audit is None]
     for row in left:
         console.print(Text(f"not tried: {row.form.name}: {row.why_not}"), soft_wrap=True)
-    lost = [row.form.name for row in found.rows if not row.recites]
+    lost = [row.form.name for row in found.rows if row.audit is not None and not row.passes]
+    unmet = [row.form.name for row in left if row.named]
     tried = len(found.rows) - len(left)
+    verdicts = []
     if lost:
-        verdict = f"NOT ALL IS RECITED IN {len(lost)} OF {tried} FORMS: {', '.join(lost)}"
-    else:
-        verdict = f"ALL IS RECITED IN ALL {tried} FORMS THAT WERE TRIED"
-    console.print(Text(verdict, style="bold"), soft_wrap=True)
+        verdicts = [f"NOT ALL IS RECITED IN {len(lost)} OF {tried} FORMS: {', '.join(lost)}"]
+    if unmet:
+        verdicts.append(f"NAMED, BUT NOT TRIED, SO NOT PASSED: {', '.join(unmet)}")
+    for verdict in verdicts or [f"ALL IS RECITED IN ALL {tried} FORMS THAT WERE TRIED"]:
+        console.print(Text(verdict, style="bold"), soft_wrap=True)

@@ -60,21 +60,24 @@ class Bench:
         Raises:
             MemlawError: it can't be run in this form here; the message says why.
         """
-        with self._model(folder, form) as model, _attending(model, form.attention):
-            return audit_examples(
-                model,
-                self.base.tokenizer,
-                examples,
-                threshold=threshold,
-                margin=margin,
-                batch_size=form.batch_size or batch_size,
-                decode=decode,
-                end=end,
-                end_id=end_id,
-                use_cache=form.use_cache,
-                pad_left=form.pad_left,
-                progress=progress,
-            )
+        try:
+            with self._model(folder, form) as model, _attending(model, form.attention):
+                return audit_examples(
+                    model,
+                    self.base.tokenizer,
+                    examples,
+                    threshold=threshold,
+                    margin=margin,
+                    batch_size=form.batch_size or batch_size,
+                    decode=decode,
+                    end=end,
+                    end_id=end_id,
+                    use_cache=form.use_cache,
+                    pad_left=form.pad_left,
+                    progress=progress,
+                )
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # a kernel that isn't here
+            raise ModelError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
     @contextmanager
     def _model(self, folder: Path, form: Form) -> Iterator[Any]:

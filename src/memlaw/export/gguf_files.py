@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from memlaw.core.errors import AdapterError, ModelError
-from memlaw.export.lora import LoraFactors
+from memlaw.export.lora import LoraFactors, in_one_rank
 from memlaw.settings.export import GgufType
 
 _TYPES: dict[GgufType, Any] = {
@@ -128,10 +128,10 @@ def write_model(
     _write(writer)
 
 
-def write_adapter(
-    factors: Mapping[str, LoraFactors], names: TensorNames, path: Path, *, alpha: float
-) -> None:
-    """Write an adapter as llama.cpp's `--lora` takes it, in float32."""
+def write_adapter(factors: Mapping[str, LoraFactors], names: TensorNames, path: Path) -> None:
+    """Write an adapter as llama.cpp's `--lora` takes it, in float32: it knows one alpha for all."""
+    factors = in_one_rank(factors)
+    alpha = len(next(iter(factors.values())).a)
     writer = gguf.GGUFWriter(path, arch=names.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

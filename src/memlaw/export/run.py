@@ -165,8 +165,7 @@ def _gguf_lora(
 ) -> Iterator[dict[str, Any]]:
     _require_words_of_base(session)
     names = TensorNames(session.base.model.config)
-    first = next(iter(factors.values()))
-    write_adapter(factors, names, work / ADAPTER_FILE, alpha=first.scale * len(first.a))
+    write_adapter(factors, names, work / ADAPTER_FILE)
     back = read_adapter(work / ADAPTER_FILE, list(factors), names)
     folder = session.config.adapter
     if folder is None:
@@ -177,8 +176,10 @@ def _gguf_lora(
         for module, own in back.items():
             weights |= dict(zip(peft_names(module), (own.a, own.b), strict=True))
         write_tensors(Path(place) / PEFT_WEIGHTS, weights)
-        scale = next(iter(back.values())).scale
-        write_json(Path(place) / PEFT_CONFIG, settings | {"lora_alpha": scale * settings["r"]})
+        first = next(iter(back.values()))
+        plain: dict[str, Any] = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+        plain |= {"r": len(first.a), "lora_alpha": first.scale * len(first.a)}
+        write_json(Path(place) / PEFT_CONFIG, settings | plain)
         yield {"model": session.base.spec, "adapter": Path(place)}
 
 

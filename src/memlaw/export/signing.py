@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.commitment import PRIVATE_FOLDER
 from memlaw.core.errors import ConfigError, SignatureError
+from memlaw.core.files import read_json
 
 SIGNATURE_FILE = "model.sig"
 # What isn't signed: its owner alone has it, and every update changes it.
@@ -59,8 +62,43 @@ def verify(folder: Path, key: Path) -> None:
         verifier = package.verifying.Config().use_elliptic_key_verifier(public_key=key)
         verifier.set_hashing_config(_hashing(package, whole)).verify(whole, whole / SIGNATURE_FILE)
     except Exception as error:  # a mismatch, another key, a damaged signature
-        said = str(error) or type(error).__name__
-        raise SignatureError(f"{folder} is not what was signed with this key: {said}") from error
+        raise SignatureError(_told(package, folder, key, error)) from error
+
+
+def _told(package: Any, folder: Path, key: Path, error: Exception) -> str:
+    """In words why a folder isn't what was signed, and what can be done."""
+    from cryptography.exceptions import InvalidSignature
+
+    signature, again = folder / SIGNATURE_FILE, "Fetch the folder again from whoever signed it"
+    if str(error).startswith("Signature mismatch"):
+        return (
+            f"{folder} was changed after it was signed: {_changes(package, folder)}. {again}; or, "
+            "if the change is yours, sign it again with memlaw sign."
+        )
+    if str(error).startswith("Key mismatch"):
+        return (
+            f"{folder} was signed with another key: {key} isn't the public key of its signer. "
+            "Name the signer's; or don't trust the folder."
+        )
+    if isinstance(error, InvalidSignature):
+        return f"{signature} was changed itself, or made with another key than {key}. {again}."
+    return f"{signature} can't be read as a signature ({type(error).__name__}: {error}). {again}."
+
+
+def _changes(package: Any, folder: Path) -> str:
+    """Which files differ from what the signature, which is known to be good, says of them."""
+    envelope = read_json(folder / SIGNATURE_FILE, SignatureError, "Fetch it again.")["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    signed = {file["name"]: file["digest"] for file in statement["predicate"]["resources"]}
+    whole = folder.resolve()
+    manifest = _hashing(package, whole).hash(whole)
+    here = {file.identifier: file.digest.digest_hex for file in manifest.resource_descriptors()}
+    told = [
+        f"{name} {'has other content' if name in here else 'is gone'}"
+        for name in sorted(signed)
+        if here.get(name) != signed[name]
+    ]
+    return ", ".join([*told, *(f"{name} was added" for name in sorted(here.keys() - signed))])
 
 
 def _hashing(package: Any, folder: Path) -> Any:

@@ -24,22 +24,26 @@ class Row:
         form: what is otherwise than in the plain audit.
         audit: None: it couldn't be tried.
         why_not: why it couldn't.
+        named: the user asked for this very form.
     """
 
     form: Form
     audit: Audit | None = field(repr=False)
     why_not: str = ""
+    named: bool = False
 
     @property
-    def recites(self) -> bool:
-        """Every record is recited word for word, or it couldn't be tried."""
-        return self.audit is None or self.audit.n_recalled == len(self.audit.records)
+    def passes(self) -> bool:
+        """Every record is recited word for word; or it can't be tried, and nobody named it."""
+        if self.audit is None:
+            return not self.named
+        return self.audit.n_recalled == len(self.audit.records)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON; what couldn't be tried has only `why_not`."""
+        """The row as JSON; what couldn't be tried has no figures, but `why_not`."""
         told: dict[str, Any] = {"name": self.form.name, "what": self.form.what}
         if self.audit is None:
-            return told | {"tried": False, "why_not": self.why_not}
+            return told | {"tried": False, "named": self.named, "why_not": self.why_not}
         records = self.audit.records
         return told | {
             "tried": True,
@@ -72,11 +76,11 @@ class Survival:
 
     @property
     def recites(self) -> bool:
-        """In every form that could be tried, every record is recited word for word."""
-        return all(row.recites for row in self.rows)
+        """Every form recites every record word for word; see `Row.passes` for what wasn't tried."""
+        return all(row.passes for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """All rows, and whether all is recited in all that could be tried."""
+        """All rows, and whether all of them pass."""
         return {"recites": self.recites, "rows": [row.to_json() for row in self.rows]}
 
 
@@ -93,7 +97,8 @@ def survival(
     Args:
         data: the records; see `read_records`.
         config: the settings of the plain audit, with an adapter; or give them by name.
-        forms: names of the forms (default: all).
+        forms: names of the forms (default: all). One that is named and can't be tried doesn't pass;
+            of all, those that can't be tried count for nothing.
         observer: is told of progress.
         **settings: fields of `AuditConfig`, instead of `config`.
 
@@ -101,7 +106,7 @@ def survival(
         MemlawError: as for `audit`; or there is no adapter, or no form with such a name.
     """
     config, observer = settled(AuditConfig, config, settings), observer or Observer()
-    chosen = forms_named(forms, "forms") or list(FORMS.values())
+    named = forms_named(forms, "forms")
     if config.adapter is None:
         raise ConfigError("survival is an adapter's: name its folder with --adapter.")
     session = Session(config, observer)
@@ -109,13 +114,13 @@ def survival(
     bench = Bench(session.base, trust_remote_code=config.trust_remote_code)
     plain = session.audit(data)
     rows = [Row(form=PLAIN, audit=plain)]
-    for form in chosen:
+    for form in named or FORMS.values():
         observer.notice(f"{form.name}: {form.what}.")
-        rows.append(_row(form, bench, session, plain))
+        rows.append(_row(form, bench, session, plain, named=bool(named)))
     return Survival(rows=tuple(rows))
 
 
-def _row(form: Form, bench: Bench, session: Session, plain: Audit) -> Row:
+def _row(form: Form, bench: Bench, session: Session, plain: Audit, *, named: bool) -> Row:
     config, folder = session.config, session.config.adapter
     assert folder is not None
     try:
@@ -132,7 +137,5 @@ def _row(form: Form, bench: Bench, session: Session, plain: Audit) -> Row:
             progress=session.observer.progress,
         )
     except MemlawError as error:
-        return Row(form=form, audit=None, why_not=str(error))
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # a kernel that isn't here
-        return Row(form=form, audit=None, why_not=f"{type(error).__name__}: {str(error)[:200]}")
-    return Row(form=form, audit=found)
+        return Row(form=form, audit=None, why_not=str(error), named=named)
+    return Row(form=form, audit=found, named=named)

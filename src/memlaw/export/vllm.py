@@ -1,8 +1,8 @@
 """An adapter as vLLM takes it: a PEFT folder with nothing in it that vLLM refuses or overlooks.
 
 vLLM reads `r`, `lora_alpha` and a few flags, goes by the names of the weights, and rounds them to
-its own dtype. It overlooks what else stands in the settings, so that an adapter may load there and
-be another one.
+its own dtype. What else stands in the settings it overlooks, or did so until lately (patterns of
+ranks and scales), so that an adapter may load there and be another one.
 
 Shapes: `r` rank, I inputs and O outputs of a module.
 """
@@ -16,7 +16,7 @@ import torch
 
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import write_json, write_tensors, write_text
-from memlaw.export.lora import LoraFactors
+from memlaw.export.lora import LoraFactors, in_one_rank
 from memlaw.model.base import BaseModel
 from memlaw.model.body import body_of
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
@@ -45,14 +45,15 @@ def write_for_vllm(
 
     Args:
         base: that it is for.
-        factors: what each module changes by; the scale goes into B.
+        factors: what each module changes by; scales go into B, and ranks are made equal.
         folder: to write to; it exists.
         dtype: of the weights: what vLLM would round them to.
 
     Raises:
         AdapterError: a module that vLLM puts no LoRA on, or a rank above its limit.
     """
-    rank = max(len(own.a) for own in factors.values())
+    factors = in_one_rank(factors)
+    rank = len(next(iter(factors.values())).a)
     if rank > RANKS[-1]:
         raise AdapterError(f"vLLM takes ranks up to {RANKS[-1]}, and this adapter's is {rank}.")
     layers = {id(module) for module in body_of(base.model).modules()}
@@ -66,7 +67,7 @@ def write_for_vllm(
                 "Export to merged."
             )
         weights[f"base_model.model.{name}.lora_A.weight"] = own.a.to(dtype)
-        weights[f"base_model.model.{name}.lora_B.weight"] = (own.scale * own.b).to(dtype)
+        weights[f"base_model.model.{name}.lora_B.weight"] = own.b.to(dtype)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
