@@ -35,6 +35,8 @@ class UpdateConfig:
         delimiter: what is between the cells of a CSV file: one character, or tab.
         skip_bad: leave out rows that can't be used.
         audit_batch_size: records per forward pass in the audit, at most.
+        trust_remote_code: run Python code that comes with the model. What the folder was written
+            with doesn't count: it may be another's.
     """
 
     forget: Forget = "suppress"
@@ -50,6 +52,7 @@ class UpdateConfig:
     delimiter: str | None = None
     skip_bad: bool | None = None
     audit_batch_size: int | None = None
+    trust_remote_code: bool = False
 
     def over(self, run: dict[str, Any]) -> WriteConfig:
         """The settings to train with: those of a run, with what is given here instead.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +31,12 @@ class Found(NamedTuple):
     audit: Audit
     harms: dict[str, Harm]
     forms: dict[str, Audit]
+
+    def meets(self, bounds: Mapping[str, float]) -> bool:
+        """Certified, in every form that was asked for, and within the bounds on harm."""
+        audits = (self.audit, *self.forms.values())
+        within = (self.harms[name].high <= bound for name, bound in bounds.items())
+        return all(audit.certified for audit in audits) and all(within)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
-from memlaw.writer.folder import check_out
+from memlaw.writer.folder import taken
 from memlaw.writer.goals import Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.mean_goals import MeanGoals
@@ -66,26 +66,26 @@ def write(
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     bad = BadRows()
     records = records_of(data, config, bad, observer)
-    check_out(out, resume=config.resume)
-    texts = general_texts(config.retain, config.damage_text)
-    base = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        notice=observer.notice,
-    )
-    base = with_tokenizer(base, config.tokenizer, None, observer.notice)
-    return write_records(
-        records,
-        out,
-        config,
-        base=base,
-        texts=texts,
-        bad=bad,
-        observer=observer,
-        started=started,
-    )
+    with taken(out, resume=config.resume):
+        texts = general_texts(config.retain, config.damage_text)
+        base = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            notice=observer.notice,
+        )
+        base = with_tokenizer(base, config.tokenizer, None, observer.notice)
+        return write_records(
+            records,
+            out,
+            config,
+            base=base,
+            texts=texts,
+            bad=bad,
+            observer=observer,
+            started=started,
+        )
 
 
 def write_records(
@@ -104,7 +104,7 @@ def write_records(
 
     Args:
         records: at least one.
-        out: a folder that `check_out` lets pass.
+        out: a folder that is this process's, see `taken`.
         config: resolved settings.
         base: the model that they name.
         texts: to retain, and to measure damage on.
@@ -152,7 +152,7 @@ def train(run: Run, goals: Goals) -> str:
     confirmed = good = learner.state()  # confirmed: a whole epoch found it to compute numbers
     saved_at = time.perf_counter()
     try:
-        if ended := goals.at_start():
+        if ended := run.ended or goals.at_start():
             return ended
         while learner.epoch < config.max_epochs:
             (stats,) = run.trainer.run_epoch()
