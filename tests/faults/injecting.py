@@ -74,6 +74,8 @@ class Command:
         again: what is added where the first try left a run that was begun.
         made: what it makes or changes, in the working folder.
         halves: names of what a killed process may leave there, as a pattern: no reader takes it.
+            A note of who had the lock is one, too.
+        in_parts: it makes files one by one, each of them whole.
     """
 
     line: str
@@ -81,6 +83,7 @@ class Command:
     again: str = ""
     made: str = "out"
     halves: str = r"$^"
+    in_parts: bool = False
 
     def is_begun(self, now: Mapping[str, str]) -> bool:
         """What is there is a run to go on with, and says so; or nothing yet."""
@@ -91,6 +94,8 @@ class Command:
 
 
 _NOTHING = r"(.*/)?\.(lock|\w+\.\w+\.\w+)$"  # notes and halves of files, which the next run clears
+
+_HALF = r"\..*\.\w{8}"  # a file that was being written beside
 
 COMMANDS = {
     "write": Command(line=_TO_WRITE, again=" --resume"),
@@ -106,6 +111,7 @@ COMMANDS = {
         line="audit {work}/data.jsonl --adapter {work}/out --tokens {work}/tokens.parquet",
         after="write",
         made="tokens.parquet",
+        halves=_HALF,
     ),
     "export merged": Command(
         line="export {work}/out {work}/data.jsonl --to=merged -o {work}/new",
@@ -118,10 +124,17 @@ COMMANDS = {
         made="new",
     ),
     "report": Command(
-        line="report {work}/out -o {work}/report.html", after="write", made="report.html"
+        line="report {work}/out -o {work}/report.html",
+        after="write",
+        made="report.html",
+        halves=_HALF,
     ),
     "tables": Command(
-        line="report {work}/out -o {work}/tables --format=md", after="write", made="tables"
+        line="report {work}/out -o {work}/tables --format=md",
+        after="write",
+        made="tables",
+        in_parts=True,
+        halves=_HALF,
     ),
     "sign": Command(line="sign {work}/out --key {work}/key.pem", after="write"),
 }
@@ -298,12 +311,12 @@ class Lab:
         """What the command left: the old state, the new one, or a run that was begun."""
         before, after = self.state(command.after), self.state(seen.command)
         old, new = content(before / command.made), content(after / command.made)
-        now = content(work / command.made, command.halves)
+        now = content(work / command.made, rf"{command.halves}|(.*/)?\.lock$")
         if now in (old, new):
             seen.state = "new" if now == new else "old"
         elif seen.mode == "gone" and command.after and command.made == "out":
             seen.state = "gone"  # what it begins with isn't there any more
-        elif command.is_begun(now):
+        elif (command.in_parts and now.items() <= new.items()) or command.is_begun(now):
             seen.state = "begun"
         else:
             seen.state = "between"
@@ -328,7 +341,7 @@ class Lab:
                 found.append(f"again: status {ran.status}: {ran.said[-300:]}")
             elif (now := content(work / command.made, command.halves)) != new:
                 found.append(f"again: another result: {_difference(now, new)}")
-        left = {p.name for p in work.iterdir()} - clean
+        left = {p.name for p in work.iterdir() if not re.match(command.halves, p.name)} - clean
         if left and seen.state != "new":
             found.append(f"again: left behind: {', '.join(sorted(left))}")
         return found
@@ -389,8 +402,10 @@ def _lasting(file: Path) -> bytes:
     data = file.read_bytes()
     try:
         if file.suffix == ".json":
-            text = json.dumps(_without(json.loads(data)), sort_keys=True)
-            return re.sub(r'"sha256": "[0-9a-f]{64}"}$', "", text).encode()
+            whole = _without(json.loads(data))
+            if "provenance" in whole:  # a probe's cell, and the seal over it
+                del whole["provenance"], whole["sha256"]
+            return json.dumps(whole, sort_keys=True).encode()
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as parts:
                 return b"".join(parts.read(name) for name in sorted(parts.namelist()))

@@ -79,7 +79,7 @@ def run(args: list[str]) -> int:
         sys.stdout.flush()
         return status
     except MemlawError as error:
-        print(f"memlaw: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("memlaw: interrupted.", file=sys.stderr)
@@ -89,10 +89,16 @@ def run(args: list[str]) -> int:
         return DONE
     except Exception as error:
         if said := _refused(error):
-            print(f"memlaw: {said}", file=sys.stderr)
+            _say(said)
             return BAD_REQUEST
-        print(f"memlaw: {_unforeseen(args, error)}", file=sys.stderr)
+        _say(_unforeseen(args, error))
         return UNFORESEEN
+
+
+def _say(text: str) -> None:
+    from memlaw.cli.terminal import warn
+
+    warn(text)
 
 
 # What a machine refuses, whoever asks; other errors of the system may be this program's fault.

@@ -141,10 +141,20 @@ def write_tensors(
     from safetensors.torch import save
 
     content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    data = save(content, metadata={"format": "pt", **(metadata or {})})
+    data = _in_order(save(content, metadata={"format": "pt", **(metadata or {})}))
     # `save_file` would write beside, too, under a name that nobody clears away after a kill.
     with atomic_path(path, private=private) as work:
         work.write_bytes(data)
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors with its metadata in order: the same content, the same bytes."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[begin:]
 
 
 def cache_folder() -> Path:

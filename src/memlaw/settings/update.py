@@ -66,7 +66,7 @@ class UpdateConfig:
         known = {f.name for f in dataclasses.fields(WriteConfig)}
         then = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in dict(run.get("config", {})).items()
+            for name, value in _config_of(run).items()
             if name in known
         }
         now = {
@@ -76,5 +76,12 @@ class UpdateConfig:
         }
         try:
             return WriteConfig(**(then | now | {"resume": False}))
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ConfigError(f"run.json's settings can't be read ({error}).") from error
+
+
+def _config_of(run: dict[str, Any]) -> dict[str, Any]:
+    config = run.get("config", {})
+    if not isinstance(config, dict):
+        raise ConfigError(f"run.json's settings can't be read: they are {config!r:.40}.")
+    return config

@@ -106,7 +106,7 @@ def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "generations" in run:
         return [dict(line) for line in run["generations"]]
     records, results = run.get("records", {}), run.get("results", {})
-    damage = results.get("damage", {})
+    damage = found if isinstance(found := results.get("damage"), dict) else {}
     return [
         {
             "number": 1,

@@ -94,6 +94,6 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         with safe_open(out / PRIVATE_FOLDER / LEARNER_FILE, framework="pt") as file:
             values = json.loads(file.metadata()["memlaw"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     return tensors, values
