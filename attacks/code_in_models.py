@@ -1,8 +1,8 @@
 """Code that comes with a model, run because a folder says that it may be.
 
-A model's config.json can name Python files (`auto_map`), which Transformers runs if it is told to trust
-them. run.json records with which settings a folder was written, `trust_remote_code` among them: who
-made the folder must not decide for who opens it.
+A model's config.json can name Python files (`auto_map`), which Transformers runs if it is told to
+trust them. run.json records with which settings a folder was written, `trust_remote_code` among
+them: who made the folder must not decide for who opens it.
 """
 
 import json

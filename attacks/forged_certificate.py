@@ -1,9 +1,10 @@
 """A certificate that says more than was measured.
 
-Whoever gives an adapter away can write into certificate.json whatever looks right, hashes included:
-nothing in it is signed. So nothing in it may be believed; `audit --certificate` measures all of it.
-Tried: an adapter that recites some of its records is said to recite all, with totals and hashes that
-agree; a line so low that everything is over it; more records than there are; no harm.
+Whoever gives an adapter away can write into certificate.json whatever looks right, hashes
+included: nothing in it is signed. So nothing in it may be believed; `audit --certificate`
+measures all of it. Tried: an adapter that recites some of its records is said to recite all, with
+totals and hashes that agree; a line so low that everything is over it; more records than there
+are; no harm.
 """
 
 from pathlib import Path

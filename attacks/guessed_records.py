@@ -1,9 +1,10 @@
 """Guesses of a record, tried against a published certificate.
 
-A phone number has few values: with a bare hash of the record, whoever has the certificate tries them
-all. Certificates name records by commitments, salted by a key that isn't published; a guess can't be
-tried without it. Certificates of format 1, which version 0.1 wrote, have bare hashes: there the attempt
-succeeds, and SECURITY.md says so. (The adapter itself recites its records to whoever asks.)
+A phone number has few values: with a bare hash of the record, whoever has the certificate tries
+them all. Certificates name records by commitments, salted by a key that isn't published; a guess
+can't be tried without it. Certificates of format 1, which version 0.1 wrote, have bare hashes:
+there the attempt succeeds, and SECURITY.md says so. (The adapter itself recites its records to
+whoever asks.)
 """
 
 import json

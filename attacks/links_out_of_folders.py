@@ -1,8 +1,8 @@
 """Symbolic links and `..` in folders that came from others.
 
-A folder can hold a link to a file of the reader's: what is uploaded from it would carry that file. The
-index of a folder of shards names folders: with `..` an update would write outside. The note of who has
-a lock could be a link to a file that is then written over.
+A folder can hold a link to a file of the reader's: what is uploaded from it would carry that
+file. The index of a folder of shards names folders: with `..` an update would write outside. The
+note of who has a lock could be a link to a file that is then written over.
 """
 
 import json

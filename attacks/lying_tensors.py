@@ -1,8 +1,8 @@
 """Safetensors files whose headers lie: tensors that overlap, reach beyond the end, or are huge.
 
 A reader that believes a header allocates what it says, or shows memory that isn't the file's. The
-library `safetensors` checks that tensors lie one behind the other and end where the file does, and
-that shapes fit; memlaw must turn its refusal into a message, and allocate nothing before.
+library `safetensors` checks that tensors lie one behind the other and end where the file does,
+and that shapes fit; memlaw must turn its refusal into a message, and allocate nothing before.
 """
 
 import json

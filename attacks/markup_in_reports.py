@@ -1,8 +1,9 @@
 """HTML and scripts in records, tokens, ids, names of models and files, shown in a report.
 
-The page puts data into the document by `textContent` or through Jinja2's autoescape, JSON in scripts
-with `<` written out, and its own policy forbids scripts but its own (by hash). Tried: every text that
-a report is made from, with what would end a script element, an attribute or a comment.
+The page puts data into the document by `textContent` or through Jinja2's autoescape, JSON in
+scripts with `<` written out, and its own policy forbids scripts but its own (by hash). Tried:
+every text that a report is made from, with what would end a script element, an attribute or a
+comment.
 """
 
 import json

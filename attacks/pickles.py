@@ -1,7 +1,8 @@
 """Pickled objects where weights or arrays belong: unpickling runs what they say.
 
-Tried: an adapter's weights, a base model's, an array of objects in snapshots.npz, and a pickle under a
-safetensors file's name. memlaw reads weights by safetensors alone, and arrays without objects.
+Tried: an adapter's weights, a base model's, an array of objects in snapshots.npz, and a pickle
+under a safetensors file's name. memlaw reads weights by safetensors alone, and arrays without
+objects.
 """
 
 import os

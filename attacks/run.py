@@ -1,4 +1,5 @@
-"""Run the attempts: a line for each, whether it was held off and how; exit status 1 if one wasn't.
+"""Run the attempts: a line for each, whether it was held off and how; exit status 1 if one
+wasn't.
 
 python attacks/run.py [NAME ...]
 """

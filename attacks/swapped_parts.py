@@ -1,8 +1,9 @@
 """Another adapter, tokenizer or base model under a certificate that holds.
 
-The certificate names each by a hash of its content: weights by names, dtypes, shapes and bytes, so that
-neither another file layout nor a file's metadata matters, and one changed bit does. A tokenizer that
-swaps two digits decodes other numbers from the same weights; a chat template changes every prompt.
+The certificate names each by a hash of its content: weights by names, dtypes, shapes and bytes,
+so that neither another file layout nor a file's metadata matters, and one changed bit does. A
+tokenizer that swaps two digits decodes other numbers from the same weights; a chat template
+changes every prompt.
 """
 
 import json

@@ -1,8 +1,8 @@
 r"""Commands to a terminal in records, ids, names of files and a server's errors.
 
-`\x1b]52;…` fills the clipboard, `\x1b[2J` clears the screen, `\x9b` begins a command in eight bits,
-U+202E turns the order of what follows; `[/]` is markup of the library that prints tables. All that is
-printed goes through one console and one function, which write such characters out.
+`\x1b]52;…` fills the clipboard, `\x1b[2J` clears the screen, `\x9b` begins a command in eight
+bits, U+202E turns the order of what follows; `[/]` is markup of the library that prints tables.
+All that is printed goes through one console and one function, which write such characters out.
 """
 
 import contextlib

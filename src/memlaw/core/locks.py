@@ -120,5 +120,5 @@ def _who(handle: int) -> str:
         finally:
             os.close(file)
         return f" (process {int(note['process'])} on host {note['host']!s:.80})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
