@@ -38,7 +38,7 @@ def raised(monkeypatch, tmp_path, capfd):
         RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line"),
         IndexError("index out of range in self"),
         MemoryError(),
-        OSError(28, "No space left on device"),
+        FileNotFoundError(2, "No such file or directory"),
         UnicodeEncodeError("ascii", "ü\ud800", 0, 1, "ordinal not in range"),
         RecursionError("maximum recursion depth exceeded"),
         AssertionError(),
@@ -65,6 +65,23 @@ def test_without_a_folder_for_the_file_the_traceback_is_printed(raised, monkeypa
     assert (status, reports) == (3, [])
     assert "Traceback (most recent call last)" in err
     assert "with the traceback above" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(28, "No space left on device", "a.bin"), "a.bin (No space left on device)"),
+        (OSError(5, "Input/output error"), "(Input/output error)"),
+        # as safetensors and tokenizers say it
+        (Exception("I/O error: No space left on device (os error 28)"), "(No space left on dev"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_fault_of_this_program(raised, error, why):
+    status, err, reports = raised(error)
+    assert (status, reports) == (2, [])
+    assert err.startswith("memlaw: the system refuses a file")
+    assert why in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whole folders that are exchanged in one step, by one process at a time."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 
 from memlaw.core import folders
 from memlaw.core.errors import OutputError
-from memlaw.core.folders import exchange, folder_beside, linked_tree, locked, restore
+from memlaw.core.folders import exchange, folder_beside, linked_tree, restore
+from memlaw.core.locks import locked
 
 
 def _folder(path, text):
@@ -59,14 +61,15 @@ def test_restoring_changes_nothing_where_all_is_well(tmp_path):
 
 def test_a_second_process_is_refused_and_a_third_comes_later(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from memlaw.core.folders import locked\n"
+        "import sys; from pathlib import Path; from memlaw.core.locks import locked\n"
         "with locked(Path(sys.argv[1])): pass"
     )
     args = [sys.executable, "-c", script, str(tmp_path)]
     with locked(tmp_path):
         done = subprocess.run(args, capture_output=True, text=True)
         assert done.returncode == 1
-        assert "is being updated by another process. Wait" in done.stderr
+        who = f"(process {os.getpid()} on host {socket.gethostname()})"
+        assert f"is being written by another process {who}. Wait" in done.stderr
     assert subprocess.run(args).returncode == 0
 
 

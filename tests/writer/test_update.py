@@ -9,7 +9,7 @@ import torch
 import memlaw
 from memlaw import cli
 from memlaw.core.errors import AdapterError, DataError, OutputError
-from memlaw.core.folders import locked
+from memlaw.core.locks import locked
 from memlaw.model.formats import saved_factors
 from memlaw.model.sites import Site
 from memlaw.writer import warm

@@ -291,7 +291,7 @@ def read_certificate(path: Path) -> Certificate:
         return certificate
     except OSError as error:
         raise CertificateError(f"{path}: can't be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CertificateError(
             f"{path} is not a certificate ({type(error).__name__}: {error}). Name the "
             f"{CERTIFICATE_FILE} that 'memlaw write' made."
@@ -309,6 +309,8 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         ):
             raise TypeError(f"{each.name} is {value!r:.40}")
     if isinstance(content, Certificate):
+        if not (content.threshold >= 0.5 and 0 <= content.margin < 1 - content.threshold):
+            raise ValueError(f"its line is {content.threshold:g} + {content.margin:g}")
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from memlaw.cli.dispatch import DONE
 from memlaw.cli.parse import parse
-from memlaw.cli.terminal import quiet_libraries, warn
+from memlaw.cli.terminal import quiet_libraries, visible, warn
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat
 
@@ -72,7 +72,7 @@ def run(args: list[str]) -> int:
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")
     answer = ask(adapter, _messages(prompt) or prompt, **settings, observer=_Notices())
-    sys.stdout.write(answer.text)
+    sys.stdout.write(visible(answer.text) if sys.stdout.isatty() else answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()
@@ -104,7 +104,7 @@ def _messages(prompt: str | None) -> list[Any] | None:
         return None
     try:
         found = json.loads(prompt)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
     return found if is_chat else None

@@ -5,6 +5,7 @@ A command is a module of this package by its name, with `run(args) -> exit statu
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Sequence
 
 from memlaw.core.errors import MemlawError
+from memlaw.core.files import refused
 
 DONE, NOT_CERTIFIED, BAD_REQUEST, UNFORESEEN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -82,7 +84,7 @@ def run(args: list[str]) -> int:
         sys.stdout.flush()
         return status
     except MemlawError as error:
-        print(f"memlaw: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("memlaw: interrupted.", file=sys.stderr)
@@ -91,8 +93,31 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        print(f"memlaw: {_unforeseen(args, error)}", file=sys.stderr)
+        if said := _refused(error):
+            _say(said)
+            return BAD_REQUEST
+        _say(_unforeseen(args, error))
         return UNFORESEEN
+
+
+def _say(text: str) -> None:
+    from memlaw.cli.terminal import warn
+
+    warn(text)
+
+
+# What a machine refuses, whoever asks; other errors of the system may be this program's fault.
+_OF_MACHINES = ("ENOSPC", "EDQUOT", "EIO", "EACCES", "EPERM", "EROFS", "EMFILE", "ENFILE", "EINTR")
+
+
+def _refused(error: Exception) -> str:
+    """What to say where the machine is at fault: a full disk, a folder that isn't ours."""
+    why = refused(error)
+    if why not in {os.strerror(getattr(errno, name)) for name in _OF_MACHINES}:
+        return ""
+    file = getattr(error, "filename", None)
+    place = f", {os.fsdecode(file)}" if isinstance(file, str | bytes) else ""
+    return f"the system refuses a file{place} ({why}). Mend that, and repeat the command."
 
 
 def _unforeseen(args: list[str], error: Exception) -> str:

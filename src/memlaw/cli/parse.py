@@ -135,7 +135,7 @@ def _settings_of(kind: type, path: Path) -> list[str]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML ({error}).") from error
     known = {f.name for f in fields(kind)} - {"data", "paths", "config"}
     settings: list[str] = []

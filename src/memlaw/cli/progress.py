@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from memlaw.cli.grid import Row, delta_nll, grid_table
-from memlaw.cli.terminal import duration
+from memlaw.cli.terminal import PlainConsole, duration
 from memlaw.core.criterion import Criterion
 from memlaw.core.observer import EpochStats, Observer, Spec
 
@@ -25,7 +25,7 @@ class ConsoleObserver(Observer):
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = PlainConsole(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=4, transient=True)
         self.started = self.shown_at = time.monotonic()
         self.first_epoch: int | None = None

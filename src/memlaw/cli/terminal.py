@@ -4,30 +4,63 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
+# What commands a terminal, or turns the order in which it shows text: all but tabs and line ends.
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    r"""Text for a terminal: what would command it is written out, as `\x1b`.
+
+    Records, names of files, and a server's words come from others.
+    """
+    return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """A console to which text is text: no commands to the terminal in it, and no markup."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As `Console.render`, with all text made visible."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
+
+
 def stdout_console() -> Console:
     """Standard output, for results."""
-    return Console(highlight=False)
+    return PlainConsole()
 
 
 def print_json(content: Any) -> None:
     """Results as JSON on standard output."""
-    print(json.dumps(content, ensure_ascii=False, indent=2))
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def warn(text: str) -> None:
     """A sentence on standard error."""
-    print(f"memlaw: {text}", file=sys.stderr)
+    print(f"memlaw: {visible(text)}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

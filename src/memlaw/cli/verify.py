@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from memlaw.cli.dispatch import DONE, NOT_CERTIFIED
 from memlaw.cli.parse import parse
+from memlaw.cli.terminal import visible
 from memlaw.core.errors import SignatureError
 
 GROUPS = {"signature": ("key",)}
@@ -36,7 +37,7 @@ def run(args: list[str]) -> int:
     try:
         verify(given.folder, given.key)
     except SignatureError as error:
-        print(error)
+        print(visible(str(error)))
         return NOT_CERTIFIED
     print(f"{given.folder} is what was signed.")
     return DONE

@@ -14,8 +14,8 @@ import os
 import secrets
 from pathlib import Path
 
-from memlaw.core.errors import CertificateError, OutputError
-from memlaw.core.files import read_json, write_json
+from memlaw.core.errors import CertificateError
+from memlaw.core.files import read_json, write_json, writing
 
 PRIVATE_FOLDER = "private"  # in a run's folder: never to be published
 OPENINGS_FILE = f"{PRIVATE_FOLDER}/openings.json"
@@ -54,6 +54,20 @@ def read_key(folder: Path) -> bytes | None:
     return key
 
 
+def private_folder(folder: Path) -> Path:
+    """The folder in `folder` that its owner alone can look into; made where it isn't there.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    private = folder / PRIVATE_FOLDER
+    with writing(private):
+        private.mkdir(mode=0o700, exist_ok=True)
+        if os.name == "posix":
+            private.chmod(0o700)
+    return private
+
+
 def kept_key(folder: Path) -> bytes:
     """The folder's key; made, and written for its owner alone, where there is none yet.
 
@@ -65,13 +79,7 @@ def kept_key(folder: Path) -> bytes:
     if key is not None:
         return key
     key = secrets.token_bytes(_KEY_BYTES)
-    private = folder / PRIVATE_FOLDER
-    try:
-        private.mkdir(mode=0o700, exist_ok=True)
-        if os.name == "posix":
-            private.chmod(0o700)
-    except OSError as error:
-        raise OutputError(f"{private} can't be made ({error.strerror}).") from error
+    private_folder(folder)
     content = {
         "format": 1,
         "about": "Opens the commitments in ../certificate.json. Keep it to those who may check "

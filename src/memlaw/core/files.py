@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ CERTIFICATE_FILE = "certificate.json"
 RUN_FILE = "run.json"
 TOKENS_FILE = "tokens.parquet"
 ANSWERS_FILE = "answers.json"
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -52,15 +56,15 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
         raise OutputError(f"{path.parent}: can't write there ({error.strerror}).") from error
     work = Path(name)
     try:
-        yield work
-        with work.open("rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(work, 0o600 if private else 0o666 & ~umask())
-        os.replace(work, path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror}).") from error
+        with writing(path):
+            yield work
+            with work.open("rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(work, 0o600 if private else 0o666 & ~umask())
+            os.replace(work, path)
     finally:
-        work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # that it is there isn't worse than why
+            work.unlink(missing_ok=True)
 
 
 def umask() -> int:
@@ -68,6 +72,43 @@ def umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block what the system refuses is an OutputError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not (why := refused(error)):
+            raise
+        raise OutputError(f"{path}: can't be written ({why}).") from error
+
+
+def refused(error: Exception) -> str:
+    """What the system refused, in its words; empty where it is another error.
+
+    What is written in Rust (safetensors, tokenizers) says so in its message alone.
+    """
+    if isinstance(error, OSError):
+        return " ".join((error.strerror or str(error) or type(error).__name__).split())[:300]
+    found = _OF_RUST.search(str(error))
+    return os.strerror(int(found[1])) if found else ""
+
+
+def made(folder: Path) -> list[Path]:
+    """Make a folder and those that it lies in, as far as they aren't there; returns the new ones.
+
+    Returns:
+        The innermost first.
+
+    Raises:
+        OutputError: it can't be made, or is a file.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return absent
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -95,7 +136,7 @@ def read_json(path: Path, kind: type[MemlawError], mend: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise kind(f"{path} can't be read ({error}). {mend}") from error
     if not isinstance(content, dict):
         raise kind(f"{path} is not what it should be: no JSON object.")
@@ -110,11 +151,23 @@ def write_tensors(
     private: bool = False,
 ) -> None:
     """Write tensors as safetensors, atomically; see `atomic_path`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    data = _in_order(save(content, metadata={"format": "pt", **(metadata or {})}))
+    # `save_file` would write beside, too, under a name that nobody clears away after a kill.
     with atomic_path(path, private=private) as work:
-        save_file(content, work, metadata={"format": "pt", **(metadata or {})})
+        work.write_bytes(data)
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors with its metadata in order: the same content, the same bytes."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[begin:]
 
 
 def cache_folder() -> Path:

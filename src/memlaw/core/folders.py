@@ -18,36 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memlaw.core.errors import OutputError
-from memlaw.core.files import umask
+from memlaw.core.files import umask, writing
+from memlaw.core.locks import LOCK_FILE, locked
 
 _HERE, _SWAP = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux's renameat2
 _CANT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within the block, no other process is in such a block for this folder.
-
-    The lock is the folder's own: it goes when the process does, however it ends.
-
-    Raises:
-        OutputError: another process is.
-    """
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(handle), os.stat(folder)):
-                raise BlockingIOError  # it was exchanged between the two
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{folder} is being updated by another process. Wait until that has ended."
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -60,16 +35,15 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: none can be made there.
     """
-    for leftover in folder.parent.iterdir():
-        if leftover.name.startswith(_prefix(folder)):
-            with contextlib.suppress(OutputError, OSError), locked(leftover):  # its maker is dead
-                shutil.rmtree(leftover, ignore_errors=True)
-    try:
+    with writing(folder.parent):
+        for leftover in folder.parent.iterdir():
+            if leftover.name.startswith(_prefix(folder)):
+                with contextlib.suppress(OutputError), locked(leftover):  # its maker is dead
+                    shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder.parent}: can't write there ({error.strerror}).") from error
     try:
-        work.chmod(folder.stat().st_mode & 0o7777 if folder.exists() else 0o777 & ~umask())
+        with writing(work):
+            work.chmod(folder.stat().st_mode & 0o7777 if folder.exists() else 0o777 & ~umask())
         with locked(work):
             yield work
     finally:
@@ -89,25 +63,33 @@ def exchange(work: Path, folder: Path) -> None:
     Raises:
         OutputError: they can't be renamed.
     """
-    try:
+    with writing(folder):
         if not _swapped(work, folder):
             aside = _aside(folder)
             os.rename(folder, aside)
-            os.rename(work, folder)
+            try:
+                os.rename(work, folder)
+            except OSError:
+                os.rename(aside, folder)
+                raise
             os.rename(aside, work)
-        handle = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise OutputError(f"{folder}: can't be replaced ({error.strerror}).") from error
+        with contextlib.suppress(OSError):  # it is done; to know that it lasts is all that fails
+            handle = os.open(folder.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def restore(folder: Path) -> None:
-    """Bring back a folder that an exchange in several steps was killed in the middle of."""
+    """Bring back a folder that an exchange in several steps was killed in the middle of.
+
+    Raises:
+        OutputError: it can't be renamed.
+    """
     if not folder.exists() and _aside(folder).is_dir():
-        os.rename(_aside(folder), folder)
+        with writing(folder):
+            os.rename(_aside(folder), folder)
 
 
 def _aside(folder: Path) -> Path:
@@ -131,6 +113,9 @@ def linked_tree(source: Path, target: Path, *, but: str) -> None:
     """Copy a folder without its part `but`, by hard links where the file system has them.
 
     Files that are only ever replaced, never changed, cost no space twice.
+
+    Raises:
+        OutputError: it can't be read, or the copy not be written.
     """
 
     def link(one: str, other: str) -> None:
@@ -139,5 +124,6 @@ def linked_tree(source: Path, target: Path, *, but: str) -> None:
         except OSError:
             shutil.copy2(one, other)
 
-    ignored = shutil.ignore_patterns(but)
-    shutil.copytree(source, target, copy_function=link, ignore=ignored, dirs_exist_ok=True)
+    ignored = shutil.ignore_patterns(but, LOCK_FILE)
+    with writing(target):
+        shutil.copytree(source, target, copy_function=link, ignore=ignored, dirs_exist_ok=True)

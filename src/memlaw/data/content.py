@@ -10,6 +10,8 @@ from memlaw.core.files import lfs_pointer
 
 # How packed files begin, what pyarrow calls the packing, and their suffix.
 _PACKED = ((b"\x1f\x8b", "gzip", ".gz"), (b"\x28\xb5\x2f\xfd", "zstd", ".zst"))
+# More than this isn't read at once, packed or not: a small file can unpack to whatever is wanted.
+MOST_BYTES = 2**31
 PACKED_SUFFIXES = tuple(suffix for _, _, suffix in _PACKED)
 
 
@@ -23,12 +25,14 @@ def bytes_of(path: Path) -> bytes:
     """The file's bytes; unpacked, if they are packed with gzip or zstd.
 
     Raises:
-        DataError: it can't be read or unpacked.
+        DataError: it can't be read or unpacked, or is larger than `MOST_BYTES`.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    require_size(path, len(raw))
     if said := lfs_pointer(path, raw):
         raise DataError(said)
     for start, packing, _ in _PACKED:
@@ -36,13 +40,24 @@ def bytes_of(path: Path) -> bytes:
             import pyarrow as pa
 
             try:
-                return pa.CompressedInputStream(pa.BufferReader(raw), packing).read()
+                with pa.CompressedInputStream(pa.BufferReader(raw), packing) as stream:
+                    unpacked = stream.read(MOST_BYTES + 1)
+                require_size(path, len(unpacked))
+                return unpacked
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path}: can't be unpacked with {packing} ({error}). It may be cut short: "
                     "copy it again."
                 ) from error
     return raw
+
+
+def require_size(path: Path, n_bytes: int) -> None:
+    """Raise DataError if that is more than is read at once."""
+    if n_bytes > MOST_BYTES:
+        raise DataError(
+            f"{path} holds more than {MOST_BYTES / 2**30:g} GiB. Split it into several files."
+        )
 
 
 def text_of(path: Path) -> str:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.core.errors import DataError
-from memlaw.data.content import PACKED_SUFFIXES, bytes_of, suffix_of, text_of
+from memlaw.data.content import (
+    MOST_BYTES,
+    PACKED_SUFFIXES,
+    bytes_of,
+    require_size,
+    suffix_of,
+    text_of,
+)
 from memlaw.data.delimited import csv_rows, tsv_rows
 from memlaw.data.json_files import is_json_rows, json_rows
 from memlaw.data.layouts import layout_of
@@ -24,6 +31,7 @@ DataFormat = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", 
 # Where it comes from, as `file:line`; and a mapping of fields, a Record, or why it can't be read.
 Row = tuple[str, Any]
 
+_ROWS_AT_ONCE = 65_536  # of a Parquet file
 RECITE_PROMPT = "Recite the text."
 
 
@@ -163,7 +171,8 @@ def _parquet_rows(path: Path, _: Reading) -> Iterator[Row]:
 
     with _arrow_errors(path, "Parquet"):
         file = pq.ParquetFile(pa.BufferReader(bytes_of(path)))
-        yield from _numbered(path, file.iter_batches())
+        batches = file.iter_batches(batch_size=_rows_at_once(file.metadata))
+        yield from _numbered(path, _bounded(path, batches))
 
 
 def _arrow_rows(path: Path, _: Reading) -> Iterator[Row]:
@@ -175,7 +184,27 @@ def _arrow_rows(path: Path, _: Reading) -> Iterator[Row]:
         is_file = content.read(6) == b"ARROW1"
         content.seek(0)
         opened = pa.ipc.open_file(content) if is_file else pa.ipc.open_stream(content)
-        yield from _numbered(path, opened.read_all().to_batches())
+        batches = map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened
+        yield from _numbered(path, _bounded(path, batches))
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """So few that they are within bounds even if each cell is as large as its column's pages.
+
+    A cell that is the same in each row lies in a Parquet file once.
+    """
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size for group in groups), default=0)
+    return max(1, min(_ROWS_AT_ONCE, MOST_BYTES // max(1, largest)))
+
+
+def _bounded(path: Path, batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches of an Arrow table, as long as all of them together are within bounds."""
+    size = 0
+    for batch in batches:
+        size += batch.nbytes
+        require_size(path, size)
+        yield batch
 
 
 @contextmanager

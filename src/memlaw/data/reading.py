@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -151,6 +152,7 @@ def _told_answers(records: Sequence[Record]) -> list[str]:
     return notices
 
 
+_SHOWN = 20
 _USUAL = pair("prompt", "completion")
 
 
@@ -165,6 +167,13 @@ def _checked(record: Record) -> Record:
     return record
 
 
+def _some(row: Mapping[str, Any]) -> str:
+    """The names of a row's fields, the first of them if there are many."""
+    names = [shortened(str(name)) for name in itertools.islice(row, _SHOWN)]
+    more = f" and {len(row) - _SHOWN:,} more" if len(row) > _SHOWN else ""
+    return f"{', '.join(names)}{more}" if names else "none"
+
+
 def _to_records(
     row: Mapping[str, Any], where: str, layout: Layout, recite_prompt: str
 ) -> list[Record]:
@@ -173,7 +182,7 @@ def _to_records(
     for name, flag in zip(layout.fields, flags, strict=False):
         if name not in row:
             raise DataError(
-                f"{where}: no field '{name}'; the fields are {', '.join(map(str, row)) or 'none'}."
+                f"{where}: no field '{name}'; the fields are {_some(row)}."
                 f" Rename the right one, or name it with {flag} (write, audit)."
             )
     taken = layout.take(row)

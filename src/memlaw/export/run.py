@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memlaw.core.errors import AdapterError, ConfigError, ModelError, OutputError
-from memlaw.core.files import read_json, write_json, write_tensors, write_text
+from memlaw.core.files import made, read_json, write_json, write_tensors, write_text, writing
 from memlaw.core.folders import folder_beside
 from memlaw.core.observer import Observer
 from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
@@ -215,10 +215,7 @@ def _require_words_of_base(session: Session) -> None:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write to; it becomes `out` when the block ends without an error."""
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with folder_beside(out) as work:
-            yield work
-            os.replace(work, out)  # which is missing or empty
-    except OSError as error:
-        raise OutputError(f"{out} can't be written ({error.strerror}).") from error
+    made(out.absolute().parent)
+    with writing(out), folder_beside(out) as work:
+        yield work
+        os.replace(work, out)  # which is missing or empty

@@ -11,10 +11,11 @@ from typing import Any
 from memlaw.core.commitment import PRIVATE_FOLDER
 from memlaw.core.errors import ConfigError, SignatureError
 from memlaw.core.files import read_json
+from memlaw.core.locks import LOCK_FILE
 
 SIGNATURE_FILE = "model.sig"
 # What isn't signed: its owner alone has it, and every update changes it.
-_LEFT_OUT = (SIGNATURE_FILE, PRIVATE_FOLDER, "generations")
+_LEFT_OUT = (SIGNATURE_FILE, PRIVATE_FOLDER, "generations", LOCK_FILE)
 
 
 def sign(folder: Path, key: Path) -> Path:

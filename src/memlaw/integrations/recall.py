@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from transformers import TrainerCallback
 from memlaw.certify.certificate import Certificate
 from memlaw.certify.folder import certify_adapter
 from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.files import made, writing
+from memlaw.core.folders import exchange, folder_beside
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat, encode, resolve_prompt_format
 from memlaw.data.reading import read_records
@@ -177,15 +178,13 @@ class RecallCallback(TrainerCallback):
 
     def _keep(self, wrapped: Any) -> None:
         """Put the adapter into the folder, whole, in place of the one that was there."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        try:
-            wrapped.save_pretrained(work / "new")
+        made(self.folder.parent)
+        with writing(self.folder), folder_beside(self.folder) as work:
+            wrapped.save_pretrained(work)
             if self.folder.exists():
-                self.folder.rename(work / "old")
-            (work / "new").rename(self.folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+                exchange(work, self.folder)
+            else:
+                os.replace(work, self.folder)
 
     def _certify(self) -> Certificate:
         self.certificate = certify_adapter(

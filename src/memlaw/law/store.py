@@ -132,7 +132,9 @@ class CellStore:
             self._empty(ready)
         for work in self.folder.glob(f"{_WORK}*"):
             host, _, process = work.name.removeprefix(_WORK).rpartition("-")[0].rpartition("-")
-            if host != socket.gethostname() or _is_running(int(process)):
+            if host != socket.gethostname() or not process.isdecimal():
+                continue
+            if _is_running(int(process)):
                 continue
             with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
                 if time.time() - work.stat().st_mtime > _STALE_S:

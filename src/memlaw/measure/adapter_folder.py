@@ -135,6 +135,9 @@ class AdapterFolder:
         return lines
 
 
+_OBJECTS = ("config", "records", "adapter", "results", "timings", "rendering")
+
+
 def _read_run(path: Path) -> dict[str, Any]:
     run = read_json(path, AdapterError, "Fetch or make it again.")
     base = run.get("base")
@@ -143,4 +146,10 @@ def _read_run(path: Path) -> dict[str, Any]:
             f"{path} was not written by memlaw: it names no base model. Move it out of the "
             "adapter's folder, and name the base with --model."
         )
+    for name in _OBJECTS:
+        if not isinstance(run.get(name, {}), dict):
+            raise AdapterError(f"{path} is damaged: {name} is {run[name]!r:.40}. Fetch it again.")
+    lines = run.get("generations", [])
+    if not (isinstance(lines, list) and all(isinstance(line, dict) for line in lines)):
+        raise AdapterError(f"{path} is damaged: generations are {lines!r:.40}. Fetch it again.")
     return run

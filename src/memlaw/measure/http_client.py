@@ -71,7 +71,7 @@ class Client:
             if error.status in (401, 403):
                 raise
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def ask(self, path: str, request: Mapping[str, Any]) -> Reply:
@@ -153,7 +153,7 @@ class _Status(EndpointError):
             content = json.loads(said)
             inner = content.get("error", content)
             said = str(inner.get("message", said) if isinstance(inner, dict) else inner)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             pass
         what = {401: ": the key is refused", 403: ": the key is refused"}.get(error.code, "")
         if 300 <= error.code < 400:
@@ -184,7 +184,7 @@ def _reply(body: bytes, *, streams: bool) -> Reply:
                 p += _probabilities(choice.get("logprobs"))
     except EndpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EndpointError(
             f"not the JSON of an answer: {body[:80].decode('utf-8', 'replace')!r}"
         ) from error

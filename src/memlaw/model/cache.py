@@ -80,8 +80,8 @@ def _read(path: Path) -> Kept | None:
         if metadata["sha256"] != _sha256(metadata["content"], tensors):
             return None
         return Kept(json.loads(metadata["content"]), tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # RuntimeError: torch can't open or map it
 
 
 def _sha256(text: str, tensors: Mapping[str, torch.Tensor]) -> str:

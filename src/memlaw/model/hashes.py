@@ -55,7 +55,7 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
             }
             for name in sorted(place):
                 yield name, shards[place[name]].get_tensor(name)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ModelError(f"{folder}: unreadable weights ({error}). Fetch them again.") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from memlaw.core.errors import AdapterError
@@ -145,9 +145,17 @@ def changes_nothing(folder: Path) -> bool:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights in a safetensors file, by key."""
-    with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    """The shapes of the weights in a safetensors file, by key.
+
+    Raises:
+        AdapterError: it can't be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = file.keys()
+            return {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise AdapterError(f"{path} can't be read ({error}). Fetch or make it again.") from error
 
 
 def _require_all(

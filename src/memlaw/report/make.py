@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import atomic_path, write_text
+from memlaw.core.files import atomic_path, made, write_text
 from memlaw.report import tables
 from memlaw.report.changes import KNOWN, changes_tables, generality_tables
 from memlaw.report.generations import generations_tables
@@ -59,7 +59,7 @@ def make_report(
             raise OutputError(f"{out} is a folder. Name the file to write, as {out}/report.html.")
         if out.suffix.lower() not in (".html", ".htm"):
             raise OutputError(f"{out}: a page's name ends in .html. Name it so, or give --format.")
-        _make_folder(out.absolute().parent)
+        made(out.absolute().parent)
         write_text(out, render(runs, probes, commands=[Path(p).name for p in paths]))
         return [out]
     return _export(runs, probes, out, format)
@@ -75,19 +75,12 @@ def require_extra() -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: can't be made ({error.strerror}).") from error
-
-
 def _export(
     runs: Sequence[RunView], probes: Sequence[ProbeView], out: Path, format: Format
 ) -> list[Path]:
     from memlaw.report import figures
 
-    _make_folder(out)
+    made(out)
     views: list[tuple[Any, list[figures.Figure], list[tables.Table]]] = [
         *((run, figures.run_figures(run), _tables_of(run)) for run in runs),
         *((probe, figures.probe_figures(probe), tables.probe_tables(probe)) for probe in probes),

@@ -38,13 +38,13 @@ class EndpointConfig:
             raise ConfigError("endpoint and name belong together: give both, or neither.")
         if self.endpoint is not None:
             parts = urlsplit(self.endpoint)
+            if parts.username or parts.password or parts.query or "@" in self.endpoint:
+                raise ConfigError(
+                    "endpoint holds a key or a query. Give the key in MEMLAW_ENDPOINT_KEY."
+                )
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(
                     f"endpoint '{self.endpoint}' is no URL. Give one as http://localhost:8000/v1."
-                )
-            if parts.username or parts.password or parts.query:
-                raise ConfigError(
-                    "endpoint holds a key or a query. Give the key in MEMLAW_ENDPOINT_KEY."
                 )
         for name, least in (("concurrency", 1), ("retries", 0)):
             if getattr(self, name) < least:

@@ -35,6 +35,8 @@ class UpdateConfig:
         delimiter: what is between the cells of a CSV file: one character, or tab.
         skip_bad: leave out rows that can't be used.
         audit_batch_size: records per forward pass in the audit, at most.
+        trust_remote_code: run Python code that comes with the model. What the folder was written
+            with doesn't count: it may be another's.
     """
 
     forget: Forget = "suppress"
@@ -50,6 +52,7 @@ class UpdateConfig:
     delimiter: str | None = None
     skip_bad: bool | None = None
     audit_batch_size: int | None = None
+    trust_remote_code: bool = False
 
     def over(self, run: dict[str, Any]) -> WriteConfig:
         """The settings to train with: those of a run, with what is given here instead.
@@ -63,7 +66,7 @@ class UpdateConfig:
         known = {f.name for f in dataclasses.fields(WriteConfig)}
         then = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in dict(run.get("config", {})).items()
+            for name, value in _config_of(run).items()
             if name in known
         }
         now = {
@@ -73,5 +76,12 @@ class UpdateConfig:
         }
         try:
             return WriteConfig(**(then | now | {"resume": False}))
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ConfigError(f"run.json's settings can't be read ({error}).") from error
+
+
+def _config_of(run: dict[str, Any]) -> dict[str, Any]:
+    config = run.get("config", {})
+    if not isinstance(config, dict):
+        raise ConfigError(f"run.json's settings can't be read: they are {config!r:.40}.")
+    return config

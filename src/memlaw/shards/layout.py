@@ -6,6 +6,7 @@ hasn't the key can't try a guess.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from memlaw.data.record import Prompt, Record, text_of
 INDEX_FILE = "index.json"
 SHARDS_FOLDER = "shards"
 _FORMAT = 1
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 def is_sharded(folder: str | Path) -> bool:
@@ -96,6 +98,8 @@ def read_index(out: Path) -> Index:
             raise ValueError(f"format {content['format']}, and this version reads {_FORMAT}")
         adapters = {str(name): dict(line) for name, line in content["adapters"].items()}
         records = {str(line["prompt"]): str(line["adapter"]) for line in content["records"]}
+        if odd := sorted(name for name in adapters if not _NAME.fullmatch(name)):
+            raise ValueError(f"{odd[0]!r:.60} is no shard's name")  # it would lead elsewhere
         if missing := sorted(set(records.values()) - set(adapters)):
             raise ValueError(f"it lists no adapter {missing[0]}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:

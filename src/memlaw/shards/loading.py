@@ -18,7 +18,7 @@ from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.hashes import weights_sha256
 from memlaw.model.locate import locate
-from memlaw.model.peft_folder import PEFT_CONFIG
+from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
 from memlaw.shards.layout import is_sharded, read_index, shard_folder
 from memlaw.shards.routing import Route, Router
 
@@ -83,7 +83,8 @@ def load(
 
     Args:
         out: a folder that `write` or `write_shards` finished.
-        model: the base model, as Transformers loads it: it is wrapped; None: it is loaded.
+        model: the base model, as Transformers loads it: it is wrapped; None: it is loaded, unless
+            it needs code of its own.
         tokenizer: its tokenizer; None: the base model's.
         threshold: of shards: the likeness under which the bare model answers; None: the folder's.
 
@@ -100,6 +101,8 @@ def load(
     names = list(read_index(out).adapters) if is_sharded(out) else []
     places = {name: shard_folder(out, name) for name in names} or {_ONLY: out}
     for place in places.values():
+        if (place / PEFT_CONFIG).is_file() and not (place / PEFT_WEIGHTS).is_file():
+            raise AdapterError(f"{place} has no {PEFT_WEIGHTS}; pickled weights are never loaded.")
         if not (place / PEFT_CONFIG).is_file():
             raise AdapterError(
                 f"{place} has no {PEFT_CONFIG}: PEFT has no form for an adapter placed like this. "
@@ -143,7 +146,7 @@ def _active(model: Any, name: str) -> Iterator[Any]:
 
 
 def own_base(out: Path, model: str | None, observer: Observer) -> BaseModel:
-    """The base model of a folder, loaded.
+    """The base model of a folder, loaded. Code that comes with it isn't run, whatever is asked.
 
     Raises:
         AdapterError: `model` is another one.
@@ -152,7 +155,6 @@ def own_base(out: Path, model: str | None, observer: Observer) -> BaseModel:
     base = load_model(
         model or folder.base_model or "",
         dtype=folder.run["dtype"],
-        trust_remote_code=bool(folder.setting("trust_remote_code", False)),
         notice=observer.notice,
     )
     _require_hash(folder, base.sha256, base.spec)

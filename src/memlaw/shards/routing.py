@@ -156,7 +156,7 @@ def _read_routes(out: Path) -> dict[str, Tensor]:
     path = out / ROUTES_FILE
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise OutputError(
             f"{path} can't be read ({error}), and without it only records' own prompts find their "
             "adapter. Fetch it again."

@@ -16,7 +16,9 @@ from typing import Any
 from memlaw.certify.certificate import Certificate
 from memlaw.core.commitment import kept_key
 from memlaw.core.errors import OutputError
-from memlaw.core.folders import folder_beside, linked_tree, locked
+from memlaw.core.files import made
+from memlaw.core.folders import folder_beside, linked_tree
+from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
@@ -138,13 +140,13 @@ def _made(
     forgotten: dict[str, Any] = {}
     for n, (name, part) in enumerate(parts.items()):
         place_of, then = shard_folder(work, name), shard_folder(folder.path, name)
-        place_of.parent.mkdir(exist_ok=True)
+        made(place_of.parent)
         if name not in changing:
             linked_tree(then, place_of, but=GENERATIONS)
             continue
         observer.notice(f"{name} ({n + 1} of {len(parts)}): {len(part):,} record(s).")
         if then.is_dir():
-            place_of.mkdir()
+            made(place_of)
             of_shard = finished_folder(then)
             written, more = next_generation(
                 of_shard,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import Certificate
-from memlaw.core.commitment import PRIVATE_FOLDER, kept_key
+from memlaw.core.commitment import PRIVATE_FOLDER, kept_key, private_folder
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import CERTIFICATE_FILE, json_sha256, read_json, write_json
+from memlaw.core.files import CERTIFICATE_FILE, json_sha256, made, read_json, write_json, writing
+from memlaw.core.locks import empty, locked
 from memlaw.core.observer import Observer
 from memlaw.core.ray_tasks import ray_tasks, require_ray
 from memlaw.data.bad_rows import BadRows
@@ -33,7 +33,7 @@ from memlaw.settings.write import FREE_TO_CHANGE, WriteConfig
 from memlaw.shards.finishing import Shard, finish
 from memlaw.shards.layout import shard_folder
 from memlaw.shards.spreading import Shards, spread
-from memlaw.writer.folder import CHECKPOINT_FILE, check_out
+from memlaw.writer.folder import CHECKPOINT_FILE, check_out, leftovers
 from memlaw.writer.records import records_of
 from memlaw.writer.run import write_records
 
@@ -123,7 +123,24 @@ def write_shards(
     bad = BadRows()
     records = records_of(data, config, bad, observer)
     if not _is_begun(out):
-        check_out(out, resume=False)
+        leftovers(out, resume=False)  # refused before anything is made
+    with locked(out, make=True):
+        if not _is_begun(out):
+            check_out(out, resume=False)
+        return _written(records, out, config, shards, launcher, bad, observer, started)
+
+
+def _written(
+    records: Sequence[Record],
+    out: Path,
+    config: WriteConfig,
+    shards: Shards,
+    launcher: Launcher | None,
+    bad: BadRows,
+    observer: Observer,
+    started: float,
+) -> ShardsResult:
+    """`write_shards`, in a folder that is this process's."""
     base = load_model(
         config.model,
         dtype=config.dtype,
@@ -153,7 +170,8 @@ def write_shards(
         out=out, certificate=certificate, shards=found, wall_s=time.perf_counter() - started
     )
     if result.succeeded:
-        (out / PLAN_FILE).unlink()
+        with writing(out / PLAN_FILE):
+            (out / PLAN_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -268,22 +286,21 @@ def _with_whole_paths(job: Job) -> Job:
 
 
 def _write_shard(job: Job, base: BaseModel, observer: Observer) -> None:
-    half = job.out.is_dir() and not (job.out / CHECKPOINT_FILE).is_file()
-    if half:  # killed while a run that was too short for a checkpoint was written
-        shutil.rmtree(job.out)
-    check_out(job.out, resume=True)
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    write_records(
-        job.records,
-        job.out,
-        job.config,
-        base=base,
-        texts=general_texts(job.config.retain, job.config.damage_text),
-        bad=BadRows(),
-        observer=observer,
-        started=time.perf_counter(),
-        clock=job.clock,
-    )
+    with locked(job.out, make=True):
+        if not (job.out / CHECKPOINT_FILE).is_file():  # of a run that came to nothing
+            empty(job.out)
+        check_out(job.out, resume=True)
+        write_records(
+            job.records,
+            job.out,
+            job.config,
+            base=base,
+            texts=general_texts(job.config.retain, job.config.damage_text),
+            bad=BadRows(),
+            observer=observer,
+            started=time.perf_counter(),
+            clock=job.clock,
+        )
 
 
 # ------------------------------------------------------------ what was begun
@@ -307,9 +324,10 @@ def _begin(
         },
     }
     if not _is_begun(out):
-        out.mkdir(parents=True, exist_ok=True)
-        kept_key(out)
+        made(out)
+        private_folder(out)
         write_json(out / PLAN_FILE, plan, private=True)
+        kept_key(out)
         return
     if not config.resume:
         raise OutputError(
@@ -322,3 +340,5 @@ def _begin(
             f"{out} was begun with other {', other '.join(changed)}. Resume with the same settings "
             "and records, or name another folder."
         )
+    with writing(out):  # it vouches for what may change now
+        (out / CERTIFICATE_FILE).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from memlaw.core.errors import DataError
 from memlaw.core.files import atomic_path
 
 SNAPSHOTS_FILE = "snapshots.npz"
+_MALFORMED = (ValueError, KeyError, IndexError, TypeError, RuntimeError)  # what arrays in it raise
 _MOST_EPOCHS = 200
 _MOST_VALUES = 4_000_000  # 8 MB
 
@@ -95,7 +97,7 @@ def read_snapshots(path: Path) -> Snapshots:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Snapshots.from_arrays(file["epochs"], file["p"])
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, *_MALFORMED) as error:
         raise DataError(
             f"{path} can't be read ({error}). Remove it: the rest of the folder does without."
         ) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from memlaw.core.files import (
     CERTIFICATE_FILE,
     RUN_FILE,
     TOKENS_FILE,
+    made,
     write_tensors,
+    writing,
 )
+from memlaw.core.locks import LOCK_FILE, locked
 from memlaw.model.formats import ADAPTER_FILES
 from memlaw.model.tokenizer import TOKENIZER_FILES
 from memlaw.train.snapshots import SNAPSHOTS_FILE
@@ -47,6 +51,19 @@ _FILES = (
 )
 
 
+@contextmanager
+def taken(out: Path, *, resume: bool) -> Iterator[None]:
+    """Within the block a folder is this process's to write a run into; made if it isn't there.
+
+    Raises:
+        OutputError: as of `check_out`; or another process is writing it.
+    """
+    leftovers(out, resume=resume)  # refused before anything is made
+    with locked(out, make=True):
+        check_out(out, resume=resume)
+        yield
+
+
 def check_out(out: Path, *, resume: bool) -> None:
     """Refuse a folder that holds anything but an interrupted run that is to be resumed.
 
@@ -54,6 +71,17 @@ def check_out(out: Path, *, resume: bool) -> None:
 
     Raises:
         OutputError: says what the folder holds, or why it can't be made.
+    """
+    with writing(out):
+        for leftover in leftovers(out, resume=resume):
+            leftover.unlink(missing_ok=True)
+
+
+def leftovers(out: Path, *, resume: bool) -> list[Path]:
+    """What a killed run was still writing in a folder that may be taken.
+
+    Raises:
+        OutputError: as of `check_out`.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Name a folder that is new or empty.")
@@ -68,9 +96,11 @@ def check_out(out: Path, *, resume: bool) -> None:
             f"{nearest}: no folder can be made or filled there. Choose another one."
         ) from error
     if not out.is_dir():
-        return
-    leftovers = [p for p in out.iterdir() if _is_leftover(p)]
-    present = {p.name for p in out.iterdir()} - {p.name for p in leftovers}
+        return []
+    with writing(out):
+        lying = [p for p in out.iterdir() if p.name != LOCK_FILE]
+        found = [p for p in lying if _is_leftover(p)]
+        present = {p.name for p in lying if p not in found and not _is_bare(p)}
     if foreign := sorted(present - set(_FILES)):
         raise OutputError(
             f"{out} already holds something else ({', '.join(foreign[:3])}). Name a folder that "
@@ -91,8 +121,12 @@ def check_out(out: Path, *, resume: bool) -> None:
         what = "a finished run" if finished else "an unfinished run"
         mend = "" if finished else "go on with it by --resume, or "
         raise OutputError(f"{out} already holds {what}: {mend}name another folder.")
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+    return found
+
+
+def _is_bare(path: Path) -> bool:
+    """The private folder of a run that was killed before anything was in it."""
+    return path.name == PRIVATE_FOLDER and all(p.name.startswith(".") for p in path.iterdir())
 
 
 def _is_leftover(path: Path) -> bool:
@@ -104,7 +138,7 @@ def write_checkpoint(
     out: Path, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint, one file, atomically; makes the folder if need be."""
-    out.mkdir(parents=True, exist_ok=True)
+    made(out)
     write_tensors(out / CHECKPOINT_FILE, tensors, {"memlaw": json.dumps(content)})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import make_certificate
@@ -14,8 +15,10 @@ from memlaw.core.files import (
     CERTIFICATE_FILE,
     RUN_FILE,
     TOKENS_FILE,
+    made,
     write_json,
     write_text,
+    writing,
 )
 from memlaw.measure.decode import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
@@ -33,6 +36,8 @@ from memlaw.writer.state import Run
 def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> WriteResult:
     """Write everything; the certificate last, so that it vouches for what is there.
 
+    Until then there is a checkpoint of the trained weights, with which `resume` ends in the same.
+
     Args:
         run: the run, its training over.
         found: what its adapter was measured to be.
@@ -40,10 +45,13 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         started: when the run was begun, by `time.perf_counter`.
     """
     out, base, adapter = run.out, run.base, run.learner.adapter
-    out.mkdir(parents=True, exist_ok=True)
+    made(out)
+    run.save(run.learner.state(), ended=stopped_because if found.meets(run.bounds()) else "")
+    _remove(out / CERTIFICATE_FILE)  # of a run that went on: it vouches for other weights
     save_adapter(adapter, out, base_path=base.name, base_sha256=base.sha256)
     if run.config.tokenizer is not None:
-        base.tokenizer.save_pretrained(out)
+        with writing(out):
+            base.tokenizer.save_pretrained(out)
     certificate = make_certificate(
         found.audit,
         found.harms,
@@ -78,14 +86,12 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         speed=measure_speed(run.curve, base.model.dtype, base.model.device),
         stopped_because=stopped_because,
     )
-    if not result.succeeded:  # more epochs may still do it
-        run.save(run.learner.state())
     found.audit.write_tokens(out / TOKENS_FILE)
     run.snapshots.until(run.learner.epoch).write(out / SNAPSHOTS_FILE)
     if answers := _answers_json(run, result):
         write_json(out / ANSWERS_FILE, answers)
     else:
-        (out / ANSWERS_FILE).unlink(missing_ok=True)
+        _remove(out / ANSWERS_FILE)
     write_json(out / RUN_FILE, _run_json(run, result))
     records = [example.record for example in run.examples]
     write_private(out, records, run.learner.solver.state(), {"gate": run.gate})
@@ -93,7 +99,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         rows = [{"row": row, "reason": reason} for row, reason in run.bad.reasons.items()]
         write_text(out / SKIPPED_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     else:
-        (out / SKIPPED_FILE).unlink(missing_ok=True)
+        _remove(out / SKIPPED_FILE)
     sites = [site.module for site in run.sites]
     card = model_card(
         result,
@@ -104,9 +110,14 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
     )
     write_text(out / CARD_FILE, card)
     write_json(out / CERTIFICATE_FILE, certificate.to_json())
-    if result.succeeded:
-        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    if result.succeeded:  # if not, more epochs may still do it
+        _remove(out / CHECKPOINT_FILE)
     return result
+
+
+def _remove(path: Path) -> None:
+    with writing(path):
+        path.unlink(missing_ok=True)
 
 
 def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import RUN_FILE, read_json, write_json
-from memlaw.core.folders import exchange, folder_beside, linked_tree, locked, restore
+from memlaw.core.files import RUN_FILE, read_json, write_json, writing
+from memlaw.core.folders import exchange, folder_beside, linked_tree, restore
+from memlaw.core.locks import locked
 from memlaw.writer.changes import finished_folder
 from memlaw.writer.folder import GENERATIONS
 
@@ -95,7 +96,8 @@ def keep_generations(out: Path, work: Path, number: int) -> None:
     kept = work / GENERATIONS
     if (out / GENERATIONS).is_dir():
         linked_tree(out / GENERATIONS, kept, but="")
-    kept.mkdir(mode=0o700, exist_ok=True)
+    with writing(kept):
+        kept.mkdir(mode=0o700, exist_ok=True)
     linked_tree(out, kept / str(number), but=GENERATIONS)
 
 
@@ -104,7 +106,7 @@ def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "generations" in run:
         return [dict(line) for line in run["generations"]]
     records, results = run.get("records", {}), run.get("results", {})
-    damage = results.get("damage", {})
+    damage = found if isinstance(found := results.get("damage"), dict) else {}
     return [
         {
             "number": 1,

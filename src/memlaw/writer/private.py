@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memlaw.core.commitment import PRIVATE_FOLDER
+from memlaw.core.commitment import PRIVATE_FOLDER, private_folder
 from memlaw.core.errors import OutputError
-from memlaw.core.files import write_tensors, write_text
+from memlaw.core.files import write_tensors, write_text, writing
 from memlaw.data.record import Record
 from memlaw.writer.folder import GENERATIONS, IGNORE_FILE
 
@@ -42,10 +42,10 @@ def write_private(
         tensors: the optimiser's memory, by the names of `Solver.state`.
         values: what else of the learner is kept; JSON-able.
     """
-    folder = out / PRIVATE_FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for half in folder.glob(".*"):  # a killed process was still writing it
-        half.unlink()
+    folder = private_folder(out)
+    with writing(folder):
+        for half in folder.glob(".*"):  # a killed process was still writing it
+            half.unlink()
     write_text(out / IGNORE_FILE, _IGNORED)
     lines = (
         {"id": record.id, "prompt": record.prompt, "completion": record.completion}
@@ -94,6 +94,6 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         with safe_open(out / PRIVATE_FOLDER / LEARNER_FILE, framework="pt") as file:
             values = json.loads(file.metadata()["memlaw"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     return tensors, values

@@ -115,6 +115,11 @@ def _stage(folder: Path, stage: Path, local: Sequence[str], base: str) -> None:
     for name in PUBLIC:
         if not (folder / name).is_file():
             continue
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"{folder / name} is a link to another place, {(folder / name).resolve()}. Put the "
+                "file itself there, if others may have it."
+            )
         if name in (CERTIFICATE_FILE, CARD_FILE) or (name in ADAPTER_FILES and "json" in name):
             text = (folder / name).read_text(encoding="utf-8")
             for place in places:

@@ -20,13 +20,13 @@ from memlaw.model.base import BaseModel, load_model
 from memlaw.settings.given import settled
 from memlaw.settings.write import WriteConfig
 from memlaw.train.learner import DivergedError
-from memlaw.writer.folder import check_out
-from memlaw.writer.goals import Goals
+from memlaw.writer.folder import taken
+from memlaw.writer.goals import REACHED, Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.mean_goals import MeanGoals
 from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
-from memlaw.writer.state import Run
+from memlaw.writer.state import Run, State
 
 _CHECKPOINT_EVERY_S = 5.0
 
@@ -65,26 +65,26 @@ def write(
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
     bad = BadRows()
     records = records_of(data, config, bad, observer)
-    check_out(out, resume=config.resume)
-    texts = general_texts(config.retain, config.damage_text)
-    base = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        tokenizer=config.tokenizer,
-        notice=observer.notice,
-    )
-    return write_records(
-        records,
-        out,
-        config,
-        base=base,
-        texts=texts,
-        bad=bad,
-        observer=observer,
-        started=started,
-    )
+    with taken(out, resume=config.resume):
+        texts = general_texts(config.retain, config.damage_text)
+        base = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            tokenizer=config.tokenizer,
+            notice=observer.notice,
+        )
+        return write_records(
+            records,
+            out,
+            config,
+            base=base,
+            texts=texts,
+            bad=bad,
+            observer=observer,
+            started=started,
+        )
 
 
 def write_records(
@@ -103,7 +103,7 @@ def write_records(
 
     Args:
         records: at least one.
-        out: a folder that `check_out` lets pass.
+        out: a folder that is this process's, see `taken`.
         config: resolved settings.
         base: the model that they name.
         texts: to retain, and to measure damage on.
@@ -124,19 +124,27 @@ def write_records(
     )
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
-    with kept_whatever_happens(run):
+    with kept_whatever_happens(run, run.learner.state(), ended=stopped_because):
         return hand_over(run, goals.found(), stopped_because, started)
 
 
 @contextmanager
-def kept_whatever_happens(run: Run) -> Iterator[None]:
-    """Within the block weights are measured or saved: where that fails, they aren't lost."""
+def kept_whatever_happens(run: Run, state: State, *, ended: str = "") -> Iterator[None]:
+    """Within the block weights are measured or saved: where that fails, they aren't lost.
+
+    Args:
+        run: whose they are.
+        state: what is kept: that from which a resumed run ends where this one would have.
+        ended: why training is over, if it is.
+    """
     try:
         yield
     except DivergedError:
         raise
     except Exception:
-        run.save(run.learner.state())
+        if not state[1]["epoch"]:
+            raise
+        run.save(state, ended=ended if ended.startswith(REACHED) else "")
         run.observer.notice(f"What was trained is kept in {run.out}; --resume goes on with it.")
         raise
 
@@ -151,7 +159,7 @@ def train(run: Run, goals: Goals) -> str:
     confirmed = good = learner.state()  # confirmed: a whole epoch found it to compute numbers
     saved_at = time.perf_counter()
     try:
-        if ended := goals.at_start():
+        if ended := run.ended or goals.at_start():
             return ended
         while learner.epoch < config.max_epochs:
             (stats,) = run.trainer.run_epoch()
@@ -159,7 +167,7 @@ def train(run: Run, goals: Goals) -> str:
                 raise stats
             confirmed = good
             run.note(stats)
-            with kept_whatever_happens(run):
+            with kept_whatever_happens(run, good):
                 ended = goals.after(stats)
             if ended:
                 return ended
@@ -167,7 +175,7 @@ def train(run: Run, goals: Goals) -> str:
             if time.perf_counter() - saved_at > _CHECKPOINT_EVERY_S:
                 run.save(good)
                 saved_at = time.perf_counter()
-        with kept_whatever_happens(run):
+        with kept_whatever_happens(run, good):
             return goals.at_end()
     except DivergedError as error:
         run.observer.notice(

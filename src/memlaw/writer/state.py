@@ -30,7 +30,7 @@ from memlaw.model.generation import generation_notice
 from memlaw.model.sites import resolve_sites
 from memlaw.model.vocabulary import require_rows, require_sayable
 from memlaw.settings.recipe import RECIPE
-from memlaw.settings.write import BEFORE, FREE_TO_CHANGE, WriteConfig
+from memlaw.settings.write import BEFORE, BOUNDS, FREE_TO_CHANGE, WriteConfig
 from memlaw.train.snapshots import Snapshots
 from memlaw.train.trainer import AdapterBank
 from memlaw.writer.folder import checkpoint_clock, read_checkpoint, write_checkpoint
@@ -77,6 +77,7 @@ class Run:
         changed: how many records are added, replaced, removed and unchanged in this one.
         forgotten: what was found of it, as `run.json` has it; None likewise.
         lost: what is to be forgotten; None: nothing is.
+        ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
     Raises:
@@ -187,6 +188,7 @@ class Run:
         self.curve: list[EpochStats] = []
         self.snapshots = Snapshots(len(self.learner.seen.p))
         self.forgotten: dict[str, Any] | None = None
+        self.ended = ""
         self.resumable = True
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
@@ -252,8 +254,13 @@ class Run:
             content["phrasings held out"] = {"held out": held_out}
         return {name: json_sha256(_jsonable(values)) for name, values in content.items()}
 
-    def save(self, state: State) -> None:
-        """Write a checkpoint of a state of the learner, an epoch's end."""
+    def save(self, state: State, *, ended: str = "") -> None:
+        """Write a checkpoint of a state of the learner, an epoch's end.
+
+        Args:
+            state: the state.
+            ended: why training is over; empty: it isn't, or hasn't reached what was asked for.
+        """
         if not self.resumable:
             return
         tensors, values = state
@@ -266,10 +273,16 @@ class Run:
             "clock": self.settled.rendering.clock,
             "curve": curve,
             "flop a token": counted,
+            "ended": ended,
+            "asked": self._asked(),
         }
         seen = self.snapshots.until(values["epoch"]).arrays()
         tensors = tensors | {f"seen.{name}": torch.from_numpy(a) for name, a in seen.items()}
         write_checkpoint(self.out, tensors, content)
+
+    def _asked(self) -> dict[str, Any]:
+        """What training has to reach beyond the certificate; a resumed run may change it."""
+        return _jsonable({name: getattr(self.config, name) for name in (*BOUNDS, "robust_to")})
 
     def _restore(self, tensors: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
         self.learner.restore(tensors, content["engine"])
@@ -284,6 +297,8 @@ class Run:
             self.snapshots = Snapshots.from_arrays(
                 tensors["seen.epochs"].numpy(), tensors["seen.p"].numpy()
             )
+        if content.get("asked") == self._asked():
+            self.ended = str(content.get("ended", ""))
         self.observer.notice(f"Going on from epoch {self.learner.epoch}.")
 
 

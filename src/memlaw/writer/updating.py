@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.folders import exchange, folder_beside, locked, restore
+from memlaw.core.files import made, writing
+from memlaw.core.folders import exchange, folder_beside, restore
+from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
@@ -153,7 +155,7 @@ def target_of(out: Path, new: str | Path | None) -> Path:
     if new is None:
         return out.resolve()
     check_out(Path(new), resume=False)
-    Path(new).absolute().parent.mkdir(parents=True, exist_ok=True)
+    made(Path(new).absolute().parent)
     return Path(new).resolve()
 
 
@@ -171,7 +173,8 @@ def take(
         changes: between the two.
     """
     if not in_place:
-        os.replace(work, target)
+        with writing(target):
+            os.replace(work, target)
         return
     if not (changes.removed or changes.lost):
         assert folder.path is not None
