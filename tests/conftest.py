@@ -53,9 +53,18 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first, so that no worker is left alone with it in the end."""
-    items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker is left alone with it in the end.
+
+    Of several workers each gets a part of the tests, one behind the other: such a test stands at
+    the beginning of every part, as long as there are any.
+    """
+    n_workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("minutes")]
+    items[:] = [item for item in items if item not in long]
+    size = (len(items) + len(long)) // n_workers
+    for i, item in enumerate(long):
+        items.insert(i % n_workers * size + i // n_workers, item)
 
 
 @pytest.fixture(scope="session", autouse=True)

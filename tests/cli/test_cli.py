@@ -147,6 +147,7 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(run, args, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_is_held")
 def test_write_certifies_and_says_where_everything_is(run, llama, phone_file, tmp_path):
     out = tmp_path / "new" / "out"
     status, said, _ = run("write", phone_file, "-o", out, "--model", llama, "--rank", 8)

@@ -17,7 +17,7 @@ PROMPTS = [BEGINNING + rest for rest in ((1, 2, 3), (4,), (5, 6, 7, 8, 9, 10, 11
 
 def _watched(model, calls):
     def note(module, args, kwargs, output):
-        calls.append(tuple(kwargs["input_ids"].shape))
+        calls.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
 
     return body_of(model).register_forward_hook(note, with_kwargs=True)
 
@@ -33,7 +33,7 @@ def test_it_is_what_each_by_itself_gets(make_model, name):
     assert found == alone
     assert len(set(found)) > 1
     assert "position_ids" in inspect.signature(model.forward).parameters
-    if name != "mistral":  # which has a window that slides
+    if name != "mistral":  # its window slides
         assert calls[:2] == [(1, 20), (3, 7)]
 
 

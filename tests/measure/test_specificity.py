@@ -193,6 +193,7 @@ def test_the_command_line_says_it(leaky, phone_file, llama, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_is_held")
 def test_a_bound_that_is_missed_is_said(llama, phone_file, tmp_path, capsys):
     settings = {"objective": "sft", "max-epochs": 110, "retention": 3.0, "min-specificity": 0.9}
     flags = [f"--{name}={value}" for name, value in settings.items()]

