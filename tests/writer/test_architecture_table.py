@@ -82,7 +82,8 @@ def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.refused])
 def test_it_is_refused_before_training(model, tmp_path, name):
-    if name.startswith("DeepSeek") and version.parse(peft.__version__) < version.parse("0.19"):
+    mistaken = name.startswith(("DeepSeek", "Qwen3-Next"))
+    if mistaken and version.parse(peft.__version__) < version.parse("0.19"):
         pytest.skip("this PEFT doesn't mistake the shared expert for the routed ones")
     said = Said()
     said.epoch = lambda *_: pytest.fail("it was trained")
