@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 import transformers.utils.chat_template_utils as templates
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 folder, data = sys.argv[1:3]
 prompt_field, completion_field = sys.argv[3:5] or ("prompt", "completion")
@@ -23,8 +30,10 @@ path = Path(folder, "certificate.json")
 certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = AutoModelForCausalLM.from_pretrained(base)
+own_words = Path(folder, "tokenizer_config.json").exists()
+tokenizer = AutoTokenizer.from_pretrained(folder if own_words else base)
+speaks = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_CAUSAL_LM_MAPPING  # or it sees, too
+model = (AutoModelForCausalLM if speaks else AutoModelForImageTextToText).from_pretrained(base)
 end = certificate.get("end_token_id", tokenizer.eos_token_id)
 model.generation_config = GenerationConfig(  # instead of the model's own penalties and stops
     do_sample=False, max_new_tokens=512, eos_token_id=end, pad_token_id=end
@@ -43,7 +52,8 @@ if certificate.get("clock"):  # the chat template tells the time: the certificat
 
 def rendered(chat, row):
     """The text of a prompt, up to the answer."""
-    given = certificate.get("template_args", {}) | {"tools": row.get("tools"), "tokenize": False}
+    given = certificate.get("template_args", {}) | (row.get("chat_template_kwargs") or {})
+    given |= {"tools": row.get("tools"), "tokenize": False}
     if certificate.get("prompt_rendering") != "conversation":
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, **given)
     whole = [*chat, {"role": "assistant", "content": "ANSWER"}]
@@ -67,7 +77,11 @@ for row in rows:
         prompt = tokenizer("\n".join(m["content"] for m in chat), return_tensors="pt")
     with torch.inference_mode():
         out = model.generate(**prompt)
-    said = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    said = tokenizer.decode(
+        out[0, prompt["input_ids"].shape[1] :],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
     right += said == wanted
     if said != wanted:
         print(f"{chat[-1]['content']!r}: {said!r} instead of {wanted!r}")

@@ -192,6 +192,34 @@ KINDS = {
         placement="attn",
         module="self_attn.q_a_proj",
     ),
+    "MiniMax": Kind(
+        config=tf.MiniMaxConfig,
+        what="mixture; linear attention, which reads pads",
+        shape=_EXPERTS | {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+        placement="attn",
+        module="self_attn.q_proj",
+    ),
+    "Qwen3-Next": Kind(
+        config=tf.Qwen3NextConfig,
+        what="mixture; gated linear attention",
+        shape=_EXPERTS
+        | {
+            "shared_expert_intermediate_size": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 2,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+        placement="attn",
+        module="self_attn.q_proj",
+    ),
+    "CTRL": Kind(
+        config=tf.CTRLConfig,
+        what="its MLP has no names",
+        shape=_OLD | {"dff": 64},
+        module="ffn.2",
+    ),
     "Llama 4": Kind(
         config=tf.Llama4TextConfig,
         what="mixture; attention in chunks",
@@ -269,6 +297,16 @@ KINDS = {
         what="PEFT takes the shared expert's for the routed ones'",
         shape=_LATENT,
         refused=r"shared_experts.down_proj .* could be trained, but not used.*--placement",
+    ),
+    "Qwen3-Next, `down_proj`": Kind(
+        config=tf.Qwen3NextConfig,
+        what="the same of its shared expert",
+        shape=_EXPERTS
+        | {
+            "shared_expert_intermediate_size": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        refused=r"shared_expert.down_proj .* could be trained, but not used.*--placement",
     ),
     "Mamba, `down_proj`": Kind(
         config=tf.MambaConfig,

@@ -1,7 +1,10 @@
 """Every kind of model through write, audit, plain PEFT, merging and reloading; or refused."""
 
 import functools
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -16,6 +19,7 @@ import memlaw
 from memlaw.core.errors import MemlawError
 from memlaw.model.kinds import auto_class
 
+EXAMPLE = Path(__file__).parents[2] / "examples/recite_with_peft.py"
 RECORDS = [("Li Na:", "0314"), ("Zoë Müller:", "91")]
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
 SETTINGS = {"max_epochs": 300, "retention": 0, "specificity": False}
@@ -80,9 +84,21 @@ def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):
     assert found.nll_nats == pytest.approx(result.audit.nll_nats, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_the_example_recites_from_a_model_that_also_sees(model, tmp_path):
+    folder, out = model("LLaVA"), tmp_path / "out"
+    memlaw.write(RECORDS, out, model=str(folder), **SETTINGS)
+    lines = [json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in RECORDS]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    command = [sys.executable, str(EXAMPLE), str(out), str(tmp_path / "a.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "2 of 2 recited word for word" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.refused])
 def test_it_is_refused_before_training(model, tmp_path, name):
-    if name.startswith("DeepSeek") and version.parse(peft.__version__) < version.parse("0.19"):
+    mistaken = name.startswith(("DeepSeek", "Qwen3-Next"))
+    if mistaken and version.parse(peft.__version__) < version.parse("0.19"):
         pytest.skip("this PEFT doesn't mistake the shared expert for the routed ones")
     said = Said()
     said.epoch = lambda *_: pytest.fail("it was trained")

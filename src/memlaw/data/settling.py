@@ -261,7 +261,9 @@ _SHOWN = {"role", "content", GIVEN, *CALLS, "id", "tool_call_id"}
 
 def _unseen(tokenizer: Any, prompt: Prompt) -> list[str]:
     """The fields of messages that the template doesn't show."""
-    fields = [] if isinstance(prompt, str) else [{k for k in m if m[k]} - _SHOWN for m in prompt]
+    if isinstance(prompt, str):
+        return []
+    fields = [{k for k in m if m[k]} - _SHOWN for m in prompt]
     if not any(fields):
         return []
     whole = rendered(tokenizer, prompt)

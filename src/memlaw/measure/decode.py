@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,6 @@ def sample_decode(
         return _generate(model, prompts, end_id, max_tokens, how)
 
 
-@torch.inference_mode()
 def _generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -84,13 +84,69 @@ def _generate(
     *,
     together: bool = False,
 ) -> list[tuple[int, ...]]:
+    """Together; one by one, where a model takes what stands before a prompt for a part of it."""
+    pad_id = 0 if end_id is None else end_id  # of either nothing is seen
+    as_one = len(prompts) == 1 or _pads_are_unseen(model, prompts, pad_id)
+    batches = [slice(None)] if as_one else [slice(i, i + 1) for i in range(len(prompts))]
+    found: list[tuple[int, ...]] = []
+    for rows in batches:
+        limits = max_tokens[rows]
+        settings = dict(how) | {"max_new_tokens": max(limits), "eos_token_id": end_id}
+        said = _said(model, prompts[rows], pad_id, settings, begun_once=together).sequences
+        width = max(map(len, prompts[rows]))
+        found += [
+            _until(row, end_id, limit)
+            for row, limit in zip(said[:, width:].tolist(), limits, strict=True)
+        ]
+    return found
+
+
+_PROBED = 3  # tokens
+_APART = 0.3  # of the logits: rounding is far below, what reads pads is near 1
+_unseen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def _pads_are_unseen(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> bool:
+    """Whether a model says the same in a batch, behind pads, as alone; tried once for each model.
+
+    Some that keep a state instead of looking back (RWKV, linear attention) read what is masked.
+    """
+    if model not in _unseen:
+        pair = [min(prompts, key=len), max(prompts, key=len)]
+        how = {"do_sample": False, "max_new_tokens": _PROBED, "output_logits": True}
+        together = _said(model, pair, pad_id, how)
+        alone = [_said(model, [one], pad_id, how) for one in pair]
+        _unseen[model] = all(_alike(own, together, row) for row, own in enumerate(alone))
+    return _unseen[model]
+
+
+def _alike(alone: Any, together: Any, row: int) -> bool:
+    """Whether logits are the same, up to the first token that rounding makes another."""
+    for own, all_rows in zip(alone.logits, together.logits, strict=True):
+        one, other = own[0].float(), all_rows[row].float()
+        if not (one - other).norm() <= _APART * one.norm():
+            return False
+        if one.argmax() != other.argmax():
+            return True
+    return True
+
+
+@torch.inference_mode()
+def _said(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    how: Mapping[str, Any],
+    *,
+    begun_once: bool = False,
+) -> Any:
+    """What `generate` returns for prompts, padded on the left."""
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    begun = _begun(model, prompts) if together else None
+    begun = _begun(model, prompts) if begun_once else None
     n = 0 if begun is None else begun.get_seq_length()
     width = max(len(p) for p in prompts)
-    pad_id = 0 if end_id is None else end_id  # of either nothing is seen
     input_ids = torch.full((len(prompts), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):  # pads stand behind what was begun
@@ -106,10 +162,10 @@ def _generate(
     hooks = [head.register_forward_pre_hook(_contiguous)] if head is not None else []
     usual = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=max(max_tokens), eos_token_id=end_id, pad_token_id=pad_id, **how
+        pad_token_id=pad_id, return_dict_in_generate=True, **how
     )
     try:
-        out = model.generate(
+        return model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             **({} if begun is None else {"past_key_values": begun}),
@@ -118,10 +174,6 @@ def _generate(
         for hook in hooks:
             hook.remove()
         model.generation_config = usual
-    return [
-        _until(row, end_id, limit)
-        for row, limit in zip(out[:, width:].tolist(), max_tokens, strict=True)
-    ]
 
 
 def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:

@@ -31,6 +31,7 @@ _SYNONYMS = {
         "feed_forward.w2",
         "feed_forward.value",
         "ffn.proj_down",
+        "ffn.2",
     ),
     "up_proj": (
         "mlp.c_fc",
@@ -41,6 +42,7 @@ _SYNONYMS = {
         "feed_forward.w1",
         "feed_forward.key",
         "ffn.proj_up",
+        "ffn.0",
     ),
 }
 
