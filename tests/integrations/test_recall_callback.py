@@ -40,6 +40,10 @@ def test_training_ends_at_a_certificate_that_holds(make, tmp_path):
     assert watch.audits[-1]["epoch"] == round(trainer.state.epoch)
     check = memlaw.check_certificate(tmp_path / "out/recall/certificate.json", THREE)
     assert check.holds
+    last = watch.audits[-1]  # the callback's figures are the certificate's
+    assert (last["recall"], last["share_under"], check.audit.n_certified) == (1, 0, len(THREE))
+    lowest = min(record.min_p for record in check.audit.records)
+    assert last["lowest_p"] == pytest.approx(lowest, abs=1e-4)
     logged = [entry for entry in trainer.state.log_history if "recall" in entry]
     assert [entry["recall"] for entry in logged] == [a["recall"] for a in watch.audits]
     assert logged[0]["recall"] < 1
