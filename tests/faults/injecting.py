@@ -352,8 +352,12 @@ _DRAWN = re.compile(r"(\.[\w.-]+\.|\.[\w.-]+-|memlaw-)\w{6,10}(?=/|$)")  # names
 
 
 def _key(work: Path) -> str:
-    """The same for folders that differ in nothing but drawn names and times."""
-    found = {_DRAWN.sub(r"\1*", name): value for name, value in content(work).items()}
+    """The same for folders that differ in nothing but drawn names, halves of files, and times."""
+    found = {}
+    for name, value in content(work).items():
+        same = _DRAWN.sub(r"\1*", name)
+        found[same] = value if same == name else ""
+    found = {name: value for name, value in found.items() if not name.startswith("tmp/")}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
