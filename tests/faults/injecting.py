@@ -370,7 +370,7 @@ def _told(ran: Ran, state: str) -> list[str]:
         found.append(f"status {ran.status}: {ran.said[-300:]}")
     if "Traceback (most recent call last)" in ran.said:
         found.append(f"a traceback: {ran.said[-900:]}")
-    if ran.status == 0 and state != "new":
+    if ran.status == 0 and state not in ("new", "gone"):  # it may go when all is done
         found.append(f"status 0, but {state}")
     if ran.status in (2, 3) and not ran.said.splitlines()[-1].startswith("memlaw: "):
         found.append(f"no message: {ran.said[-300:]}")
