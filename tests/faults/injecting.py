@@ -352,8 +352,12 @@ _DRAWN = re.compile(r"(\.[\w.-]+\.|\.[\w.-]+-|memlaw-)\w{6,10}(?=/|$)")  # names
 
 
 def _key(work: Path) -> str:
-    """The same for folders that differ in nothing but drawn names and times."""
-    found = {_DRAWN.sub(r"\1*", name): value for name, value in content(work).items()}
+    """The same for folders that differ in nothing but drawn names, halves of files, and times."""
+    found = {}
+    for name, value in content(work).items():
+        same = _DRAWN.sub(r"\1*", name)
+        found[same] = value if same == name else ""
+    found = {name: value for name, value in found.items() if not name.startswith("tmp/")}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -366,7 +370,7 @@ def _told(ran: Ran, state: str) -> list[str]:
         found.append(f"status {ran.status}: {ran.said[-300:]}")
     if "Traceback (most recent call last)" in ran.said:
         found.append(f"a traceback: {ran.said[-900:]}")
-    if ran.status == 0 and state != "new":
+    if ran.status == 0 and state not in ("new", "gone"):  # it may go when all is done
         found.append(f"status 0, but {state}")
     if ran.status in (2, 3) and not ran.said.splitlines()[-1].startswith("memlaw: "):
         found.append(f"no message: {ran.said[-300:]}")

@@ -73,7 +73,10 @@ _MESSAGES = st.lists(
     | st.fixed_dictionaries({"from": _ROLES, "value": _TEXTS}),
     max_size=4,
 )
-_ROWS = st.lists(
+_GOOD = st.builds(
+    lambda n, text: {"prompt": f"q{n}", "completion": f"a{text}"}, st.integers(0, 9**6), _TEXTS
+)
+_ROWS = st.lists(_GOOD, min_size=1, max_size=4) | st.lists(
     st.one_of(
         st.fixed_dictionaries({"prompt": _TEXTS, "completion": _TEXTS}),
         st.fixed_dictionaries({"messages": _MESSAGES}),

@@ -48,8 +48,9 @@ def test_a_second_writer_is_refused_and_the_first_one_ends(write, tmp_path, phon
     assert write(out, observer=Looks(second)).certified
     assert len(refused) == 2
     assert not (out / ".lock").exists()
-    with locked(out), pytest.raises(OutputError, match="another process"):
-        memlaw.write_shards(phone_book, out, shards=2, resume=True)
+    other = tmp_path / "other"
+    with locked(other, make=True), pytest.raises(OutputError, match="another process"):
+        memlaw.write_shards(phone_book, other, shards=2)
 
 
 @pytest.mark.slow

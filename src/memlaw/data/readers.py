@@ -204,6 +204,7 @@ def _bounded(path: Path, batches: Iterable[Any]) -> Iterator[Any]:
     for batch in batches:
         size += batch.nbytes
         require_size(path, size)
+        batch.validate(full=True)  # else offsets that lead out of it are followed
         yield batch
 
 
@@ -213,7 +214,7 @@ def _arrow_errors(path: Path, name: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: not a readable {name} file ({first}).") from error
 

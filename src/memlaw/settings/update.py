@@ -64,7 +64,7 @@ class UpdateConfig:
             ConfigError: a setting out of range, or a run whose settings can't be read.
         """
         known = {f.name for f in dataclasses.fields(WriteConfig)}
-        then = {
+        then: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in _config_of(run).items()
             if name in known

@@ -15,7 +15,15 @@ from memlaw.certify.certificate import Certificate, read_certificate
 from memlaw.certify.joined import Part, joined_certificate
 from memlaw.core.commitment import OPENINGS_FILE, read_key
 from memlaw.core.errors import AdapterError, OutputError
-from memlaw.core.files import CERTIFICATE_FILE, RUN_FILE, read_json, write_json, write_text
+from memlaw.core.files import (
+    CERTIFICATE_FILE,
+    RUN_FILE,
+    read_json,
+    write_json,
+    write_text,
+    writing,
+)
+from memlaw.core.locks import LOCK_FILE
 from memlaw.data.record import Record
 from memlaw.model.base import BaseModel
 from memlaw.model.provenance import machine, versions
@@ -108,6 +116,9 @@ def finish(
         earlier: the lines of the folder's earlier generations.
         forgotten: what was found of removed records, for `run.json`.
     """
+    with writing(out):
+        for name in parts:  # the note of a process that was killed there
+            (shard_folder(out, name) / LOCK_FILE).unlink(missing_ok=True)
     shards = {name: read_shard(shard_folder(out, name)) for name in parts}
     certificate = joined_certificate(
         {

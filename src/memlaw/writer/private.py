@@ -86,7 +86,10 @@ def _record(line: Mapping[str, Any]) -> Record:
 def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """What `write_private` kept of the learner; None: nothing, or nothing that can be read.
 
-    Nothing depends on it but how quickly an update learns.
+    Nothing depends on it but how an update learns.
+
+    Raises:
+        OutputError: the system refuses to read it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -94,6 +97,10 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         with safe_open(out / PRIVATE_FOLDER / LEARNER_FILE, framework="pt") as file:
             values = json.loads(file.metadata()["memlaw"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
         return None
+    except (OSError, RuntimeError) as error:  # it is there: without it other weights would come out
+        raise OutputError(
+            f"{out / PRIVATE_FOLDER / LEARNER_FILE} can't be read ({error})."
+        ) from error
     return tensors, values
