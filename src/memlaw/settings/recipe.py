@@ -79,7 +79,7 @@ class Recipe:
     least_kl: float = 0.02
     closed: float = 0.1
     own_chats: int = 200
-    everyday_chats: int = 1000
+    everyday_chats: int = 465
     held_chats: int = 300
     answer_tokens: int = 24
     text_windows: int = 64
