@@ -682,7 +682,7 @@ def _not_an_adapter(folder):
 def _cut_adapter(folder):
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    return "can't be loaded onto this base model"
+    return "adapter_model.safetensors can't be read"
 
 
 def _foreign_run_file(folder):
