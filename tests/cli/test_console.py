@@ -40,7 +40,7 @@ def test_bars_show_what_is_rare_and_what_is_nothing():
 def test_a_probe_is_a_grid_on_a_terminal_and_lines_elsewhere(monkeypatch, is_terminal):
     seen = io.StringIO()
     monkeypatch.setattr(
-        "memlaw.cli.progress.Console",
+        "memlaw.cli.progress.PlainConsole",
         lambda **_: Console(file=seen, force_terminal=is_terminal, width=100),
     )
     observer = ConsoleObserver()

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from injecting import MODES, compiled
 
 INJECTING = Path(__file__).parent / "injecting.py"
-COMMANDS = ("write", "update", "export gguf-lora", "tables")
+COMMANDS = ("write", "update")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def seen(tmp_path_factory):
     if shim is None:
         pytest.skip("it needs Linux and a C compiler")
     (work := place / "work").mkdir()
-    words = [sys.executable, str(INJECTING), str(work), "--shim", str(shim), "--every", "29"]
+    words = [sys.executable, str(INJECTING), str(work), "--shim", str(shim), "--every", "31"]
     words += ["--commands", *COMMANDS]
     environment = os.environ | {"LD_PRELOAD": str(shim), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)

@@ -25,6 +25,7 @@ def _watched(model, calls):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox"])
 def test_it_is_what_each_by_itself_gets(make_model, name):
     model = load_model(make_model(name), dtype="float32").model
+    greedy_decode(model, PROMPTS, end_id=0, max_tokens=[1] * 3)  # tries what it makes of pads
     calls = []
     hook = _watched(model, calls)
     found = greedy_decode(model, PROMPTS, end_id=0, max_tokens=[6] * 3, together=True)

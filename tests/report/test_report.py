@@ -381,7 +381,7 @@ def test_what_cannot_be_written_is_refused(mixed, tmp_path):
         make_report([mixed], tmp_path)
     with pytest.raises(OutputError, match=r"ends in \.html"):
         make_report([mixed], tmp_path / "certificate.json")
-    with pytest.raises(OutputError, match="can't be made"):
+    with pytest.raises(OutputError, match="can't be written"):
         make_report([mixed], mixed / "x" / "r.html")
     with pytest.raises(ConfigError, match="nothing to report"):
         make_report([], tmp_path / "r.html")

@@ -309,8 +309,6 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         ):
             raise TypeError(f"{each.name} is {value!r:.40}")
     if isinstance(content, Certificate):
-        if not (content.threshold >= 0.5 and 0 <= content.margin < 1 - content.threshold):
-            raise ValueError(f"its line is {content.threshold:g} + {content.margin:g}")
         for name, allowed in _ALLOWED.items():
             if getattr(content, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(content, name)!r:.40}")
