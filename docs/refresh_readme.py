@@ -128,6 +128,7 @@ FREE: dict[str, Callable[[], str]] = {
     "laws": lambda: table("probe"),
     "coverage": coverage_table,
     "bench": lambda: table("against_trl"),
+    "survival": lambda: table("survival"),
     "recited": recited_table,
     "threshold": lambda: table("threshold"),
     "capacity": lambda: table("capacity"),
