@@ -683,7 +683,7 @@ def _not_an_adapter(folder):
 def _cut_adapter(folder):
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    return "adapter_model.safetensors can't be read"
+    return "damaged weights"
 
 
 def _foreign_run_file(folder):
