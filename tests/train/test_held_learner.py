@@ -250,6 +250,16 @@ def test_joint_samples_of_one_length_are_those_of_each_by_itself(base):
         at += len(text) - 1
 
 
+def test_domains_in_which_nothing_is_looked_at_are_left_out(ready, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path))
+    assert [round(d.share, 3) for d in ready.domains()] == [0.167, 0.167, 0.667]
+    monkeypatch.setattr("memlaw.train.domains._own_text", lambda *_: [(1,), (1, 2)])
+    ready.negatives.chats[:] = []
+    (only,) = ready.domains()
+    assert only.share == 1
+    assert len(only.reads[0]) == 2 * 19  # the last of each window isn't looked at
+
+
 def test_domains_come_back_from_the_cache_as_they_were(ready, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path))
     measured = ready.domains()

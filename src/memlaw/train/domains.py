@@ -23,6 +23,7 @@ from memlaw.model.sites import Site
 from memlaw.settings.recipe import Recipe
 from memlaw.train.joint import joint_samples
 
+_Text = tuple[Sequence[int], int]  # token ids, and from which position on they are looked at
 _TEXT_BEGINS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>")
 
 
@@ -58,37 +59,42 @@ def measure_domains(
         chats: lists of conversations with answers, which are looked at from where each begins.
         recipe: how much text of its own the model writes, and what chats count; and the seed.
     """
-    chats = [part for part in chats if part]
-    texts = [(retained.tolist(), 0), (_own_text(base, recipe), 1)]
-    of_texts = [(text, [first] * len(text), recipe.most_positions) for text, first in texts]
-    of_chats = [
-        (
-            [chat.prompt_ids + chat.target_ids for chat in part],
-            [len(chat.prompt_ids) - 1 for chat in part],
-            recipe.most_chat_positions,
-        )
+    texts: list[list[_Text]] = [
+        [(window, 0) for window in retained.tolist()],
+        [(text, 1) for text in _own_text(base, recipe)],
+    ]
+    answers: list[list[_Text]] = [
+        [(chat.prompt_ids + chat.target_ids, len(chat.prompt_ids) - 1) for chat in part]
         for part in chats
     ]
-    chat_share = recipe.chat_share if chats else 0.0
-    found = []
-    for domains, share in ((of_texts, 1 - chat_share), (of_chats, chat_share)):
-        for sequences, first, most in domains:
-            found.append(
-                _measured(base, sites, sequences, first, most, recipe, share / len(domains))
-            )
-    return found
+    texts, answers = ([p for p in map(_long_enough, parts) if p] for parts in (texts, answers))
+    share = recipe.chat_share if answers else 0.0
+    return [
+        _measured(base, sites, part, recipe, most=most, share=of_kind / len(parts))
+        for parts, most, of_kind in (
+            (texts, recipe.most_positions, 1 - share),
+            (answers, recipe.most_chat_positions, share),
+        )
+        for part in parts
+    ]
+
+
+def _long_enough(part: Sequence[_Text]) -> list[_Text]:
+    """Those in which something is looked at: not the last token, which nothing follows."""
+    return [(ids, first) for ids, first in part if len(ids) > first + 1]
 
 
 def _measured(
     base: BaseModel,
     sites: Sequence[Site],
-    sequences: Sequence[Sequence[int]],
-    first: Sequence[int],
-    most: int,
+    part: Sequence[_Text],
     recipe: Recipe,
+    *,
+    most: int,
     share: float,
 ) -> Domain:
     """One domain, from the cache if it was measured before."""
+    sequences, first = zip(*part, strict=True)
 
     def make() -> Kept:
         reads, writes = joint_samples(
