@@ -26,7 +26,7 @@ def locked(folder: Path, *, make: bool = False) -> Iterator[None]:
 
     The lock is the folder's own: it goes when the process does, however it ends, and no clock is
     asked. A file in it says, to who is refused, which process it is. Where the system has no such
-    locks (some network file systems, Windows) nobody is kept out.
+    locks (some network file systems) nobody is kept out.
 
     Args:
         folder: to be locked.
