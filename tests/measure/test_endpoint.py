@@ -5,10 +5,12 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from memlaw.cli.dispatch import run
+from memlaw.core.commitment import OPENINGS_FILE, commitment, kept_key
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.core.observer import Observer
 from memlaw.measure.endpoint import audit_endpoint
@@ -25,12 +27,9 @@ class Fake:
 
     def __init__(self, **how):
         self.how, self.asked, self.headers = how, [], []
-        self.known, self.lock, self.n_at_once, self.most_at_once = (
-            dict(BOOK),
-            threading.Lock(),
-            0,
-            0,
-        )
+        self.known, self.lock = dict(BOOK), threading.Lock()
+        self.n_at_once = self.most_at_once = 0
+        self.together = threading.Barrier(how.get("n", 1))
 
     def answer(self, handler, asked):
         how = self.how
@@ -86,19 +85,26 @@ class Handler(BaseHTTPRequestHandler):
             fake.asked.append((self.path, asked))
             fake.headers.append(dict(self.headers))
             n = len(fake.asked)
-            fake.n_at_once += 1
-            fake.most_at_once = max(fake.most_at_once, fake.n_at_once)
-        try:
-            bad = how.get("first_bad")
-            if how.get("kind") is None or (bad is not None and n > bad):
-                return self._send(200, json.dumps(fake.answer(self, asked)).encode())
-            return getattr(self, how["kind"])(json.dumps(fake.answer(self, asked)).encode())
-        finally:
-            with fake.lock:
-                fake.n_at_once -= 1
+        body = json.dumps(fake.answer(self, asked)).encode()
+        bad = how.get("first_bad")
+        if how.get("kind") is None or (bad is not None and n > bad):
+            return self._send(200, body)
+        return getattr(self, how["kind"])(body)
 
     def slow(self, body):
         time.sleep(self.server.fake.how["seconds"])
+        self._send(200, body)
+
+    def counted(self, body):
+        """Answers n at a time: the first ones wait for the last one."""
+        fake = self.server.fake
+        with fake.lock:
+            fake.n_at_once += 1
+            fake.most_at_once = max(fake.most_at_once, fake.n_at_once)
+        fake.together.wait(timeout=30)
+        time.sleep(0.05)  # for one too many to come
+        with fake.lock:  # before the answer: whoever has it may ask again at once
+            fake.n_at_once -= 1
         self._send(200, body)
 
     def drips(self, body):
@@ -308,11 +314,10 @@ def test_probabilities_are_the_other_witness_where_there_are_any():
 def test_requests_run_side_by_side_no_more_than_asked_for():
     many = [(f"N{i}:", str(i)) for i in range(12)]
     for concurrency in (1, 4):
-        with serving(kind="slow", seconds=0.05) as (url, fake):
+        with serving(kind="counted", n=concurrency) as (url, fake):
             fake.known = dict(many)
-            assert _audit(url, many, concurrency=concurrency).passed
-        assert fake.most_at_once <= concurrency
-        assert (fake.most_at_once > 1) == (concurrency > 1)
+            assert _audit(url, many, concurrency=concurrency, timeout=60).passed
+        assert fake.most_at_once == concurrency
 
 
 def test_bare_text_is_asked_for_by_the_other_route_and_conversations_are_not():
@@ -375,3 +380,41 @@ def test_the_command_says_what_the_server_recites(tmp_path, capsys):
         assert "otherwise 3 of 3" in said
         assert "adapter loaded without effect" in said
         assert "says 'Hello!'" in said
+
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+
+
+@pytest.fixture(params=["bare hashes", "a commitment"])
+def certificate(request, tmp_path):
+    """The recorded certificate of five records; its file. As it is, or as it is written now."""
+    content = json.loads((RECORDED / "folders/finished/certificate.json").read_text())
+    if request.param == "a commitment":
+        key, content["format"] = kept_key(tmp_path), 2
+        for line in content["records"]:
+            line["commitment"] = commitment(key, line.pop("sha256"))
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_what_differs_from_the_certificate_is_named(certificate, tmp_path, capsys):
+    text = (RECORDED / "data/book.jsonl").read_text().strip()
+    text += '\n{"prompt": "Cy:", "completion": "1"}\n'
+    data = tmp_path / "more.jsonl"
+    data.write_text(text)
+    rows = [json.loads(line) for line in text.splitlines()]
+    lost = rows[1]["prompt"]
+    with serving(says=lambda prompt, text: "No." if prompt == lost else text) as (url, fake):
+        fake.known = {row["prompt"]: row["completion"] for row in rows}
+        args = ["audit", str(data), "--endpoint", url, "--name", NAME]
+        args += ["--certificate", str(certificate)]
+        assert run([*args, "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["mismatches"] == [
+            "more.jsonl:2: recited when certified, but here: otherwise",
+            "more.jsonl:6: not covered by the certificate",
+        ]
+        if (certificate.parent / OPENINGS_FILE).exists():
+            (certificate.parent / OPENINGS_FILE).unlink()
+            assert run(args) == 2
+            assert "a private file beside it, which isn't here" in capsys.readouterr().err
