@@ -19,6 +19,7 @@ from memlaw.core.files import write_json, write_tensors, write_text
 from memlaw.export.lora import LoraFactors, in_one_rank
 from memlaw.model.base import BaseModel
 from memlaw.model.body import body_of
+from memlaw.model.formats import peft_names
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank may have
@@ -57,7 +58,7 @@ def write_for_vllm(
     if rank > RANKS[-1]:
         raise AdapterError(f"vLLM takes ranks up to {RANKS[-1]}, and this adapter's is {rank}.")
     layers = {id(module) for module in body_of(base.model).modules()}
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, own in factors.items():
         module = base.model.get_submodule(name)
         is_linear = type(module).__name__ in ("Linear", "Conv1D")
@@ -66,8 +67,8 @@ def write_for_vllm(
                 f"vLLM is only sure to take linear modules of decoder layers, and {name} is none. "
                 "Export to merged."
             )
-        weights[f"base_model.model.{name}.lora_A.weight"] = own.a.to(dtype)
-        weights[f"base_model.model.{name}.lora_B.weight"] = own.b.to(dtype)
+        in_dtype = (own.a.to(dtype), own.b.to(dtype))
+        weights |= dict(zip(peft_names(name), in_dtype, strict=True))
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
