@@ -1,6 +1,6 @@
 """TRL with MemFT: three lines to a certificate.
 
-    python examples/trl_memft.py [RECORDS] [OUT] [MODEL] [EPOCHS]
+    python examples/trl_memft.py [RECORDS] [OUT] [MODEL] [EPOCHS] [SEED]
 
 An SFTTrainer on the records (by default the phone book of twenty, on the embedded model), with
 MemFT's loss, until they are certified: docs/trainers.md says after how many epochs, and what these
@@ -27,6 +27,7 @@ model = AutoModelForCausalLM.from_pretrained(base)
 args = SFTConfig(
     output_dir=out,
     num_train_epochs=int(given.get(3, 50)),
+    seed=int(given.get(4, 42)),  # of the adapter's first weights, and of the order of the records
     per_device_train_batch_size=2,  # what counts is the number of steps
     learning_rate=1e-3,
     lr_scheduler_type="linear",  # at a constant rate some records are thrown off now and then
