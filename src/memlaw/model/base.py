@@ -16,7 +16,7 @@ from memlaw.core.errors import ModelError
 from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
 from memlaw.model.kinds import auto_class, auto_class_of
-from memlaw.model.locate import locate
+from memlaw.model.locate import is_a_path, locate
 from memlaw.settings.choices import EMBEDDED, DType
 
 
@@ -178,6 +178,10 @@ def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     mend = "Name a folder that holds a tokenizer, or a hub id, with --tokenizer."
+    if is_a_path(name):  # the hub isn't asked for it
+        if not Path(name).expanduser().exists():
+            raise ModelError(f"{name} does not exist. {mend}")
+        name = str(Path(name).expanduser())
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise whatever a malformed file leads to

@@ -17,7 +17,15 @@ from typing import Any
 from memlaw.certify.certificate import Certificate
 from memlaw.core.commitment import PRIVATE_FOLDER, kept_key, private_folder
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import CERTIFICATE_FILE, json_sha256, made, read_json, write_json, writing
+from memlaw.core.files import (
+    CERTIFICATE_FILE,
+    json_sha256,
+    made,
+    read_json,
+    require_usable,
+    write_json,
+    writing,
+)
 from memlaw.core.locks import empty, locked
 from memlaw.core.observer import Observer
 from memlaw.core.ray_tasks import ray_tasks, require_ray
@@ -120,6 +128,7 @@ def write_shards(
             "tokenizer: shards have their base model's tokenizer. Write one adapter with another, "
             "without shards."
         )
+    require_usable(out)
     bad = BadRows()
     records = records_of(data, config, bad, observer)
     if not _is_begun(out):
