@@ -31,9 +31,9 @@ def resolve_prompt_format(tokenizer: Any, format: PromptFormat) -> Literal["chat
     has_template = bool(template)
     if format != "plain" and isinstance(template, dict) and template and "default" not in template:
         raise ConfigError(
-            f"the tokenizer has several chat templates ({', '.join(sorted(template))}), and none is "
-            "called default, so that which one counts can't be told. Name a tokenizer with one by "
-            "--tokenizer, or give --prompt-format plain."
+            f"the tokenizer has several chat templates ({', '.join(sorted(template))}), and none "
+            "is called default, so that which one counts can't be told. Name a tokenizer with "
+            "one by --tokenizer, or give --prompt-format plain."
         )
     if format == "chat" and not has_template:
         raise ConfigError(

@@ -163,6 +163,8 @@ def _not_loaded(spec: str, error: Exception) -> ModelError:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
+_OLD_TOKENIZER_FILES = ("vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
@@ -182,6 +184,10 @@ def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         if not Path(name).expanduser().exists():
             raise ModelError(f"{name} does not exist. {mend}")
         name = str(Path(name).expanduser())
+    # Some versions of Transformers make up a tokenizer where a folder has none.
+    files = (*_TOKENIZER_FILES, *_OLD_TOKENIZER_FILES)
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise ModelError(f"the tokenizer of {name} isn't there. {mend}")
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise whatever a malformed file leads to
