@@ -187,7 +187,9 @@ def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     # Some versions of Transformers make up a tokenizer where a folder has none.
     files = (*_TOKENIZER_FILES, *_OLD_TOKENIZER_FILES)
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
-        raise ModelError(f"the tokenizer of {name} isn't there. {mend}")
+        raise ModelError(
+            f"the tokenizer of {name} can't be loaded (it has no files of one). {mend}"
+        )
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise whatever a malformed file leads to
