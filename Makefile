@@ -45,7 +45,7 @@ check: setup
 lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[ray,report]' beartype datasets pytest pytest-xdist
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt -e '.[ray,report]' beartype datasets hypothesis pytest pytest-xdist
 	.venv-lowest/bin/python -m pytest -q -n auto -m "not slow"
 
 # Seventeen readers, 6,000 files each that are nearly right: a histogram of what came of them. An hour.

@@ -6,7 +6,7 @@ import pytest
 
 from memlaw.core.errors import DataError
 from memlaw.data.reading import read_records
-from memlaw.data.record import GIVEN
+from memlaw.data.record import GIVEN, given_of
 
 ROWS = [{"prompt": "Ann:", "completion": "017"}, {"prompt": "Zoë:", "completion": "2 3"}]
 CHAT = [{"role": "user", "content": "Ann?"}, {"role": "assistant", "content": "017"}]
@@ -216,3 +216,39 @@ def test_a_rows_template_arguments_are_kept(as_text):
     assert record.prompt[0][GIVEN] == {"chat_template_kwargs": {"enable_thinking": False}}
     with pytest.raises(DataError, match="'chat_template_kwargs' must be an object"):
         read_records([row | {"chat_template_kwargs": [1]}])
+
+
+def test_each_phrasing_is_asked_with_what_the_row_gives_the_template():
+    given = {"chat_template_kwargs": {"enable_thinking": False}}
+    row = {"prompts": ["Ann?", "Ann's?"], "completion": "017"} | given
+    (record,) = read_records([row])
+    assert [p[0]["content"] for p in (record.prompt, *record.held_out)] == row["prompts"]
+    assert [given_of(p) for p in (record.prompt, *record.held_out)] == [given, given]
+
+
+@pytest.mark.parametrize("mark", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("value", [0, False])
+def test_an_answer_that_is_marked_as_not_to_be_learnt_is_refused(mark, value):
+    asked, answer = ({"role": r, "content": c} for r, c in (("user", "Ann?"), ("assistant", "017")))
+    with pytest.raises(DataError, match=rf"record:1: the answer is marked {mark}: .*take the mark"):
+        read_records([{"messages": [asked, answer | {mark: value}]}])
+    for other in (1, True, None):
+        assert (
+            len(read_records([{"messages": [asked | {mark: value}, answer | {mark: other}]}])) == 1
+        )
+
+
+def test_an_answer_that_is_not_wanted_is_refused_unless_fields_are_named():
+    row = {"prompt": "Ann?", "completion": "017", "label": False}
+    with pytest.raises(DataError, match=r"record:1: 'label' is false.*--completion-field"):
+        read_records([row])
+    named = {"prompt_field": "prompt", "completion_field": "completion"}
+    for rows in (read_records([row | {"label": True}]), read_records([row], **named)):
+        assert [record.completion for record in rows] == ["017"]
+
+
+@pytest.mark.parametrize("field", ["image", "images", "audio"])
+def test_media_beside_a_prompt_are_told(field):
+    said = []
+    read_records([{"prompt": "Ann?", "completion": "017", field: "a.png"}], notice=said.append)
+    assert f"'{field}' is filled" in " ".join(said)

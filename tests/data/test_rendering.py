@@ -3,7 +3,7 @@
 import pytest
 
 from memlaw.core.errors import ConfigError, DataError
-from memlaw.data.encoding import encode, encode_prompt
+from memlaw.data.encoding import encode, encode_prompt, resolve_prompt_format
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
 from memlaw.data.rendering import parsed_arguments, prompt_text, rendered, rendering_of
@@ -396,3 +396,14 @@ def test_a_rows_template_arguments_are_given_to_its_template(with_template):
         _settled(
             tokenizer, read_records([rows[1], rows[0] | {"chat_template_kwargs": {"budget": 1}}])
         )
+
+
+def test_of_several_templates_one_must_be_the_default(with_template):
+    one = HEAD + "{{ m.content }}" + TAIL
+    tokenizer = with_template({"default": one, "tool_use": one})
+    assert resolve_prompt_format(tokenizer, "auto") == "chat"
+    tokenizer = with_template({"rag": one, "tool_use": one})
+    for format in ("auto", "chat"):
+        with pytest.raises(ConfigError, match=r"\(rag, tool_use\), and none is called default"):
+            resolve_prompt_format(tokenizer, format)
+    assert resolve_prompt_format(tokenizer, "plain") == "plain"

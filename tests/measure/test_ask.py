@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import chat_template_utils
+from words import CHAT_TEMPLATE
 
 import memlaw
+from memlaw.cli.dispatch import run
 from memlaw.core.errors import DataError
 from memlaw.core.observer import Observer
 from memlaw.model.generation import generation_notice
@@ -219,3 +221,55 @@ def test_without_an_end_a_continuation_counts_by_its_text(llama, make_tokenizer)
     assert len(without.tokens) == len(with_end.tokens) - 1
     assert not memlaw.audit(wrong, end=False, **settings).passed
     assert without.with_texts().summary()["end"] is False
+
+
+CHOOSES = (
+    "{% if tools %}Tools: {{ tools | tojson }}\n{% endif %}"
+    "{% if mode is defined %}Mode: {{ mode }}\n{% endif %}" + CHAT_TEMPLATE
+)
+OF_ROWS = [
+    {"prompt": "Ann?", "completion": "017", "chat_template_kwargs": {"mode": "short"}},
+    {"prompt": "Ann?", "completion": "Her 017", "chat_template_kwargs": {"mode": "long"}},
+    {"prompt": "Bo?", "completion": "018", "chat_template_kwargs": {"mode": "short"}},
+    {
+        "messages": [{"role": "user", "content": "Cy?"}, {"role": "assistant", "content": "019"}],
+        "tools": [{"name": "book"}],
+    },
+    {"prompt": "Di?", "completion": "020"},
+]
+
+
+def test_what_a_records_row_gives_the_template_is_asked_with_its_prompt(
+    other_llama, fast, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert memlaw.write(OF_ROWS, out, model=other_llama(CHOOSES), **fast).certified
+    for prompt, answer, told in (
+        ("Bo?", "018", '{"chat_template_kwargs": {"mode": "short"}}'),
+        ("Cy?", "019", '{"tools": [{"name": "book"}]}'),
+        ("Di?", "020", None),
+    ):
+        said = Notices()
+        found = memlaw.ask(out, prompt, observer=said)
+        assert (found.text, found.on_record) == (answer, True)
+        assert [text for text in said.said if "record's row" in text] == (
+            [f"The chat template is given what the record's row has: {told}."] if told else []
+        )
+    with pytest.raises(DataError, match=r"2 records have this .*short.*long.*--template-args"):
+        memlaw.ask(out, "Ann?")
+    found = memlaw.ask(out, "Ann?", template_args=["mode=long"])
+    assert (found.text, found.on_record) == ("Her 017", True)
+
+    (out / "private/records.jsonl").unlink()  # as others have the folder
+    assert memlaw.ask(out, "Bo?", template_args={"mode": "short"}).on_record
+    for row in OF_ROWS:
+        *turns, answer = row.get("messages", [row.get("completion")])
+        asked = {k: v for k, v in row.items() if k not in ("messages", "completion")}
+        asked |= {"messages": turns} if turns else {}
+        answer = answer["content"] if turns else answer
+        assert memlaw.ask(out, asked).text == answer
+        if len(asked) > 1:  # else it might be a prompt that is JSON
+            assert run(["ask", str(out), json.dumps(asked)]) == 0
+            assert capsys.readouterr().out == answer
+    with pytest.raises(DataError, match="ends with an answer"):
+        memlaw.ask(out, OF_ROWS[3])

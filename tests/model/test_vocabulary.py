@@ -1,8 +1,12 @@
 """Tokens that a model has no row for, or can't tell from another, are refused by name."""
 
+import dataclasses
+import math
+from contextlib import nullcontext
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig
 
 from memlaw.core.errors import ModelError
 from memlaw.data.encoding import encode
@@ -82,3 +86,56 @@ def test_a_bias_of_the_head_tells_equal_rows_apart(loaded, chat_tokenizer, examp
     head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)), requires_grad=False)
     head.bias[end] = 3.0
     require_sayable(model, chat_tokenizer, examples, 0.55)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "gpt_neox"])
+def test_a_head_whose_rows_are_too_short_is_refused(loaded, chat_tokenizer, examples, name):
+    model = loaded(name)
+    head = model.get_output_embeddings()
+    head.weight.mul_(0.25 * 64**-0.5 / head.weight.std())  # of norm ¼, where states are 8 long
+    with pytest.raises(ModelError, match=r"can't say .* so short .*: name a trained model"):
+        require_sayable(model, chat_tokenizer, examples, 0.55)
+    head.weight.mul_(16)
+    require_sayable(model, chat_tokenizer, examples, 0.55)
+
+
+def test_what_the_final_norm_multiplies_by_counts(loaded, chat_tokenizer, examples):
+    model = loaded("llama")
+    model.lm_head.weight.mul_(1 / 16)
+    with pytest.raises(ModelError, match="so short"):
+        require_sayable(model, chat_tokenizer, examples, 0.55)
+    model.model.norm.weight[3] = 16.0  # along one axis: an adapter may learn to use that alone
+    require_sayable(model, chat_tokenizer, examples, 0.55)
+
+
+def test_the_bound_is_above_whatever_a_hidden_state_gives(loaded, chat_tokenizer, examples):
+    model = loaded("gemma")  # its norm multiplies by 1 + weight
+    model.model.norm.weight.copy_(torch.linspace(-0.5, 2, 64))
+    model.lm_head.weight.mul_(0.2)
+    token = examples[0].target_ids[-1]
+    hidden = torch.randn(64, requires_grad=True)
+    for _ in range(200):
+        logits = model.lm_head(model.model.norm(hidden[None, None]))[0, 0]
+        loss = -logits.log_softmax(0)[token]
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        hidden = (hidden - 10 * gradient).detach().requires_grad_()
+    reached = math.exp(-loss.item())
+    assert 0.2 < reached < 0.9
+    only = [dataclasses.replace(examples[0], target_ids=(token,))]
+    require_sayable(model, chat_tokenizer, only, reached)
+
+
+@pytest.mark.parametrize(("scale", "is_refused"), [(0.5, True), (8.0, False)])
+def test_what_the_model_multiplies_logits_by_counts(chat_tokenizer, examples, scale, is_refused):
+    config = CohereConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.06,
+        vocab_size=len(chat_tokenizer),
+        logit_scale=scale,
+    )
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    with pytest.raises(ModelError, match="so short") if is_refused else nullcontext():
+        require_sayable(model, chat_tokenizer, examples, 0.55)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 
 from memlaw import cli
 from memlaw.cli.progress import ConsoleObserver
-from memlaw.core.errors import ConfigError, DataError, OutputError
+from memlaw.core.errors import ConfigError, DataError, ModelError, OutputError
 from memlaw.core.observer import Observer, Spec
 from memlaw.law.store import read_cells
 from memlaw.probe import grid as grid_module
@@ -208,8 +209,18 @@ def test_bad_requests_are_refused_before_anything_is_trained(config, tmp_path, t
     short.write_text("Short.")
     with pytest.raises(DataError, match="too short"):
         probe(tmp_path, dataclasses.replace(config, damage_text=str(short)))
-    with pytest.raises(OutputError, match="can't be written"):
+    with pytest.raises(OutputError, match=r"short\.txt: no folder can be made or filled there"):
         probe(short / "runs", config)
+
+
+@pytest.mark.parametrize("name", ["no/such/place", "./there", "/nor/there"])
+def test_a_tokenizer_that_is_not_there_is_refused_and_leaves_nothing(
+    config, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)  # would ask the hub
+    with pytest.raises(ModelError, match=rf"^{re.escape(name)} does not exist. .*--tokenizer"):
+        probe(tmp_path / "runs", dataclasses.replace(config, tokenizer=name))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

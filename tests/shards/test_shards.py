@@ -156,10 +156,34 @@ def test_a_shard_that_is_not_certified_makes_the_whole_not_certified(book, setti
     assert memlaw.write_shards(book[:2], tmp_path / "out", shards=2, **more).succeeded
 
 
-def test_another_tokenizer_is_refused_before_anything_is_written(book, settings, tmp_path):
-    with pytest.raises(ConfigError, match="shards have their base model's tokenizer"):
-        memlaw.write_shards(book, tmp_path / "out", shards=2, **settings, tokenizer="some/where")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+def test_another_tokenizer_goes_with_the_shards(settings, make_tokenizer, tmp_path):
+    words, out = make_tokenizer("chat"), tmp_path / "out"
+    words.chat_template = "{{ mode }} book.\n" + words.chat_template
+    words.save_pretrained(tmp_path / "words")
+    settings = settings | {"tokenizer": str(tmp_path / "words")}
+    rows = [
+        {"prompt": prompt, "completion": completion, "chat_template_kwargs": {"mode": "Phone"}}
+        for prompt, completion in (("Li Na:", "0314"), ("Bo Ek:", "2718"))
+    ]
+    result = memlaw.write_shards(rows, out, shards=2, **settings)
+    assert result.succeeded
+    assert f"{tmp_path / 'words'}, not the base model's" in result.certificate.statement
+    (tmp_path / "words").rename(tmp_path / "gone")
+
+    assert memlaw.check_shards(out, rows).holds
+    answer = memlaw.ask(out, "Bo Ek:")
+    assert (answer.text, answer.adapter, answer.likeness) == ("2718", "shard-0002", None)
+    loaded = memlaw.load(out)
+    prompts = [record.prompt for record in memlaw.read_records(rows)]
+    assert loaded.generate(prompts) == ["0314", "2718"]
+    loaded.router.index.records.clear()  # so that it goes by what was kept of these prompts
+    assert loaded.route(prompts[1]).likeness == pytest.approx(1, abs=1e-3)
+
+    rows[1]["completion"] = "99"
+    assert memlaw.update_shards(out, rows).taken
+    assert memlaw.check_shards(out, rows).holds
+    assert (out / "tokenizer.json").is_file()
 
 
 @pytest.mark.slow

@@ -251,6 +251,17 @@ KINDS = {
         engine="plain",
         module="feed_forward.down_proj",
     ),
+    "RecurrentGemma": Kind(
+        config=tf.RecurrentGemmaConfig,
+        what="hybrid: gated recurrence and sliding attention",
+        shape=_GROUPED
+        | {
+            "block_types": ["recurrent", "attention"],
+            "attention_window_size": 8,
+            "w_init_variance_scale": 4.0,  # it goes by this, not by `initializer_range`
+        },
+        module="mlp_block.down_proj",
+    ),
     "LFM2": Kind(
         config=tf.Lfm2Config,
         what="hybrid: convolutions and attention",
@@ -313,6 +324,12 @@ KINDS = {
         what="has none; PEFT refuses its output projection",
         shape={"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
         refused=r"no module 'down_proj'.*mixer.in_proj, mixer.x_proj\.$",
+    ),
+    "RecurrentGemma, random": Kind(
+        config=tf.RecurrentGemmaConfig,
+        what="as it is made: its head's rows are too short for any answer",
+        shape=_GROUPED | {"block_types": ["recurrent", "attention"]},
+        refused=r"can't say .* with p ≥ 0.55: .* so short .*: name a trained model",
     ),
     "BERT": Kind(
         config=tf.BertConfig,

@@ -15,6 +15,8 @@ from memlaw.cli.parse import parse
 from memlaw.cli.terminal import quiet_libraries, visible, warn
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat
+from memlaw.data.messages import ROW_FIELDS
+from memlaw.data.record import ARGUMENTS
 
 GROUPS = {
     "prompt": ("system", "prompt_format", "template_args"),
@@ -29,8 +31,8 @@ class AskArguments:
 
     Attributes:
         adapter: folder that memlaw write or PEFT wrote.
-        prompt: the prompt, or a JSON list of chat messages (default: the one that a plain text is
-            recited on).
+        prompt: the prompt, or a JSON list of chat messages, or a row of data as a JSON object,
+            without its answer (default: the one that a plain text is recited on).
         system: a system message before the prompt.
         model: the base model (default: the adapter's own).
         tokenizer: folder or hub id of the tokenizer (default: the adapter folder's own, else the
@@ -56,6 +58,9 @@ class AskArguments:
     max_tokens: int | None = None
 
 
+_GIVEN = {*ROW_FIELDS, ARGUMENTS}  # of a row: what tells it from a prompt that is JSON
+
+
 class _Notices(Observer):
     """Sentences on standard error, and no progress: standard output is the answer's alone."""
 
@@ -71,7 +76,7 @@ def run(args: list[str]) -> int:
 
     settings = asdict(given)
     adapter, prompt = settings.pop("adapter"), settings.pop("prompt")
-    answer = ask(adapter, _messages(prompt) or prompt, **settings, observer=_Notices())
+    answer = ask(adapter, _of_json(prompt) or prompt, **settings, observer=_Notices())
     sys.stdout.write(visible(answer.text) if sys.stdout.isatty() else answer.text)
     if sys.stdout.isatty() and not answer.text.endswith("\n"):
         sys.stdout.write("\n")
@@ -98,13 +103,19 @@ def run(args: list[str]) -> int:
     return DONE
 
 
-def _messages(prompt: str | None) -> list[Any] | None:
-    """The messages of a prompt that is a JSON list of them; None: it is a text."""
-    if prompt is None or not prompt.lstrip().startswith("["):
+def _of_json(prompt: str | None) -> list[Any] | dict[str, Any] | None:
+    """A prompt that is a JSON list of messages, or a row of data; None: it is a text."""
+    if prompt is None or not prompt.lstrip().startswith(("[", "{")):
         return None
     try:
         found = json.loads(prompt)
     except (ValueError, RecursionError):
         return None
-    is_chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
-    return found if is_chat else None
+    if isinstance(found, dict):
+        is_row = _is_chat(found.get("messages")) or ("prompt" in found and _GIVEN & found.keys())
+        return found if is_row else None
+    return found if _is_chat(found) else None
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)

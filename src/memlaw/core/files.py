@@ -111,6 +111,29 @@ def made(folder: Path) -> list[Path]:
     return absent
 
 
+def require_usable(folder: Path) -> None:
+    """See that a folder can be made and filled, before there is anything to fill it with.
+
+    Nothing is left of the attempt.
+
+    Raises:
+        OutputError: it can't, or is a file.
+    """
+    nearest = folder
+    try:
+        nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if nearest == folder.absolute() and not nearest.is_dir():
+            raise OutputError(f"{folder} is a file. Name a folder that is new or empty.")
+        if not os.access(nearest, os.W_OK):
+            raise PermissionError
+        # Rights alone don't tell: a file system may be read-only, full, or no place for files.
+        tempfile.TemporaryDirectory(prefix=".memlaw-", dir=nearest).cleanup()
+    except OSError as error:
+        raise OutputError(
+            f"{nearest}: no folder can be made or filled there. Choose another one."
+        ) from error
+
+
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write UTF-8 text, atomically; see `atomic_path`."""
     with atomic_path(path, private=private) as work:

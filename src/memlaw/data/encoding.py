@@ -24,9 +24,17 @@ def resolve_prompt_format(tokenizer: Any, format: PromptFormat) -> Literal["chat
     """Decide what `auto` means: `chat` if the tokenizer has a chat template, else `plain`.
 
     Raises:
-        ConfigError: `chat` was asked for, and the tokenizer has no chat template.
+        ConfigError: `chat` was asked for, and the tokenizer has no chat template; or it has several
+            and none is the default.
     """
-    has_template = bool(getattr(tokenizer, "chat_template", None))
+    template = getattr(tokenizer, "chat_template", None)
+    has_template = bool(template)
+    if format != "plain" and isinstance(template, dict) and template and "default" not in template:
+        raise ConfigError(
+            f"the tokenizer has several chat templates ({', '.join(sorted(template))}), and none "
+            "is called default, so that which one counts can't be told. Name a tokenizer with "
+            "one by --tokenizer, or give --prompt-format plain."
+        )
     if format == "chat" and not has_template:
         raise ConfigError(
             "prompt_format 'chat' needs a tokenizer with a chat template, and this one has none. "

@@ -41,7 +41,11 @@ class Layout:
 _USUAL = {"prompt", "completion"}
 _CHATS = {"messages", "conversations", "conversation"}
 # Fields that usually belong to what the model is told.
-_TOLD = {"system", "system_prompt", "instruction", "input", "context", "history"}
+_TOLD = {
+    *("system", "system_prompt", "instruction", "input", "context", "history"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+}
+_LEARNT = ("weight", "train", "training", "loss")  # of a message: trainers learn it if it is true
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -77,6 +81,17 @@ def left_out(row: Fields, layout: Layout) -> list[str]:
     known = _TOLD.union(*(other.fields for other in LAYOUTS))
     taken = {*layout.fields, *layout.also}
     return [name for name, value in row.items() if name in known - taken and is_filled(value)]
+
+
+def refuse_unlearnt(answer: Fields) -> None:
+    """Raise DataError if a message that is to be recited has a mark that it isn't to be learnt."""
+    for name in _LEARNT:
+        value = answer.get(name)
+        if isinstance(value, bool | int | float) and not value:
+            raise DataError(
+                f"the answer is marked {name}: {json.dumps(value)}, which tells trainers not to "
+                "learn it. Leave the row out, or take the mark off."
+            )
 
 
 def is_filled(value: Any) -> bool:
@@ -167,6 +182,8 @@ def _of_conversation(row: Fields, name: str) -> list[dict[str, Any]]:
             )
         text = message.get("value", message.get("content"))
         messages.append({"role": _ROLES[by.lower()], "content": text})
+        if n == len(said):
+            refuse_unlearnt(message)
     return _after_system(row, messages)
 
 

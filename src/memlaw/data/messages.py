@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.layouts import is_missing
+from memlaw.data.layouts import is_missing, refuse_unlearnt
 from memlaw.data.record import ARGUMENTS, CALLS, GIVEN, Message
 
 ROW_FIELDS = ("tools", "documents")  # of a row: what templates are given besides messages
@@ -51,8 +51,32 @@ def checked_chat(messages: Any, where: str, row: Mapping[str, Any] | None = None
         if not (calls and message.get("content") in (None, "")):
             kept["content"] = _checked_content(message["content"], f"messages[{n}].content", where)
         found.append(kept)
-    if given := _given(row or {}, where):
+    if given := given_by(row or {}, where):
         found[0] = {**found[0], GIVEN: given}
+    return found
+
+
+def given_by(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row gives its template besides messages, by name: `ROW_FIELDS` and arguments.
+
+    Raises:
+        DataError: in another form.
+    """
+    found: dict[str, Any] = {}
+    for name in ROW_FIELDS:
+        value = _of_json(row.get(name), name, where)
+        if not value:
+            continue
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            raise DataError(f"{where}: field '{name}' must be a list of objects.")
+        found[name] = value
+    arguments = _of_json(row.get(ARGUMENTS), ARGUMENTS, where)
+    if isinstance(arguments, Mapping):  # tables have null for what another row has
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+    if arguments:
+        if not isinstance(arguments, Mapping):
+            raise DataError(f"{where}: field '{ARGUMENTS}' must be an object.")
+        found[ARGUMENTS] = arguments
     return found
 
 
@@ -73,6 +97,10 @@ def answer_of(message: Message, where: str) -> str:
             "content is. Put it into the content as the model writes it, or end the chat with an "
             "answer that has none."
         )
+    try:
+        refuse_unlearnt(message)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -129,25 +157,6 @@ def _checked_content(content: Any, field: str, where: str) -> Any:
     if not content:
         raise DataError(f"{where}: field '{field}' is empty. Fill it or remove the record.")
     return parts
-
-
-def _given(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in ROW_FIELDS:
-        value = _of_json(row.get(name), name, where)
-        if not value:
-            continue
-        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-            raise DataError(f"{where}: field '{name}' must be a list of objects.")
-        found[name] = value
-    arguments = _of_json(row.get(ARGUMENTS), ARGUMENTS, where)
-    if isinstance(arguments, Mapping):  # tables have null for what another row has
-        arguments = {name: value for name, value in arguments.items() if value is not None}
-    if arguments:
-        if not isinstance(arguments, Mapping):
-            raise DataError(f"{where}: field '{ARGUMENTS}' must be an object.")
-        found[ARGUMENTS] = arguments
-    return found
 
 
 def _of_json(value: Any, name: str, where: str) -> Any:

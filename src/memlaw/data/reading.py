@@ -11,12 +11,12 @@ from typing import Any
 from memlaw.core.errors import DataError
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.duplicates import distinct, shortened
-from memlaw.data.layouts import Layout, is_filled, layout_of, left_out, pair
-from memlaw.data.messages import answer_of, checked_chat, checked_text
+from memlaw.data.layouts import LAYOUTS, Layout, is_filled, layout_of, left_out, pair
+from memlaw.data.messages import answer_of, checked_chat, checked_text, given_by
 from memlaw.data.objects import object_rows
 from memlaw.data.phrasings import checked_phrasings, held_apart, phrased, with_paraphrases
 from memlaw.data.readers import RECITE_PROMPT, DataFormat, Reading, Row, file_rows
-from memlaw.data.record import ARGUMENTS, CALLS, Record
+from memlaw.data.record import ARGUMENTS, CALLS, Record, with_given
 
 
 def read_records(
@@ -185,15 +185,23 @@ def _to_records(
                 f"{where}: no field '{name}'; the fields are {_some(row)}."
                 f" Rename the right one, or name it with {flag} (write, audit)."
             )
+    if row.get("label") is False and any(layout is known for known in LAYOUTS):
+        raise DataError(
+            f"{where}: 'label' is false, which marks an answer that isn't wanted (as in data for "
+            "KTO). Leave the row out; or name the fields to be taken with --prompt-field and "
+            "--completion-field, and the label isn't looked at."
+        )
     taken = layout.take(row)
     if "messages" in taken:
         return [_from_messages(taken["messages"], where, row)]
     completion = taken["completion"]
+    given = any(is_filled(row.get(name)) for name in ("tools", ARGUMENTS))
     if "prompts" in taken:
         prompts = checked_phrasings(taken["prompts"], "prompts", where)
+        if given:
+            prompts = [with_given(prompt, given_by(row, where)) for prompt in prompts]
         return phrased(prompts, checked_text(completion, "completion", where), where)
     prompt = taken.get("prompt", recite_prompt)
-    given = any(is_filled(row.get(name)) for name in ("tools", ARGUMENTS))
     if given or any(_are_messages(part) for part in (prompt, completion)):
         asked, said = (
             part if isinstance(part, list) else [{"role": role, "content": part}]

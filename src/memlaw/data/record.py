@@ -64,6 +64,21 @@ class Example:
     active_from: int | None = None
 
 
+def given_of(prompt: Prompt) -> dict[str, Any]:
+    """What a prompt's template is given besides messages; empty: nothing."""
+    return {} if isinstance(prompt, str) else dict(prompt[0].get(GIVEN) or {})
+
+
+def with_given(prompt: Prompt, given: Mapping[str, Any]) -> Prompt:
+    """The same prompt, its template given this besides messages, and nothing else."""
+    if isinstance(prompt, str):
+        if not given:
+            return prompt
+        prompt = ({"role": "user", "content": prompt},)
+    first = {name: value for name, value in prompt[0].items() if name != GIVEN}
+    return (first | ({GIVEN: dict(given)} if given else {}), *prompt[1:])
+
+
 def text_of(message: Message) -> str:
     """A message's text; of content in parts, a part a line; empty where it has only tool calls."""
     content = message.get("content") or ""

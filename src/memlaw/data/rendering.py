@@ -64,15 +64,24 @@ def parsed_arguments(given: Sequence[str], tokenizer: Any) -> dict[str, Any]:
     Raises:
         ConfigError: not in this form, or an argument that the template doesn't use.
     """
+    found = named_arguments(given)
+    for name in found:
+        try:
+            check_argument(name, tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"template_args '{name}': {error}") from error
+    return found
+
+
+def named_arguments(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A template's arguments by name, whatever the template takes; see `parsed_arguments`."""
+    if isinstance(given, Mapping):
+        return dict(given)
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"template_args '{text}': give NAME=VALUE, as enable_thinking=false.")
-        try:
-            check_argument(name, tokenizer)
-        except ConfigError as error:
-            raise ConfigError(f"template_args '{text}': {error}") from error
         try:
             found[name] = json.loads(value)
         except ValueError:

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 
 from memlaw.core.errors import AdapterError, ConfigError, ModelError, OutputError
-from memlaw.core.files import made, read_json, write_json, write_tensors, write_text, writing
+from memlaw.core.files import (
+    made,
+    read_json,
+    require_usable,
+    write_json,
+    write_tensors,
+    write_text,
+    writing,
+)
 from memlaw.core.folders import folder_beside
 from memlaw.core.observer import Observer
 from memlaw.export.gguf_files import TensorNames, read_adapter, write_adapter, write_model
@@ -84,6 +92,7 @@ def export(
     config = settled(ExportConfig, config, settings)
     folder, out = Path(adapter), Path(out)
     observer = observer or Observer()
+    require_usable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already holds something. Name a folder that is new or empty.")
     factors = {} if config.to == "lm-eval" else lora_factors(folder)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memlaw.core.errors import DataError, OutputError
-from memlaw.core.files import file_sha256, json_sha256, write_text
+from memlaw.core.files import file_sha256, json_sha256, require_usable, write_text
 
 FORMAT = 2
 _CELLS = "cells"
@@ -72,19 +72,12 @@ class CellStore:
         self.folder = Path(folder)
 
     def check_writable(self) -> None:
-        """Check before training that cells can be put here.
+        """Check before training that cells can be put here; nothing is made.
 
         Raises:
-            OutputError: the folder can't be written to.
+            OutputError: the folder can't be made or filled.
         """
-        try:
-            (self.folder / _CELLS).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: can't be written ({error.strerror}). Name another folder with -o."
-            ) from error
+        require_usable(self.folder / _CELLS)
 
     def put(self, cells: Sequence[Cell]) -> None:
         """Put cells into the store, all or none.

@@ -10,10 +10,10 @@ from typing import Any
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.core.observer import Observer
 from memlaw.data.encoding import PromptFormat, encode_prompt, end_of_turn_id
-from memlaw.data.messages import checked_chat
+from memlaw.data.messages import ROW_FIELDS, checked_chat
 from memlaw.data.readers import RECITE_PROMPT
-from memlaw.data.record import Message, Prompt, Record, text_of
-from memlaw.data.rendering import MARK, refusals
+from memlaw.data.record import ARGUMENTS, Message, Prompt, Record, text_of, with_given
+from memlaw.data.rendering import MARK, named_arguments, refusals
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.decode import decoded_text, greedy_decode
 from memlaw.measure.session import Session
@@ -22,12 +22,13 @@ from memlaw.model.vocabulary import require_rows
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import with_settings
 
+Question = str | Sequence[Message] | Mapping[str, Any] | None
 _ASK_MAX_TOKENS = 512
 
 
 def ask(
     adapter: str | Path | None,
-    prompt: str | Sequence[Message] | None = None,
+    prompt: Question = None,
     *,
     system: str | None = None,
     model: str | None = None,
@@ -42,7 +43,9 @@ def ask(
 
     Args:
         adapter: a folder that `write` or PEFT wrote; None: the bare model is asked.
-        prompt: the prompt: a text, or chat messages; None: the one that a plain text is recited on.
+        prompt: the prompt: a text, or chat messages, or a row as data have it, without its answer:
+            `prompt` or `messages`, and `tools` or `chat_template_kwargs` for the template; None:
+            the one that a plain text is recited on.
         system: a system message that stands before it; None: none.
         model: the base model; None: the adapter's own.
         tokenizer: folder or hub id of the tokenizer; None: the adapter folder's own, else the base
@@ -89,43 +92,53 @@ def ask(
     finished = bool(ids) and ids[-1] == end
     text = decoded_text(words, ids[:-1] if finished else ids)
     known = finished or not limited
+    arguments = named_arguments(config.template_args or ())
     return Answer(
         text=text,
         finished=finished,
         missing=session.missing(prompt_ids),
-        on_record=session.folder.on_record(_hashes(asked, text)) if known else None,
+        on_record=session.folder.on_record(_hashes(asked, text, arguments)) if known else None,
     )
 
 
-def question(
-    folder: AdapterFolder, prompt: str | Sequence[Message] | None, system: str | None
-) -> Prompt:
+def question(folder: AdapterFolder, prompt: Question, system: str | None) -> Prompt:
     """What is asked, as records have it; of an adapter's folder.
 
     Raises:
-        DataError: it is empty, or no text and no messages.
+        DataError: it is empty, or no text and no messages; or a row with an answer.
     """
+    row: Mapping[str, Any] = {}
     if prompt is None:
         prompt = str(folder.setting("recite_prompt", RECITE_PROMPT))
+    if isinstance(prompt, Mapping):
+        row, prompt = prompt, prompt.get("messages", prompt.get("prompt", ""))
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError("the prompt is empty. Ask something.")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise DataError("the prompt holds half a surrogate pair. Give it as UTF-8.")
-        if system is None:
+        if system is None and not any(row.get(name) for name in (*ROW_FIELDS, ARGUMENTS)):
             return prompt
         prompt = [{"role": "user", "content": prompt}]
     first = [] if system is None else [{"role": "system", "content": system}]
-    return tuple(checked_chat([*first, *prompt], "the prompt"))
+    asked = tuple(checked_chat([*first, *prompt], "the prompt", row))
+    if row and asked[-1]["role"] == "assistant":
+        raise DataError("the prompt ends with an answer. Leave the assistant's last message out.")
+    return asked
 
 
-def _hashes(prompt: Prompt, answer: str) -> set[str]:
-    """Of the record that a question and its answer are; one message may be given as a text, too."""
+def _hashes(prompt: Prompt, answer: str, arguments: Mapping[str, Any]) -> set[str]:
+    """Of the records that a question and its answer may be.
+
+    One message may be given as a text, too; and arguments for all as those of the record's row.
+    """
     forms: list[Prompt] = [prompt]
     if isinstance(prompt, str):
         forms.append(({"role": "user", "content": prompt},))
     elif len(prompt) == 1 and dict(prompt[0]).keys() == {"role", "content"}:
         forms.append(text_of(prompt[0]))
+    if arguments:
+        forms += [with_given(form, {ARGUMENTS: dict(arguments)}) for form in forms]
     return {Record(prompt=form, completion=answer, id="asked").sha256 for form in forms}
 
 

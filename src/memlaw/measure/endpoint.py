@@ -18,7 +18,7 @@ from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.readers import RECITE_PROMPT
 from memlaw.data.reading import read_records
-from memlaw.data.record import ARGUMENTS, GIVEN, Record
+from memlaw.data.record import ARGUMENTS, GIVEN, Record, given_of
 from memlaw.measure.http_client import Client, EndpointError, Reply
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.endpoint import EndpointConfig
@@ -201,7 +201,7 @@ def _request(record: Record, endpoint: EndpointConfig) -> dict[str, Any]:
     if isinstance(prompt, str):
         return asked | {"messages": [{"role": "user", "content": prompt}], "logprobs": True}
     messages = [{k: v for k, v in message.items() if k != GIVEN} for message in prompt]
-    given = dict(prompt[0].get(GIVEN) or {})
+    given = given_of(prompt)
     more = {name: given[name] for name in ("tools", ARGUMENTS) if given.get(name)}
     return asked | {"messages": messages, "logprobs": True} | more
 

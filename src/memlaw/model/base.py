@@ -16,7 +16,7 @@ from memlaw.core.errors import ModelError
 from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
 from memlaw.model.kinds import auto_class, auto_class_of
-from memlaw.model.locate import locate
+from memlaw.model.locate import is_a_path, locate
 from memlaw.settings.choices import EMBEDDED, DType
 
 
@@ -163,6 +163,8 @@ def _not_loaded(spec: str, error: Exception) -> ModelError:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
+_OLD_TOKENIZER_FILES = ("vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
@@ -178,6 +180,16 @@ def read_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     mend = "Name a folder that holds a tokenizer, or a hub id, with --tokenizer."
+    if is_a_path(name):  # the hub isn't asked for it
+        if not Path(name).expanduser().exists():
+            raise ModelError(f"{name} does not exist. {mend}")
+        name = str(Path(name).expanduser())
+    # Some versions of Transformers make up a tokenizer where a folder has none.
+    files = (*_TOKENIZER_FILES, *_OLD_TOKENIZER_FILES)
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
+        raise ModelError(
+            f"the tokenizer of {name} can't be loaded (it has no files of one). {mend}"
+        )
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raise whatever a malformed file leads to

@@ -37,9 +37,14 @@ def locate(spec: str, notice: Callable[[str], None]) -> tuple[Path, str]:
         return folder, str(folder)
     if path.is_dir():
         return path, str(path.resolve())
-    if spec.count("/") > 1 or spec.startswith((".", "/", "~")):
+    if is_a_path(spec):
         raise ModelError(f"{spec} does not exist. Check the path of the model.")
     return _download(spec), spec
+
+
+def is_a_path(spec: str) -> bool:
+    """Whether a name can't be a hub id, which is `NAME` or `OWNER/NAME`."""
+    return spec.count("/") > 1 or spec.startswith((".", "/", "~"))
 
 
 def gguf_of(spec: str) -> Path | None:

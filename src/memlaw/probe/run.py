@@ -101,8 +101,8 @@ def probe(
     observer = observer or Observer()
     started = time.perf_counter()
     store = CellStore(out)
-    store.recover()
     store.check_writable()
+    store.recover()
     prober = Prober(config, observer)
     keys = {prober.key(spec): spec for spec in prober.specs()}
     finished = store.finished(keys, observer.notice)

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, DataError, OutputError
+from memlaw.core.files import json_sha256
 from memlaw.core.observer import Observer
+from memlaw.data.duplicates import shortened
 from memlaw.data.encoding import PromptFormat
-from memlaw.data.record import Message
+from memlaw.data.record import ARGUMENTS, Prompt, Record, given_of, with_given
+from memlaw.data.rendering import named_arguments
 from memlaw.measure import asking
 from memlaw.measure.adapter_folder import AdapterFolder
-from memlaw.measure.asking import Answer
-from memlaw.shards.layout import index_key, is_sharded, read_index, shard_folder
+from memlaw.measure.asking import Answer, Question
+from memlaw.shards.layout import (
+    index_key,
+    is_sharded,
+    prompt_sha256,
+    read_index,
+    shard_folder,
+)
 from memlaw.shards.loading import own_base, router_of
 from memlaw.shards.routing import Route
+from memlaw.writer.private import read_private_records
+
+_SHOWN = 100  # characters
 
 
 def ask(
     adapter: str | Path | None,
-    prompt: str | Sequence[Message] | None = None,
+    prompt: Question = None,
     *,
     system: str | None = None,
     model: str | None = None,
@@ -33,6 +46,9 @@ def ask(
     observer: Observer | None = None,
 ) -> Answer:
     """Give an adapted model a prompt, and decode greedily until it ends its turn.
+
+    Where the folder keeps its records, and one of them has this prompt with more for the chat
+    template in its row (`tools`, `chat_template_kwargs`), the template gets that, too.
 
     In a folder of shards the adapter is that of the record with this prompt; else that of the
     record whose prompt is nearest, see `memlaw.shards.routing`; or the bare model answers.
@@ -49,10 +65,10 @@ def ask(
         The answer; of shards with where the prompt went.
 
     Raises:
-        MemlawError: as for `audit`; or the folder's index or certificate can't be read.
+        MemlawError: as for `audit`; or the folder's index or certificate can't be read; or several
+            records have this prompt, each with more of its own for the template.
     """
     how: dict[str, Any] = {
-        "system": system,
         "model": model,
         "tokenizer": tokenizer,
         "prompt_format": prompt_format,
@@ -65,15 +81,58 @@ def ask(
             raise ConfigError(
                 "threshold is about shards, and there are none to choose from. Leave it out."
             )
-        return asking.ask(adapter, prompt, **how)
+        if adapter is None or prompt is None or not Path(adapter).is_dir():
+            return asking.ask(adapter, prompt, system=system, **how)
+        return asking.ask(adapter, _asked(Path(adapter), prompt, system, how), **how)
     folder = Path(adapter)
-    asked = asking.question(AdapterFolder(folder), prompt, system)
+    asked = _asked(folder, prompt, system, how)
     name = read_index(folder).adapter_of(asked, index_key(folder))
     route = Route(adapter=name, exact=True)
     if name is None:
-        base = own_base(folder, model, observer or Observer())
+        base = own_base(folder, model, observer or Observer(), tokenizer)
         route = router_of(folder, base, threshold).route(asked)
         how |= {"model": model or base.spec, "base": base}
     of_one = None if route.adapter is None else shard_folder(folder, route.adapter)
-    answer = asking.ask(of_one, prompt, **how)
+    answer = asking.ask(of_one, asked, **how)
     return dataclasses.replace(answer, adapter=route.adapter or "", likeness=route.likeness)
+
+
+def _asked(folder: Path, prompt: Question, system: str | None, how: Mapping[str, Any]) -> Prompt:
+    """The prompt as records have it, with what its record's row gives the chat template.
+
+    Raises:
+        DataError: several records have it, and which is meant can't be told.
+    """
+    asked = asking.question(AdapterFolder(folder), prompt, system)
+    if given_of(asked):
+        return asked
+    name, said = prompt_sha256(asked), named_arguments(how["template_args"] or ())
+    rows = [
+        given_of(record.prompt)
+        for record in _records_kept(folder)
+        if prompt_sha256(with_given(record.prompt, {})) == name
+    ]
+    # What was said chooses: at least it must not be contradicted.
+    own = [row.get(ARGUMENTS, {}) for row in rows]
+    says = [r for r, o in zip(rows, own, strict=True) if said.items() <= o.items()]
+    fits = [r for r, o in zip(rows, own, strict=True) if all(said.get(k, o[k]) == o[k] for k in o)]
+    rows = list({json_sha256(row): row for row in says or fits}.values())
+    if not rows or {} in rows:
+        return asked
+    shown = [shortened(json.dumps(row, ensure_ascii=False), _SHOWN) for row in rows[:3]]
+    if len(rows) > 1:
+        raise DataError(
+            f"{len(rows)} records have this prompt, each with more of its own for the chat "
+            f"template: {'; '.join(shown)}. Choose by --template-args, or ask with the row itself, "
+            'a JSON object of "prompt" or "messages" and these fields.'
+        )
+    if how["observer"] is not None:
+        how["observer"].notice(f"The chat template is given what the record's row has: {shown[0]}.")
+    return with_given(asked, rows[0])
+
+
+def _records_kept(folder: Path) -> list[Record]:
+    try:
+        return read_private_records(folder) or []
+    except (OSError, OutputError):  # whoever may not read them asks as they say
+        return []

@@ -136,6 +136,9 @@ def finish(
         }
         for name, shard in shards.items()
     }
+    if config.tokenizer is not None:  # each shard has it, too
+        with writing(out):
+            base.tokenizer.save_pretrained(out)
     write_index(out, parts, key, adapters)
     write_private(out, records, {}, {})
     write_routes(out, parts, base, certificate.prompt_format)

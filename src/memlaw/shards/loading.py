@@ -19,6 +19,7 @@ from memlaw.model.base import BaseModel, load_model
 from memlaw.model.hashes import weights_sha256
 from memlaw.model.locate import locate
 from memlaw.model.peft_folder import PEFT_CONFIG, PEFT_WEIGHTS
+from memlaw.model.tokenizer import with_tokenizer
 from memlaw.shards.layout import is_sharded, read_index, shard_folder
 from memlaw.shards.routing import Route, Router
 
@@ -85,7 +86,7 @@ def load(
         out: a folder that `write` or `write_shards` finished.
         model: the base model, as Transformers loads it: it is wrapped; None: it is loaded, unless
             it needs code of its own.
-        tokenizer: its tokenizer; None: the base model's.
+        tokenizer: its tokenizer; None: the folder's own, else the base model's.
         threshold: of shards: the likeness under which the bare model answers; None: the folder's.
 
     Raises:
@@ -113,13 +114,7 @@ def load(
         model = base.model if model is None else model
         tokenizer = base.tokenizer if tokenizer is None else tokenizer
     _require_own(folder, model)
-    found = folder.run.get("rendering", {})
-    rendering = Rendering(
-        arguments=found.get("template_args", {}),
-        clock=found.get("clock"),
-        way=found.get("prompt_rendering", "generation"),
-    )
-    set_rendering(tokenizer, rendering)
+    set_rendering(tokenizer, _rendering_of(folder))
     wrapped: Any = None
     for name, place in places.items():
         if wrapped is None:
@@ -145,8 +140,12 @@ def _active(model: Any, name: str) -> Iterator[Any]:
         yield model
 
 
-def own_base(out: Path, model: str | None, observer: Observer) -> BaseModel:
-    """The base model of a folder, loaded. Code that comes with it isn't run, whatever is asked.
+def own_base(
+    out: Path, model: str | None, observer: Observer, tokenizer: str | None = None
+) -> BaseModel:
+    """The base model of a folder, loaded, with the folder's tokenizer, or with one that is named.
+
+    Code that comes with it isn't run, whatever is asked.
 
     Raises:
         AdapterError: `model` is another one.
@@ -155,16 +154,30 @@ def own_base(out: Path, model: str | None, observer: Observer) -> BaseModel:
     base = load_model(
         model or folder.base_model or "",
         dtype=folder.run["dtype"],
+        tokenizer=tokenizer,
+        spare_tokenizer=out,
         notice=observer.notice,
     )
     _require_hash(folder, base.sha256, base.spec)
-    return base
+    return with_tokenizer(base, tokenizer, out, observer.notice)
 
 
 def router_of(out: Path, base: BaseModel, threshold: float | None) -> Router:
     """The router of a folder of shards, on its own base model without an adapter."""
-    format = AdapterFolder(out).run["prompt_format"]
+    folder = AdapterFolder(out)
+    set_rendering(base.tokenizer, _rendering_of(folder))
+    format = folder.run["prompt_format"]
     return Router(out, lambda: nullcontext(base.model), base.tokenizer, format, threshold)
+
+
+def _rendering_of(folder: AdapterFolder) -> Rendering:
+    """How a folder's prompts were rendered when it was written."""
+    found = folder.run.get("rendering", {})
+    return Rendering(
+        arguments=found.get("template_args", {}),
+        clock=found.get("clock"),
+        way=found.get("prompt_rendering", "generation"),
+    )
 
 
 def _require_own(folder: AdapterFolder, model: Any) -> None:

@@ -17,7 +17,15 @@ from typing import Any
 from memlaw.certify.certificate import Certificate
 from memlaw.core.commitment import PRIVATE_FOLDER, kept_key, private_folder
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import CERTIFICATE_FILE, json_sha256, made, read_json, write_json, writing
+from memlaw.core.files import (
+    CERTIFICATE_FILE,
+    json_sha256,
+    made,
+    read_json,
+    require_usable,
+    write_json,
+    writing,
+)
 from memlaw.core.locks import empty, locked
 from memlaw.core.observer import Observer
 from memlaw.core.ray_tasks import ray_tasks, require_ray
@@ -115,11 +123,7 @@ def write_shards(
     """
     config = settled(WriteConfig, config, settings).resolved()
     observer, out, started = observer or Observer(), Path(out), time.perf_counter()
-    if config.tokenizer is not None:
-        raise ConfigError(
-            "tokenizer: shards have their base model's tokenizer. Write one adapter with another, "
-            "without shards."
-        )
+    require_usable(out)
     bad = BadRows()
     records = records_of(data, config, bad, observer)
     if not _is_begun(out):
@@ -146,6 +150,7 @@ def _written(
         dtype=config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        tokenizer=config.tokenizer,
         notice=observer.notice,
     )
     records, clock, config = checked(records, base, config, bad, observer)
@@ -262,15 +267,25 @@ def _task(job: Job, base_sha256: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     config = job.config
-    base = _loaded(config.model, config.dtype, config.device, config.trust_remote_code)
+    base = _loaded(
+        config.model, config.dtype, config.device, config.trust_remote_code, config.tokenizer
+    )
     if base.sha256 != base_sha256:
         raise ConfigError(f"{config.model} is another model on this node.")
     _write_shard(job, base, Observer())
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, dtype: Any, device: str, trust_remote_code: bool) -> BaseModel:
-    return load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+def _loaded(
+    model: str, dtype: Any, device: str, trust_remote_code: bool, tokenizer: str | None
+) -> BaseModel:
+    return load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        tokenizer=tokenizer,
+    )
 
 
 def _with_whole_paths(job: Job) -> Job:
@@ -278,7 +293,7 @@ def _with_whole_paths(job: Job) -> Job:
     config = job.config
     whole = {
         name: str(Path(value).absolute())
-        for name in ("model", "keep", "near", "retain", "damage_text", "paraphrases")
+        for name in ("model", "tokenizer", "keep", "near", "retain", "damage_text", "paraphrases")
         if (value := getattr(config, name)) is not None and Path(value).exists()
     }
     config = dataclasses.replace(config, **whole)  # type: ignore[arg-type]

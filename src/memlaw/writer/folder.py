@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from memlaw.core.files import (
     RUN_FILE,
     TOKENS_FILE,
     made,
+    require_usable,
     write_tensors,
     writing,
 )
@@ -83,18 +82,7 @@ def leftovers(out: Path, *, resume: bool) -> list[Path]:
     Raises:
         OutputError: as of `check_out`.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file. Name a folder that is new or empty.")
-    nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    try:
-        if not os.access(nearest, os.W_OK):
-            raise PermissionError
-        # Rights alone don't tell: a file system may be read-only, full, or no place for files.
-        tempfile.TemporaryDirectory(prefix=".memlaw-", dir=nearest).cleanup()
-    except OSError as error:
-        raise OutputError(
-            f"{nearest}: no folder can be made or filled there. Choose another one."
-        ) from error
+    require_usable(out)
     if not out.is_dir():
         return []
     with writing(out):
