@@ -77,7 +77,7 @@ def test_near_misses_are_parted_from_records(ready, kind):
         bank.run_epoch()
     rank = learner.adapter.rank
     first = sorted({record.target_ids[0] for record in ready.records})
-    near = learner.holding.fresh
+    near = learner.holding.rows[: learner.holding.n_near]
 
     def odds(rows):
         adapter = learner.adapter
@@ -110,7 +110,7 @@ def test_a_renewed_gate_brings_back_what_steps_have_worn_off(ready):
     gate.add_gate(learner)
     gate.solve_gate(engine, learner)
     first = sorted({record.target_ids[0] for record in ready.records})
-    near = learner.holding.fresh
+    near = learner.holding.rows[: learner.holding.n_near]
     records = list(range(len(ready.records)))
     limits = (gate._log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-gate._MARGIN)
 

@@ -105,8 +105,8 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     A gate that is there already is solved anew: what it writes stays, what it reads is solved for.
 
     Args:
-        engine: its examples are the records, and near misses.
-        learner: with a `holding` that has fresh near misses, and a rank for the gate.
+        engine: its examples are the records, and the near misses that the learner holds.
+        learner: with a `holding` that has near misses, and a rank for the gate.
     """
     holding, adapter = learner.holding, learner.adapter
     assert holding is not None
@@ -114,7 +114,7 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     sites = _gate_sites(adapter)
     columns = [adapter.b[i][holding.gate].detach() for i in sites]
     b = [column / column.norm() for column in columns] if all(map(torch.any, columns)) else None
-    records, near = learner.rows.tolist(), holding.fresh
+    records, near = learner.rows.tolist(), holding.rows[: holding.n_near]
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None

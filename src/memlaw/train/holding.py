@@ -33,7 +33,7 @@ class Holding:
 
     Args:
         recipe: the constants.
-        near: rows of the near misses among the engine's examples. Steps see every second one.
+        near: rows of the near misses among the engine's examples.
         chats: rows of the conversations.
         lengths: target tokens of each of these rows.
         closed: the quadratic form of all near misses, in the coordinates that A is trained in; None
@@ -41,9 +41,6 @@ class Holding:
         seed: of what is drawn.
 
     Attributes:
-        rows: of what steps see: `n_near` near misses, then the conversations.
-        fresh: rows of the other near misses: they tell what was learnt from those of the names
-            that nobody trained on, and the gate is solved for them.
         active: negatives are part of the training: the loss was under `recipe.start_nats` once.
         push: what retention and negatives are multiplied by.
         least_push, most_push: how far `push` may fall and rise; from 1 to `recipe.most_push`.
@@ -71,10 +68,9 @@ class Holding:
         self.recipe, self.seed = recipe, seed
         n = recipe.retention_parts
         self.closed = [closed.part(i, n) for i in range(n)] if closed else []
-        trained, self.fresh = list(near[::2]), list(near[1::2])
-        self.rows = [*trained, *chats]
-        self.n_near = len(trained)
-        self.lengths = dict(zip((*near, *chats), lengths, strict=True))
+        self.rows = [*near, *chats]
+        self.n_near = len(near)
+        self.lengths = dict(zip(self.rows, lengths, strict=True))
         self.place = {row: i for i, row in enumerate(self.rows)}
         self.active = False
         self.push, self.least_push, self.most_push = 1.0, 1.0, recipe.most_push

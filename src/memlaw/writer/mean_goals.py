@@ -102,7 +102,7 @@ class MeanGoals(Goals):
         """Part near misses from records in what was kept; keep that, if all records pass still."""
         run, holding = self.run, self.holding
         assert holding.kept is not None
-        if not holding.fresh or not can_gate(run.learner.adapter):
+        if not holding.n_near or not can_gate(run.learner.adapter):
             return
         is_first = holding.gate is None
         if is_first:
