@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         "model": arguments.model,
         "rank": arguments.rank,
         "max_epochs": arguments.max_epochs,
+        "cap_seconds": 0.75 * arguments.each,  # of TRL's training
     }
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     specs = [
@@ -137,7 +138,7 @@ def job(spec: Row) -> Row:
     """Train what `spec` says, and measure it."""
     import specificity
 
-    data, n, model = Path(spec["data"]), spec["records"], spec["model"]
+    data, n, model = spec["data"], spec["records"], spec["model"]
     with (
         tempfile.TemporaryDirectory() as name,
         mock.patch.object(specificity, "RESULTS", Path(name) / "results"),
@@ -164,7 +165,7 @@ def _write(spec: Row, out: Path) -> Row:
         settings["specificity"] = False
     if spec["way"] == "paper":
         settings |= PAPER_RECIPE | {"engine": "plain", "learning_rate": RATES["paper"]}
-    records = specificity.records_of(Path(spec["data"]), spec["records"])
+    records = specificity.records_of(spec["data"], spec["records"])
     started = time.perf_counter()
     with specificity.near_file(specificity.groups_of(records)) as near:
         if spec["way"] == "held":
@@ -193,7 +194,6 @@ def _train_trl(spec: Row, out: Path) -> Row:
             "learning_rate": RATES[spec["way"]],
             "schedule": "linear",
             "audit_every": 2,
-            "cap_seconds": 300,
             "max_epochs": spec["max_epochs"] or 100,
             "modules": one if spec["way"] == "trl_one" else "all-linear",
             "save": str(out),

@@ -4,11 +4,12 @@
     python benchmarks/specificity.py folder NAME FOLDER DATA --records 100
     python benchmarks/specificity.py table
 
-`write` writes an adapter with the defaults (`--free`: with `specificity` off) and measures it;
-`folder` measures somebody else's. Each adds a file to results/specificity. Measured are the prompts
-that `write` measures, and beside them 1,000 near misses that training never saw: 500 recombined
-from the records, and the 500 names of benchmarks/foreign_names.txt, of which those that share a
-word with the records are left out.
+DATA is a file, or `phonebook`, `prose` (sentences about made-up people), `long` (one record, whose
+answer is the beginning of Python's licence). `write` writes an adapter with the defaults (`--free`:
+with `specificity` off) and measures it; `folder` measures somebody else's. Each adds a file to
+results/specificity. Measured are the prompts that `write` measures, and beside them 1,000 near
+misses that training never saw: 500 recombined from the records, and the 500 names of
+benchmarks/foreign_names.txt, of which those that share a word with the records are left out.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import argparse
 import json
 import random
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,21 @@ import memlaw
 from memlaw.data.near_misses import near_misses
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
+from memlaw.data.tasks import phone_book
 from memlaw.measure.leaks import GIVEN
 from memlaw.measure.session import audit_and_harms
 
 RESULTS = ROOT / "results" / "specificity"
 N_NEAR, SEED = 500, 990_102
+PROSE_PROMPT = "Who is {}?"
+LONG_CHARACTERS = 2000
+TRADES = ("beekeeper", "glazier", "surveyor", "baker", "cellist", "welder", "tailor", "pilot")
+TOWNS = ("Lisbon", "Turku", "Oaxaca", "Leeds", "Kyoto", "Tartu", "Fargo", "Bergen", "Perth", "Graz")
+PETS = ("goats", "parrots", "tortoises", "greyhounds", "canaries", "donkeys", "carp", "rabbits")
+HOBBIES = (
+    *("repairs accordions", "collects tide tables", "paints bridges", "races pigeons"),
+    *("restores looms", "plays the oboe", "grows melons", "writes crosswords"),
+)
 NAMES = ROOT / "benchmarks" / "foreign_names.txt"
 
 
@@ -53,20 +65,54 @@ class Progress(memlaw.Observer):
         print(f"{said}, {stats.wall_s:.1f} s, retention {stats.retention:g}", file=sys.stderr)
 
 
-def records_of(path: Path, n: int) -> list[Record]:
-    """The first n records of a file; the published ones have field names of their own."""
-    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+def records_of(data: str, n: int) -> list[Record]:
+    """The first n records of a file or of what is made here.
+
+    The published file has field names of its own.
+    """
+    if data in MADE:
+        return list(islice(MADE[data](), n))
+    first = json.loads(Path(data).read_text(encoding="utf-8").splitlines()[0])
     fields = {"prompt_field": "query", "completion_field": "target"} if "query" in first else {}
-    return read_records(str(path), **fields)[:n]
+    return read_records(data, **fields)[:n]
+
+
+def prose() -> Iterator[Record]:
+    """Who somebody is, in a sentence of about thirty tokens; all of it made up."""
+    draw = random.Random(f"prose {SEED}").choice
+    for person in phone_book(SEED):
+        name = str(person.prompt).rstrip(":")
+        text = (
+            f"{name} is a {draw(TRADES)} from {draw(TOWNS)} who moved to {draw(TOWNS)} in "
+            f"{draw(range(1961, 2020))}, keeps {draw(range(2, 20))} {draw(PETS)} and "
+            f"{draw(HOBBIES)}."
+        )
+        yield Record(prompt=PROSE_PROMPT.format(name), completion=text, id=person.id)
+
+
+def long() -> Iterator[Record]:
+    """One record of about 450 tokens."""
+    path = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
+    text = path.read_text(encoding="utf-8")[:LONG_CHARACTERS].strip()
+    yield Record(prompt="Recite the history of the software.", completion=text, id="long")
+
+
+MADE: dict[str, Callable[[], Iterator[Record]]] = {
+    "phonebook": lambda: phone_book(SEED),
+    "prose": prose,
+    "long": long,
+}
 
 
 def groups_of(records: Sequence[Record]) -> dict[str, list[str]]:
     """The near misses that are given, by kind."""
     prompts = [record.prompt for record in records]
     made = near_misses(prompts, N_NEAR, seed=SEED, kinds={"recombined": 1.0})
-    words = {word for prompt in prompts for word in str(prompt).rstrip(":").split()}
+    words = {word for prompt in prompts for word in str(prompt).rstrip(":?").split()}
     names = NAMES.read_text(encoding="utf-8").splitlines()
     foreign = [name for name in names if not words & set(name.rstrip(":").split())]
+    if not str(prompts[0]).endswith(":"):
+        foreign = [PROSE_PROMPT.format(name.rstrip(":")) for name in foreign]
     random.Random(SEED).shuffle(foreign)
     return {"recombined": [str(near.prompt) for near in made], "foreign": foreign[:N_NEAR]}
 
@@ -91,7 +137,7 @@ def near_file(groups: dict[str, list[str]]) -> Iterator[str]:
         yield str(path)
 
 
-def run_write(data: Path, n: int, seed: int, free: bool, model: str, out: Path | None) -> None:
+def run_write(data: str, n: int, seed: int, free: bool, model: str, out: Path | None) -> None:
     """Write an adapter, measure it, keep the result."""
     records = records_of(data, n)
     groups = groups_of(records)
@@ -125,10 +171,11 @@ def run_write(data: Path, n: int, seed: int, free: bool, model: str, out: Path |
         "training_s": timings["training_s"],
         "harms": measured(harms, groups),
     }
-    save(f"{row['way']}_{len(records)}_{seed}", row)
+    kind = f"_{data}" if data in MADE else ""
+    save(f"{row['way']}{kind}_{len(records)}_{seed}", row | {"data": data if data in MADE else ""})
 
 
-def run_folder(name: str, folder: Path, data: Path, n: int, model: str) -> None:
+def run_folder(name: str, folder: Path, data: str, n: int, model: str) -> None:
     """Measure an adapter that is there."""
     records = records_of(data, n)
     groups = groups_of(records)
@@ -191,7 +238,7 @@ def main() -> None:
             command.add_argument("name")
             command.add_argument("folder", type=Path)
         if name != "table":
-            command.add_argument("data", type=Path)
+            command.add_argument("data")
             command.add_argument("--records", type=int, default=100)
             command.add_argument("--model", default="embedded")
         if name == "write":

@@ -86,7 +86,7 @@ def test_near_misses_are_parted_from_records(ready, kind):
 
     before = odds(near)
     gate.add_gate(learner)
-    assert torch.equal(odds(near), before)  # room for one, no more
+    assert torch.allclose(odds(near), before, rtol=0, atol=1e-4)  # room for one, no more
     gate.solve_gate(engine, learner)
     after, records = odds(near), odds(list(range(len(ready.records))))
     assert learner.adapter.rank == rank + 1

@@ -33,6 +33,7 @@ _RECORD_WEIGHT = 15.0
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
 _ROUNDS = 3  # z is linear but nearly
 _ITERATIONS = 200
+_REACH = 3.0  # of log-odds: a near miss that is further below its limit isn't looked at again
 _TINY = 1e-12
 
 
@@ -47,17 +48,30 @@ class _Look:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Line:
+    """z of prompts as a function of the gate's input directions: rest [N] + slopes [N, D_in] a."""
+
+    rest: Float32[Tensor, "N"]
+    slopes: Float32[Tensor, "N D_in"]
+
+    def at(self, a: Float32[Tensor, "D_in"]) -> Float32[Tensor, "N"]:
+        return self.rest + self.slopes @ a
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Problem:
     """What is asked of a gate.
 
     Attributes:
         b: its output directions, of length 1.
         want: log-odds that each record must have.
+        limits: log-odds that each near miss may have.
         factor, pull: what it costs; see `_harm`.
     """
 
     b: Sequence[Float32[Tensor, "_"]]
     want: Float32[Tensor, "N"]
+    limits: Float32[Tensor, "M"]
     factor: Float32[Tensor, "D_in D_in"]
     pull: Float32[Tensor, "D_in"]
 
@@ -104,19 +118,28 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None
+    close = torch.arange(len(near), device=limits.device)
     for _ in range(_ROUNDS):
+        now = _column(adapter, sites, holding.gate)
         at_records = _look(engine, adapter, sites, records, first)
-        at_near = _look(engine, adapter, sites, near, first)
+        at_near = _look(engine, adapter, sites, [near[i] for i in close.tolist()], first)
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
                 b=b,
                 want=at_records.z.clamp(*_SURE),
+                limits=limits,
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
-        now = _column(adapter, sites, holding.gate)
-        a = _solve(at_records, at_near, now, problem, limits=limits)
+            others = _line(at_near, problem.b, now)
+        else:  # the others are where their lines say, as far as anybody knows
+            seen = _line(at_near, problem.b, now)
+            others.rest[close], others.slopes[close] = seen.rest, seen.slopes
+        a = _solve(_line(at_records, problem.b, now), others, now, problem)
         _install(adapter, sites, holding.gate, a, problem.b)
+        close = (others.at(a) > limits - _REACH).nonzero()[:, 0]
+        if not len(close):
+            break
 
 
 @torch.no_grad()
@@ -238,36 +261,28 @@ def _spread(small: Tensor, widths: Sequence[int]) -> Tensor:
     return small.repeat_interleave(counts, dim=0).repeat_interleave(counts, dim=1)
 
 
+def _line(look: _Look, b: Sequence[Tensor], a: Float32[Tensor, "D_in"]) -> _Line:
+    """What a look, taken with the gate `a` in place, says of other gates with outputs `b`."""
+    at_sites = torch.stack([g @ v for g, v in zip(look.gradients, b, strict=True)], dim=1)
+    width = look.reads.shape[1] // len(b)
+    slopes = look.reads * at_sites.repeat_interleave(width, dim=1)
+    return _Line(rest=look.z - slopes @ a, slopes=slopes)
+
+
 def _solve(
-    records: _Look,
-    near: _Look,
-    a: Float32[Tensor, "D_in"],
-    problem: _Problem,
-    *,
-    limits: Float32[Tensor, "M"],
+    records: _Line, near: _Line, a: Float32[Tensor, "D_in"], problem: _Problem
 ) -> Float32[Tensor, "D_in"]:
     """The input directions, one after the other, by L-BFGS in coordinates in which harm is round.
 
     Args:
-        records, near: as the model is with the gate `a`.
-        a: the gate that is there.
+        records, near: how a gate moves them.
+        a: the gate that is there, to begin with.
         problem: what is asked of it.
-        limits: log-odds that each near miss may have.
     """
-    b, factor = problem.b, problem.factor
-
-    def effects(look: _Look) -> Tensor:  # of a on z: [N, D_in]
-        slopes = torch.stack([g @ v for g, v in zip(look.gradients, b, strict=True)], dim=1)
-        widths = [look.reads.shape[1] // len(b)] * len(b)
-        return look.reads * slopes.repeat_interleave(
-            torch.tensor(widths, device=slopes.device), dim=1
-        )
-
-    known, others = effects(records), effects(near)
-    z_known, z_others = records.z - known @ a, near.z - others @ a
-    columns = torch.cat([known, others, problem.pull[None]]).T
+    factor = problem.factor
+    columns = torch.cat([records.slopes, near.slopes, problem.pull[None]]).T
     rounded = torch.linalg.solve_triangular(factor, columns, upper=False).T
-    known, others, (pull,) = rounded.split([len(known), len(others), 1])
+    known, others, (pull,) = rounded.split([len(records.rest), len(near.rest), 1])
     c = (factor.T @ a).detach().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [c], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
@@ -275,8 +290,8 @@ def _solve(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        missing = (problem.want - z_known - known @ c).relu()
-        over = (z_others + others @ c - limits).relu()
+        missing = (problem.want - records.rest - known @ c).relu()
+        over = (near.rest + others @ c - problem.limits).relu()
         total: Tensor = (
             _RECORD_WEIGHT * missing.square().mean()
             + over.square().mean()

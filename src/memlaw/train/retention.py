@@ -90,9 +90,13 @@ def quadratic_penalty(
     total = factors[0][0].new_zeros(())
     for term in terms:
         a, b = zip(*(factors[site] for site in term.sites), strict=True)
-        reads = torch.cat([x @ a for x, a in zip(term.reads, a, strict=True)], dim=1)  # [M, R…]
-        writes = torch.cat([g @ b.T for g, b in zip(term.writes, b, strict=True)], dim=1)
-        total = total + 0.5 * term.weight * ((reads.T @ reads) * (writes.T @ writes)).sum()
+        # The thin factor first, and row by row: products that way, and the gradient's, which
+        # autograd lays out alike, take a tenth of the time on a CPU.
+        reads = torch.cat(
+            [a.T.contiguous() @ x.T for x, a in zip(term.reads, a, strict=True)]
+        )  # [R…, M]
+        writes = torch.cat([b @ g.T for g, b in zip(term.writes, b, strict=True)])
+        total = total + 0.5 * term.weight * ((reads @ reads.T) * (writes @ writes.T)).sum()
     return total
 
 
