@@ -82,6 +82,27 @@ def test_a_step_is_that_of_the_plain_loss_however_it_is_divided(
     assert max(counts) > 1.2 * min(counts)  # a mean of micro-batches' means would be another
 
 
+def test_a_trl_without_its_fused_head_makes_the_same_step_of_logits(
+    make_trainer, rows, monkeypatch
+):
+    from memlaw.integrations.trl import MemFTTrainer
+
+    monkeypatch.setattr(MemFTTrainer, "fused", False)
+    trainer = make_trainer(
+        "trl", rows, size=4, accumulate=2, objective="memft_window", threshold=0.5
+    )
+    expected = reference_step(trainer, rows, _window)
+    asked = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(sorted(kwargs)), with_kwargs=True
+    )
+    loss, after = _step(trainer)
+    assert loss == pytest.approx(expected.loss, rel=1e-4)
+    _same(after, expected.after)
+    assert asked
+    assert not any({"labels", "fused_lm_head"} & set(names) for names in asked)
+
+
 @pytest.mark.parametrize(("size", "accumulate"), [(8, 1), (4, 2)])
 @pytest.mark.parametrize(
     "how",

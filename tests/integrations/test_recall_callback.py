@@ -7,6 +7,8 @@ import pytest
 pytest.importorskip("trl", reason="the extra trl is not installed")
 
 from stepping import RECORDS, adapter_of, build
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import memlaw
 from memlaw.core.errors import ConfigError, DataError
@@ -29,8 +31,15 @@ def make(llama, tmp_path, rows):
 
 
 @pytest.mark.slow
-def test_training_ends_at_a_certificate_that_holds(make, tmp_path):
-    trainer = make()
+def test_training_ends_at_a_certificate_that_holds(make, tmp_path, monkeypatch):
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs, **_):
+            told.append(dict(logs))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Tracker)  # or wandb, or any other
+    trainer = make(report_to=["trackio"])
     watch = RecallCallback(trainer, THREE, every=2)
     trainer.add_callback(watch)
     trainer.train()
@@ -47,7 +56,12 @@ def test_training_ends_at_a_certificate_that_holds(make, tmp_path):
     logged = [entry for entry in trainer.state.log_history if "recall" in entry]
     assert [entry["recall"] for entry in logged] == [a["recall"] for a in watch.audits]
     assert logged[0]["recall"] < 1
-    assert {"share_under", "lowest_p", "delta_nll"} <= set(logged[0])
+    names = {"recall", "share_under", "lowest_p", "delta_nll"}
+    assert names <= set(logged[0])
+    seen = [logs for logs in told if "recall" in logs]
+    assert [{n: logs[n] for n in names} for logs in seen] == [
+        {n: audit[n] for n in names} for audit in watch.audits
+    ]
 
 
 @pytest.mark.slow
