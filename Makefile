@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test quick check lowest bench fuzz faults attacks
+.PHONY: setup demo test release quick check lowest bench fuzz faults attacks
 
 setup: $(READY)
 
@@ -33,6 +33,10 @@ test: setup
 # What to run while working: all but the tests that take seconds.
 quick: setup
 	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
+# Besides, that the demo does what the README shows: ten minutes of a core for one test.
+release: setup
+	MEMLAW_DEMO=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: setup
 	$(BIN)/ruff format --check .
