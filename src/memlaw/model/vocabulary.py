@@ -66,17 +66,19 @@ def require_sayable(model: Any, tokenizer: Any, examples: Sequence[Example], lin
         return
     n_rows = len(head.weight)
     targets = sorted({token for e in examples for token in e.target_ids if token < n_rows})
-    _require_apart(model, tokenizer, examples[0], targets, line)
-    _require_long(model, tokenizer, examples[0], targets, line)
+    states, longest = _final_states(model, examples[0])
+    _require_apart(model, tokenizer, states, targets, line)
+    _require_long(model, tokenizer, states, longest, targets, line)
 
 
 def _require_apart(
-    model: Any, tokenizer: Any, example: Example, targets: Sequence[int], line: float
+    model: Any, tokenizer: Any, states: torch.Tensor, targets: Sequence[int], line: float
 ) -> None:
     head = model.get_output_embeddings()
     weight, bias = head.weight.detach(), getattr(head, "bias", None)
     # By how much logits must differ, and how far apart rows so must be.
-    least = math.log(line / (1 - line)) / (_ROOM * _hidden_norm(model, example))
+    norm = float(states.float().norm(dim=-1).max())
+    least = math.log(line / (1 - line)) / (_ROOM * norm)
     probe = torch.ones(weight.shape[1], device=weight.device) / weight.shape[1] ** 0.5
     places = weight.float() @ probe  # [V]: rows that are close are close here, too
     order = places.sort()
@@ -103,10 +105,14 @@ def _require_apart(
 
 
 def _require_long(
-    model: Any, tokenizer: Any, example: Example, targets: Sequence[int], line: float
+    model: Any,
+    tokenizer: Any,
+    states: torch.Tensor,
+    longest: float | None,
+    targets: Sequence[int],
+    line: float,
 ) -> None:
     """Two logits differ by no more than their rows' distance times the hidden state's length."""
-    states, longest = _final_states(model, example)
     slope = _slope(model, states)
     if longest is None or slope is None:
         return
@@ -184,13 +190,3 @@ def _longest(norm: Any, states: torch.Tensor) -> float:
             for axes in torch.eye(width, dtype=states.dtype, device=states.device).split(_AT_ONCE)
         ]
     return _SLACK * (max(found) + float(bias.float().norm()))
-
-
-def _hidden_norm(model: Any, example: Example) -> float:
-    """The largest norm of a final hidden state before an example's targets [T, D]."""
-    batch = collate([example], next(model.parameters()).device)
-    with torch.no_grad():
-        states = body_of(model)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
-    return float(states.last_hidden_state[batch.keep].float().norm(dim=-1).max())

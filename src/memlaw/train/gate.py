@@ -118,6 +118,8 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None
+    width = len(_column(adapter, sites, holding.gate))
+    others = _Line(rest=limits.clone(), slopes=limits.new_zeros(len(near), width))
     close = torch.arange(len(near), device=limits.device)
     for _ in range(_ROUNDS):
         now = _column(adapter, sites, holding.gate)
@@ -131,10 +133,9 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
                 limits=limits,
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
-            others = _line(at_near, problem.b, now)
-        else:  # the others are where their lines say, as far as anybody knows
-            seen = _line(at_near, problem.b, now)
-            others.rest[close], others.slopes[close] = seen.rest, seen.slopes
+        # Those that aren't looked at again are where their lines say, as far as anybody knows.
+        seen = _line(at_near, problem.b, now)
+        others.rest[close], others.slopes[close] = seen.rest, seen.slopes
         a = _solve(_line(at_records, problem.b, now), others, now, problem)
         _install(adapter, sites, holding.gate, a, problem.b)
         close = (others.at(a) > limits - _REACH).nonzero()[:, 0]
