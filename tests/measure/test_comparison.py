@@ -81,3 +81,31 @@ def test_of_a_models_own_greedy_answer_every_token_is_the_argmax(llama, monkeypa
     found = Comparison(base, texts).of(lambda: contextlib.nullcontext(base.model))
     assert [change.base_greedy for change in found] == [True, True, False, False]
     assert [change.greedy for change in found] == [True, True, False, False]
+
+
+def test_what_the_first_other_token_loses(llama, monkeypatch, tmp_path):
+    from memlaw.measure.decode import greedy_decode
+
+    monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path))
+    base = load_model(llama, dtype="float32")
+    adapter = Adapter(resolve_sites(base.model, "down_proj", (1,)), rank=4, seed=1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for b in adapter.b:
+            b.normal_(std=0.05)
+    prompts = [(i, i + 1) for i in range(5, 25)]
+    own = greedy_decode(base.model, prompts, end_id=0, max_tokens=[6] * 20)
+    texts = list(zip(prompts, own, strict=True))
+    lost = []
+    for given, then in texts:
+        rows = slice(len(given) - 1, -1)
+        with torch.no_grad():
+            before = base.model(torch.tensor([given + then])).logits[0, rows].log_softmax(-1)
+            with adapter.attached(base.model):
+                now = base.model(torch.tensor([given + then])).logits[0, rows].argmax(1).tolist()
+        left = [i for i, token in enumerate(now) if token != then[i]][:1]
+        lost.append(sum((before[i, then[i]] - before[i, now[i]]).item() for i in left))
+    found = Comparison(base, texts, 1).of(lambda: adapter.attached(base.model))
+    assert [change.lost_nats for change in found] == pytest.approx(lost, abs=1e-4)
+    assert 0 < sum(x > 0 for x in lost) < 20
+    assert [change.greedy for change in found] == [x == 0 for x in lost]

@@ -55,6 +55,7 @@ def test_what_changes_nothing_is_found_to_change_nothing(make_model, phone_book,
     assert elsewhere.share_of_floor == 1
     assert elsewhere.kl_worst_nats == pytest.approx(0, abs=1e-6)
     assert elsewhere.changed == ()
+    assert elsewhere.overturned == 0
     assert sum(counts.n for counts in near.by_kind.values()) == 200
     assert near.n == near.unchanged >= 160
     assert near.leaks == near.made_up == 0
@@ -112,6 +113,8 @@ def test_the_certificate_says_it_and_a_new_measurement_bears_it_out(leaky, phone
     check = memlaw.check_certificate(out / "certificate.json", phone_book)
     assert check.holds, check.mismatches
     assert check.harms["elsewhere"] == result.harms["elsewhere"]
+    elsewhere = result.harms["elsewhere"]
+    assert 0 < elsewhere.overturned <= elsewhere.n - elsewhere.unchanged
     assert check.harms["near_misses"] == result.harms["near_misses"]
 
 
@@ -125,6 +128,7 @@ def _forge(name, claim):
             everyday_in_form=0,
             kl_nats=0.0,
             kl_ci95=(0.0, 0.0),
+            overturned=0,
         )
     elif name == "near_misses":
         harmless = dataclasses.replace(
@@ -263,6 +267,17 @@ def _harms(**changed):
             prompts_sha256="",
         ),
     }
+
+
+def test_what_is_said_of_overturned_answers():
+    found = dataclasses.replace(_harms()["elsewhere"], overturned=7)
+    assert "7 overturned" in found.row()[1]
+    assert "7 of the answers that changed were *overturned*" in found.paragraph()
+    assert Unchanged.from_json(found.to_json()) == found
+    older = {name: value for name, value in found.to_json().items() if name != "overturned"}
+    assert "overturned" not in Unchanged.from_json(older).row()[1]
+    with pytest.raises(ValueError, match="51 overturned, 60 of 110 unchanged"):
+        Unchanged.from_json({**found.to_json(), "overturned": 51})
 
 
 def test_at_the_limits_it_is_specific():

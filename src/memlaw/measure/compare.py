@@ -38,6 +38,8 @@ class Change:
         kl: KL(base ‖ adapted), nats per token, ≥ 0 but for rounding.
         base_greedy, greedy: without and with it each token of the text is the argmax: greedy
             decoding gives the text, except where rounding decides.
+        lost_nats: where greedy decoding first leaves the text, how much less likely the base model
+            holds that token than the text's, in nats; 0: it doesn't leave it, or they are even.
         n_tokens: tokens that were predicted.
     """
 
@@ -46,6 +48,7 @@ class Change:
     kl: float
     base_greedy: bool
     greedy: bool
+    lost_nats: float
     n_tokens: int
 
 
@@ -146,6 +149,13 @@ class Comparison:
             [part.double().mean().item() for part in column.cpu().split(lengths)]
             for column in columns
         ]
+        chosen = now.argmax(dim=1, keepdim=True)
+        lost = before.gather(1, targets[:, None]).float() - before.gather(1, chosen).float()
+        left = (chosen[:, 0] != targets).cpu().split(lengths)
+        lost_by_text = [
+            max(0.0, part[where][0].item()) if where.any() else 0.0
+            for part, where in zip(lost[:, 0].cpu().split(lengths), left, strict=True)
+        ]
         return [
             Change(
                 base_nll=base_nll,
@@ -153,9 +163,12 @@ class Comparison:
                 kl=kl,
                 base_greedy=base_greedy == 1,
                 greedy=greedy == 1,
+                lost_nats=lost_nats,
                 n_tokens=n,
             )
-            for base_nll, nll, kl, base_greedy, greedy, n in zip(*by_text, lengths, strict=True)
+            for base_nll, nll, kl, base_greedy, greedy, lost_nats, n in zip(
+                *by_text, lost_by_text, lengths, strict=True
+            )
         ]
 
     def _lengths(self, rows: Sequence[int]) -> list[int]:

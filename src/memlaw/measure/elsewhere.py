@@ -22,7 +22,7 @@ from memlaw.measure.answers import Answered, answer_text, decoded
 from memlaw.measure.compare import Comparison
 from memlaw.measure.own_prompts import ANSWER_TOKENS, greedy_answers, measured_prompts
 from memlaw.measure.subject import Subject, title
-from memlaw.measure.unchanged import Unchanged
+from memlaw.measure.unchanged import OVERTURNED_NATS, Unchanged
 
 _SHOWN = 64
 
@@ -121,6 +121,7 @@ class Elsewhere:
             kl_ci95=mean_interval(kl),
             kl_worst_nats=max(kl),
             prompts_sha256=json_sha256([ids for _, ids in self.asked]),
+            overturned=sum(c.lost_nats > OVERTURNED_NATS for c in changes),
             changed=tuple(sorted(changed, key=lambda a: a.kind == "changed")),
         )
 

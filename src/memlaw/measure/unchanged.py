@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from memlaw.measure.own_prompts import ANSWER_TOKENS
 
 TOLERANCE = 0.03  # of a share: what rounding may change on another machine
 _TOLERANCE_NATS = 0.01
+OVERTURNED_NATS = math.log(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class Unchanged:
         kl_ci95: its 95 % confidence interval (Student's t over prompts).
         kl_worst_nats: of the prompt that changed most.
         prompts_sha256: hash of the prompts.
+        overturned: those whose answer first differs in a token that the base model holds less than
+            half as likely as its own; the others leave it where it hardly prefers its own token.
+            None: a certificate from before this was measured.
         changed: prompts that are answered otherwise, the most changed first.
     """
 
@@ -41,6 +46,7 @@ class Unchanged:
     kl_ci95: tuple[float, float]
     kl_worst_nats: float
     prompts_sha256: str
+    overturned: int | None = None
     changed: tuple[Answered, ...] = field(default=(), repr=False, compare=False)
 
     unit = "of what rounding leaves"
@@ -89,6 +95,9 @@ class Unchanged:
         low, high = own.get("kl_ci95", (0.0, 0.0))
         found = cls(**{**own, "kl_ci95": (float(low), float(high))})
         counts = (found.everyday_unchanged, found.unchanged, found.n)
+        overturned = found.overturned or 0
+        if not 0 <= overturned <= found.n - found.unchanged:
+            raise ValueError(f"{overturned} overturned, {found.unchanged} of {found.n} unchanged")
         if not 0 <= counts[0] <= counts[1] <= counts[2] or not 0 < found.floor <= found.n:
             raise ValueError(f"counts that can't be: {counts}, floor {found.floor}")
         if not 0 <= found.everyday_in_form <= found.n_everyday <= found.n or not low <= high:
@@ -105,9 +114,12 @@ class Unchanged:
         low, high = self.share_of_floor_ci95
         return "unchanged elsewhere", (
             f"{self.unchanged} of {self.n} answers, {self.share_of_floor:.0%} of the {self.floor} "
-            f"that rounding leaves (95 %: {low:.0%} to {high:.0%}), {self.everyday_in_form} like a "
-            f"record; KL {self.kl_nats:.3f} nats per token"
+            f"that rounding leaves (95 %: {low:.0%} to {high:.0%}), {self._overturned()}"
+            f"{self.everyday_in_form} like a record; KL {self.kl_nats:.3f} nats per token"
         )
+
+    def _overturned(self) -> str:
+        return "" if self.overturned is None else f"{self.overturned} overturned, "
 
     def row_beside(self, claimed: Unchanged) -> tuple[str, str]:
         """The same, with what a certificate claims."""
@@ -130,13 +142,19 @@ class Unchanged:
             else f"**{self.everyday_in_form} of {self.n_everyday} everyday questions are answered "
             "like a record**"
         )
+        overturned = (
+            ""
+            if self.overturned is None
+            else f"{self.overturned} of the answers that changed were *overturned*: they first "
+            "differ in a token that the base model holds less than half as likely as its own. "
+        )
         return (
             f"Asked {self.n} other things ({self.n_everyday} everyday questions, and prompts that "
             f"the base model writes itself), it answers {self.unchanged} word for word as before, "
             f"over {ANSWER_TOKENS} tokens: **{self.share_of_floor:.0%}** of the {self.floor} that "
-            f"rounding alone leaves (95 % interval {low:.0%} to {high:.0%}); {form}. Along those "
-            f"answers its predictions move by a KL divergence of {self.kl_nats:.3f} nats a token "
-            f"(the worst prompt: {self.kl_worst_nats:.2f})."
+            f"rounding alone leaves (95 % interval {low:.0%} to {high:.0%}); {form}. {overturned}"
+            f"Along those answers its predictions move by a KL divergence of {self.kl_nats:.3f} "
+            f"nats a token (the worst prompt: {self.kl_worst_nats:.2f})."
         )
 
     def mismatch(self, claimed: Unchanged) -> str | None:
