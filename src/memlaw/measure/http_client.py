@@ -117,7 +117,8 @@ class Client:
                     raise _cut_off(size, wanted)
                 return b"".join(parts), response.headers.get_content_type()
         except urllib.error.HTTPError as error:
-            raise _Status(error) from error
+            with error:  # it holds the connection
+                raise _Status(error) from error
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError | socket.timeout):
                 raise late from error

@@ -14,6 +14,7 @@ Shapes: D_in and D_out widths of a site, R rank of the adapter, R₀ the one it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from memlaw.model.adapter import Adapter
 from memlaw.train.retention import Term, quadratic_penalty
 
+SLACK = 0.035  # of p: what rounding may take in the audit's batches
 _PATIENT = 3  # times that the hold gives way before all is trained
 
 
@@ -37,13 +39,23 @@ class Keeping:
 
     Attributes:
         terms: as given; `weight`, `still` likewise, until they give way.
+        slack: how much p must be above the line where an audit is to be worth its time.
+        n_slipped: of the records that aren't trained, at the last look.
+        least_under: tokens under the line, of what is trained, so far.
+        progress_at: the epoch in which there were so few first, or the hold was loosened last.
     """
 
     def __init__(
-        self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int = 0
+        self,
+        adapter: Adapter,
+        terms: Sequence[Term],
+        weight: float,
+        still: int = 0,
     ) -> None:
         self.terms, self.weight, self.still = terms, weight, still
-        self.n_given = 0
+        self.slack = SLACK
+        self.n_given = self.progress_at = 0
+        self.n_slipped = self.least_under = math.inf
         self.start = [
             (a.detach().clone(), b.detach().clone())
             for a, b in zip(adapter.a, adapter.b, strict=True)

@@ -61,12 +61,12 @@ class Seen:
         ends, lengths = self._ends[list(rows)].tolist(), self.lengths[list(rows)].tolist()
         return torch.cat([torch.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)])
 
-    def n_under(self, rows: Sequence[int]) -> int:
-        """Target tokens of the records `rows` that were under the line when last seen."""
+    def n_under(self, rows: Sequence[int], p: float | None = None) -> int:
+        """Target tokens of the records `rows` that were under p, or the line, when last seen."""
+        p = self.line_p if p is None else p
         ends = self._ends.tolist()
         return sum(
-            int((self.p[ends[row] - int(self.lengths[row]) : ends[row]] < self.line_p).sum())
-            for row in rows
+            int((self.p[ends[row] - int(self.lengths[row]) : ends[row]] < p).sum()) for row in rows
         )
 
     def share_over(self) -> float:

@@ -189,7 +189,7 @@ class Goals:
         """Training sees success: look as a user will; returns why training is over, if it is."""
         learner = self.run.learner
         if not self._holds_everywhere():
-            learner.raise_goal()
+            self._aim_higher()
             return ""
         if not self.bounds:
             return REACHED
@@ -203,6 +203,10 @@ class Goals:
         self.look_at_penalty = self._penalty() * max(0.5, 0.9 / excess)
         learner.retention.weight *= _TIGHTER
         return ""
+
+    def _aim_higher(self) -> None:
+        """The audit failed where training saw success."""
+        self.run.learner.raise_goal()
 
     def _weigh_harms(self, audit: Audit) -> float:
         """How far certified weights are above the bounds; above 1, the best so far are kept."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.holding import Weights
+from memlaw.train.keeping import SLACK
 from memlaw.writer.goals import Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
@@ -26,17 +29,24 @@ class Watching(Goals):
         run: what is trained, started from an earlier generation.
     """
 
-    n_slipped: float = math.inf  # at the last look
-    least_under: float = math.inf  # tokens under the line, of what is trained
-    progress_at = 0  # the epoch in which there were so few first, or the hold was loosened last
-
     def _old_ones_hold(self) -> bool:
         """Look at the records that aren't trained; those that have slipped for good are then."""
-        slipped = self._slipped()
-        if len(slipped) > _FALLING * self.n_slipped or not self.run.learner.keeping:
+        slipped, keeping = self._slipped(), self.run.learner.keeping
+        if not keeping or len(slipped) > _FALLING * keeping.n_slipped:
             self._join(slipped)
-        self.n_slipped = len(slipped)
+        if keeping:
+            keeping.n_slipped = len(slipped)
         return not slipped
+
+    def _all_hold(self) -> bool:
+        """Whether an audit is worth its time: the last step may have taken what it was to give."""
+        learner = self.run.learner
+        if learner.keeping:
+            line = learner.seen.line_p + learner.keeping.slack
+            rows = learner.rows.tolist()
+            if any(bool((torch.exp(-nll) < line).any()) for _, nll in losses(self.run, rows)):
+                return False
+        return self._old_ones_hold()
 
     def _join(self, rows: Sequence[int]) -> None:
         """Train these records, too, from now on."""
@@ -44,23 +54,25 @@ class Watching(Goals):
         now = learner.rows.tolist()
         if new := sorted(set(rows) - set(now)):
             learner.train_on([*now, *new])
-            if learner.keeping:  # fewer are left to hold, and more have to move
-                learner.keeping.weight /= 4
-            self.least_under, self.progress_at = math.inf, learner.epoch
+            if keeping := learner.keeping:
+                if len(new) > len(now):  # fewer are left to hold, and more have to move
+                    keeping.weight /= 4
+                keeping.least_under, keeping.progress_at = math.inf, learner.epoch
 
     def _give_way(self, stats: EpochStats) -> None:
         """Hold old records less tightly where what is new isn't learnt for them."""
-        if stats.n_under < self.least_under:
-            self.least_under, self.progress_at = stats.n_under, stats.epoch
+        keeping = self.run.learner.keeping
+        if keeping and stats.n_under < keeping.least_under:
+            keeping.least_under, keeping.progress_at = stats.n_under, stats.epoch
         else:
             self._loosen(stats.epoch)
 
     def _loosen(self, epoch: int) -> None:
         """Loosen the hold on old records, where for some epochs nothing has got better."""
         keeping = self.run.learner.keeping
-        if keeping and epoch - self.progress_at >= _PATIENCE:
+        if keeping and epoch - keeping.progress_at >= _PATIENCE:
             keeping.give_way()
-            self.progress_at = epoch
+            keeping.progress_at = epoch
 
     def _nothing_is_left(self) -> bool:
         """Whether what was removed is gone by all measures; if not, that weighs more from now."""
@@ -80,13 +92,17 @@ class Watching(Goals):
         return all(forgetting.kept(part, nll) for part, nll in losses(self.run, rows))
 
     def _slipped(self) -> list[int]:
-        """The records, among those that aren't trained, with a token under the line."""
-        run, seen = self.run, self.run.learner.seen
+        """The records, among those that aren't trained, with a token under the line or near it.
+
+        The line itself isn't enough: in the audit's batches tokens round otherwise.
+        """
+        run, seen, keeping = self.run, self.run.learner.seen, self.run.learner.keeping
+        line = seen.line_p + (keeping.slack if keeping else 0.0)
         trained = set(run.learner.rows.tolist())
         kept = [row for row in range(len(run.examples)) if row not in trained]
         for part, nll in losses(run, kept):
             seen.note(part, nll)
-        return [row for row in kept if seen.n_under([row])]
+        return [row for row in kept if seen.n_under([row], line)]
 
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
@@ -105,7 +121,7 @@ class UpdateGoals(Watching):
             self._give_way(stats)
             return super().after(stats)
         # Before that, at a high rate, no look is worth its time.
-        hold, is_forgotten = self._old_ones_hold(), self._is_forgotten()
+        hold, is_forgotten = self._all_hold(), self._is_forgotten()
         if hold and is_forgotten:
             return super().after(stats)
         if not is_forgotten:  # the hold stands in the way of that, too
@@ -115,6 +131,13 @@ class UpdateGoals(Watching):
     def _look(self) -> str:
         ended = super()._look()
         return ended if ended and self._nothing_is_left() else ""
+
+    def _aim_higher(self) -> None:
+        keeping = self.run.learner.keeping
+        if keeping:  # what failed is trained now; a higher line for all would let others slip
+            keeping.slack += SLACK
+        else:
+            super()._aim_higher()
 
 
 class UpdateMeanGoals(Watching, MeanGoals):

@@ -19,7 +19,7 @@ from memlaw.writer.private import read_learner
 from memlaw.writer.setup import general_moments
 from memlaw.writer.state import Run
 
-KEEP = 3000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
+KEEP = 30_000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
 _ROOM = 8  # columns, at least, in which a few changes are learnt; of a smaller adapter, its rank
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
