@@ -136,6 +136,29 @@ def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, t
     assert of_new > 0
 
 
+@pytest.mark.slow
+def test_failed_audits_ask_for_more_room_and_training_aims_beyond_it(folder, changed, monkeypatch):
+    from memlaw.writer.goals import Goals
+
+    left, seen = [False, False, False, False, False], []
+    holds = Goals._holds_everywhere
+
+    def fails_at_first(self):
+        learner = self.run.learner
+        line, keeping = learner.seen.line_p, learner.keeping
+        seen.append((line, keeping.slack, learner.goal_p))
+        return left.pop() if left else holds(self)
+
+    monkeypatch.setattr(Goals, "_holds_everywhere", fails_at_first)
+    assert memlaw.update(folder, changed).taken
+    assert len(seen) == 6
+    assert len({line for line, _, _ in seen}) == 1
+    slack = [s for _, s, _ in seen]
+    assert slack == sorted(slack)
+    assert slack[0] < slack[2]
+    assert all(line + s < goal for line, s, goal in seen)
+
+
 def test_narrowed_it_does_most_nearly_the_same():
     """Beside what is read nothing counts: a rank that nothing reads is what goes."""
     from memlaw.model.adapter import Adapter

@@ -133,9 +133,13 @@ class UpdateGoals(Watching):
         return ended if ended and self._nothing_is_left() else ""
 
     def _aim_higher(self) -> None:
-        keeping = self.run.learner.keeping
-        if keeping:  # what failed is trained now; a higher line for all would let others slip
-            keeping.slack += SLACK
+        learner = self.run.learner
+        if keeping := learner.keeping:
+            # What failed is trained now. A higher line for all would let others slip: a look asks
+            # for more room above it, and training aims beyond that.
+            line = learner.seen.line_p
+            keeping.slack = min(keeping.slack + SLACK, (1 - line) / 4)
+            learner.goal_p = max(learner.goal_p, line + 2 * keeping.slack)
         else:
             super()._aim_higher()
 
