@@ -17,3 +17,5 @@ for name, (rows, settings) in given["runs"].items():
     trainer.train()
     if trainer.is_world_process_zero():
         save_file(adapter_of(trainer), f"{out}.safetensors")
+torch.distributed.barrier()  # who leaves while the other still works aborts at times
+torch.distributed.destroy_process_group()
