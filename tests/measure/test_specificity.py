@@ -276,6 +276,11 @@ def test_what_is_said_of_overturned_answers():
     assert Unchanged.from_json(found.to_json()) == found
     older = {name: value for name, value in found.to_json().items() if name != "overturned"}
     assert "overturned" not in Unchanged.from_json(older).row()[1]
+    assert found.mismatch(dataclasses.replace(found, overturned=10)) is None
+    assert found.mismatch(dataclasses.replace(found, overturned=None)) is None
+    for forged in (0, 30):
+        said = found.mismatch(dataclasses.replace(found, overturned=forged))
+        assert said == f"7 answers are overturned, not {forged}"
     with pytest.raises(ValueError, match="51 overturned, 60 of 110 unchanged"):
         Unchanged.from_json({**found.to_json(), "overturned": 51})
 

@@ -13,7 +13,7 @@ from memlaw.measure.own_prompts import ANSWER_TOKENS
 
 TOLERANCE = 0.03  # of a share: what rounding may change on another machine
 _TOLERANCE_NATS = 0.01
-OVERTURNED_NATS = math.log(2)
+OVERTURNED_NATS = math.log(2)  # half as likely; a near tie is less than that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +170,10 @@ class Unchanged:
             return (
                 f"KL on other prompts is {self.kl_nats:.4f} nats a token, not {claimed.kl_nats:.4f}"
             )
+        if self.overturned is not None and claimed.overturned is not None:
+            low, high = share_interval(self.overturned, self.n)
+            if not low <= claimed.overturned / claimed.n <= high:
+                return f"{self.overturned} answers are overturned, not {claimed.overturned}"
         if abs(self.everyday_in_form - claimed.everyday_in_form) > TOLERANCE * self.n_everyday or (
             self.everyday_in_form and not claimed.everyday_in_form
         ):

@@ -46,11 +46,7 @@ class Keeping:
     """
 
     def __init__(
-        self,
-        adapter: Adapter,
-        terms: Sequence[Term],
-        weight: float,
-        still: int = 0,
+        self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int = 0
     ) -> None:
         self.terms, self.weight, self.still = terms, weight, still
         self.slack = SLACK

@@ -40,13 +40,17 @@ class Watching(Goals):
 
     def _all_hold(self) -> bool:
         """Whether an audit is worth its time: the last step may have taken what it was to give."""
-        learner = self.run.learner
-        if learner.keeping:
-            line = learner.seen.line_p + learner.keeping.slack
-            rows = learner.rows.tolist()
-            if any(bool((torch.exp(-nll) < line).any()) for _, nll in losses(self.run, rows)):
+        run, line = self.run, self._line()
+        if run.learner.keeping:
+            rows = run.learner.rows.tolist()
+            if any(bool((torch.exp(-nll) < line).any()) for _, nll in losses(run, rows)):
                 return False
         return self._old_ones_hold()
+
+    def _line(self) -> float:
+        """The p that a look asks for: in the audit's batches tokens round otherwise."""
+        learner = self.run.learner
+        return learner.seen.line_p + (learner.keeping.slack if learner.keeping else 0.0)
 
     def _join(self, rows: Sequence[int]) -> None:
         """Train these records, too, from now on."""
@@ -92,12 +96,8 @@ class Watching(Goals):
         return all(forgetting.kept(part, nll) for part, nll in losses(self.run, rows))
 
     def _slipped(self) -> list[int]:
-        """The records, among those that aren't trained, with a token under the line or near it.
-
-        The line itself isn't enough: in the audit's batches tokens round otherwise.
-        """
-        run, seen, keeping = self.run, self.run.learner.seen, self.run.learner.keeping
-        line = seen.line_p + (keeping.slack if keeping else 0.0)
+        """The records, among those that aren't trained, with a token under the line or near it."""
+        run, seen, line = self.run, self.run.learner.seen, self._line()
         trained = set(run.learner.rows.tolist())
         kept = [row for row in range(len(run.examples)) if row not in trained]
         for part, nll in losses(run, kept):
