@@ -34,16 +34,18 @@ def _frozen(sites):
 
 
 def test_both_engines_probe_the_same(ready):
-    """Hidden states, inputs, and gradients at the output of the upper site."""
-    rows, module = [0, 2, len(ready.records), len(ready.records) + 1], ready.sites[1].module
+    """Hidden states, inputs, and gradients at the outputs of the sites, the lowest one's, too."""
+    rows = [0, 2, len(ready.records), len(ready.records) + 1]
+    modules = [site.module for site in ready.sites]
     found = []
     for kind in KINDS:
-        hidden, reads, probes = ready.engine(kind).probed(Job(_frozen(ready.sites), rows), [module])
+        hidden, reads, probes = ready.engine(kind).probed(Job(_frozen(ready.sites), rows), modules)
         hidden.float().square().sum().backward()
-        gradients = torch.cat([probe.grad for probe in probes[0]])
-        assert len(hidden) == len(reads[0]) == len(gradients)
-        assert gradients.abs().sum() > 0
-        found.append((hidden.detach(), reads[0], gradients))
+        gradients = [torch.cat([probe.grad for probe in of_site]) for of_site in probes]
+        for read, gradient in zip(reads, gradients, strict=True):
+            assert len(hidden) == len(read) == len(gradient)
+            assert gradient.abs().sum() > 0
+        found.append((hidden.detach(), *reads, *gradients))
     for plain, cached in zip(*found, strict=True):
         assert torch.allclose(plain, cached, rtol=1e-3, atol=1e-4)
 

@@ -137,7 +137,7 @@ def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, t
 
 
 @pytest.mark.slow
-def test_failed_audits_ask_for_more_room_and_training_aims_beyond_it(folder, changed, monkeypatch):
+def test_failed_audits_let_training_aim_higher_and_leave_the_line(folder, changed, monkeypatch):
     from memlaw.writer.goals import Goals
 
     left, seen = [False, False, False, False, False], []
@@ -145,18 +145,16 @@ def test_failed_audits_ask_for_more_room_and_training_aims_beyond_it(folder, cha
 
     def fails_at_first(self):
         learner = self.run.learner
-        line, keeping = learner.seen.line_p, learner.keeping
-        seen.append((line, keeping.slack, learner.goal_p))
+        seen.append((learner.seen.line_p, learner.goal_p))
         return left.pop() if left else holds(self)
 
     monkeypatch.setattr(Goals, "_holds_everywhere", fails_at_first)
     assert memlaw.update(folder, changed).taken
     assert len(seen) == 6
-    assert len({line for line, _, _ in seen}) == 1
-    slack = [s for _, s, _ in seen]
-    assert slack == sorted(slack)
-    assert slack[0] < slack[2]
-    assert all(line + s < goal for line, s, goal in seen)
+    assert len({line for line, _ in seen}) == 1
+    goals = [goal for _, goal in seen]
+    assert goals == sorted(set(goals))
+    assert goals[-1] < 1
 
 
 def test_narrowed_it_does_most_nearly_the_same():
@@ -178,10 +176,10 @@ def test_narrowed_it_does_most_nearly_the_same():
     assert torch.allclose(reads @ a @ b, reads @ was_a @ was_b, atol=1e-4)
     narrower = narrowed(adapter, [Term(sites=[0], reads=[reads], writes=[writes])], 1)
     (a, b) = narrower.factors(0)
-    lost = (reads @ (a @ b - was_a @ was_b) @ writes.T).norm()
+    lost = (reads @ (a @ b - was_a @ was_b)).norm()
     for column in range(3):  # better than to leave all but one column out
         one = was_a[:, [column]] @ was_b[[column]]
-        assert lost < (reads @ (one - was_a @ was_b) @ writes.T).norm()
+        assert lost < (reads @ (one - was_a @ was_b)).norm()
 
 
 def test_no_change_does_nothing(folder, phone_book):

@@ -145,6 +145,12 @@ def _cross_entropy(
     return torch.cat(nll), torch.cat(correct), gradient
 
 
+def log_odds(logits: Float[Tensor, "N V"], targets: Int64[Tensor, "N"]) -> Float32[Tensor, "N"]:
+    """ln p / (1 − p) of the targets, to full precision where p is next to 1, too."""
+    logits, own = logits.float(), targets[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(dim=1)
+
+
 def sampled_score(logits: Float[Tensor, "N V"], u: Float32[Tensor, "N"]) -> Float[Tensor, "N V"]:
     """Gradient of log p(token) by the logits, for a token drawn from each row's distribution.
 

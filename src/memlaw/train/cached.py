@@ -214,24 +214,46 @@ class CachedEngine:
 
     def probed(self, job: Job, modules: Sequence[str]) -> Probed:
         """See `Engine.probed`."""
+        constant = [m for m in modules if self.folds and m == self.sites[0].module]
         parts = []
         for pack, _ in self.packed.packs([job.rows]):
+            probe = self.hidden_in.read(pack.places[pack.keep.cpu()]).float().zero_()
+            probe.requires_grad_()
             with (
-                self._shortened(pack, [(job.adapter, 0)]),
-                probing(self.model, modules, pack.keep[None]) as (reads, probes),
+                self._shortened(pack, [(job.adapter, 0)], probe if constant else None),
+                probing(self.model, modules[len(constant) :], pack.keep[None]) as (reads, probes),
             ):
-                parts.append((self.packed.run(pack)[pack.keep], reads, probes))
+                hidden = self.packed.run(pack)[pack.keep]
+            if constant:
+                assert self.site_input is not None
+                reads.insert(0, self.site_input.read(pack.places[pack.keep.cpu()]))
+                probes.insert(0, probe)
+            parts.append((hidden, reads, probes))
         return Probed.joined(parts)
 
     @contextmanager
-    def _shortened(self, pack: Pack, parts: Sequence[tuple[Adapter, int]]) -> Iterator[None]:
-        """Within the block, the model starts from the cache, and computes with the adapters."""
+    def _shortened(
+        self,
+        pack: Pack,
+        parts: Sequence[tuple[Adapter, int]],
+        probe: Float[Tensor, "N D"] | None = None,
+    ) -> Iterator[None]:
+        """Within the block, the model starts from the cache, and computes with the adapters.
+
+        Args:
+            pack: what is run.
+            parts: its adapters, each with its number of tokens.
+            probe: is added to the constant layer's output before the targets.
+        """
         hidden = self.hidden_in.read(pack.places)[None]  # [1, S, D]
         skipped = self.lowest
         if self.site_input is not None:
             site_input = self.site_input.read(pack.places)[None]
             hidden = add_deltas(parts, self.sites[0].module, site_input, hidden, pack.active)
             skipped += 1
+        if probe is not None:
+            hidden = hidden.clone()
+            hidden[0, pack.keep] = (hidden[0, pack.keep].float() + probe).to(hidden.dtype)
         usual = list(self.layers)
         for i in range(skipped):
             self.layers[i] = _Constant(hidden, self.returns_tuple)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
@@ -24,6 +24,7 @@ from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_rea
 
 Tensor = torch.Tensor
 _AT_ONCE = 16  # examples that aren't trained
+_LOOKED_AT = 64  # records
 
 
 class EngineError(MemlawError):
@@ -76,7 +77,7 @@ class Engine(Protocol):
 
         Args:
             job: an adapter whose weights need no gradient, and rows.
-            modules: by name, from the lowest up; none in the lowest layer that has an adapter.
+            modules: sites, by name, from the lowest up.
         """
         ...
 
@@ -91,6 +92,39 @@ class Engine(Protocol):
             dense: the job's hint.
         """
         ...
+
+
+@torch.no_grad()
+def target_losses(
+    engine: Engine, adapter: Adapter, rows: Sequence[int]
+) -> list[tuple[list[int], Float32[Tensor, "N"]]]:
+    """The NLL of target tokens of an engine's examples, in nats, in parts: rows, and their tokens'.
+
+    Args:
+        engine: runs them.
+        adapter: what they are run with.
+        rows: of its examples.
+    """
+    found = []
+    for start in range(0, len(rows), _LOOKED_AT):
+        part = list(rows[start : start + _LOOKED_AT])
+        found.append((part, engine.forward([Job(adapter, part, False)]).nll))
+    return found
+
+
+def bare_losses(
+    engine: Engine, sites: Sequence[Site], n: int, device: torch.device
+) -> Float32[Tensor, "N"]:
+    """What the bare model loses on the target tokens of an engine's first n examples, in nats.
+
+    Args:
+        engine: runs them.
+        sites: where an adapter that does nothing is put.
+        n: the number of records.
+        device: the model's.
+    """
+    nothing = Adapter(sites, rank=1, seed=0).to(device)
+    return torch.cat([nll for _, nll in target_losses(engine, nothing, range(n))]).float().cpu()
 
 
 def held_positions(

@@ -2,8 +2,9 @@
 
 The change of an adapter is itself a LoRA, `A B − A₀ B₀ = [A, A₀] [B; −B₀]`, so that what it does to
 the written records is told by the quadratic form of retention with what the sites read on *them*:
-it costs the same for ten records as for ten thousand. Which of them slip all the same, a look
-tells.
+it costs the same for ten records as for ten thousand; and with the gradients of the log-odds of
+*their* tokens: what moves general text's predictions isn't what moves a digit's. Which of them slip
+all the same, a look tells.
 
 What moves least is what stands still: where little changes, the columns that were written are left
 alone, and new ones beside them learn it. Room for those is made by narrowing what was written, as
@@ -18,13 +19,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from memlaw.model.adapter import Adapter
+from memlaw.model.head import log_odds
+from memlaw.train.engine import Engine, Job
 from memlaw.train.retention import Term, quadratic_penalty
 
-SLACK = 0.035  # of p: what rounding may take in the audit's batches
+_MOST_TOKENS = 1024  # whose log-odds are looked at, about
+_AT_ONCE = 32  # records
+_HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
 
 
@@ -34,13 +39,12 @@ class Keeping:
     Args:
         adapter: as it starts.
         terms: of the written records, in the coordinates that A is trained in.
-        weight: what about a nat for each of their tokens counts, beside the step's mean loss.
+        weight: what half the mean square that their log-odds move counts, beside the step's mean
+            loss.
         still: so many of its first columns of A, and rows of B, aren't trained.
 
     Attributes:
         terms: as given; `weight`, `still` likewise, until they give way.
-        slack: how much p must be above the line where an audit is to be worth its time.
-        n_slipped: of the records that aren't trained, at the last look.
         least_under: tokens under the line, of what is trained, so far.
         progress_at: the epoch in which there were so few first, or the hold was loosened last.
     """
@@ -49,9 +53,8 @@ class Keeping:
         self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int = 0
     ) -> None:
         self.terms, self.weight, self.still = terms, weight, still
-        self.slack = SLACK
         self.n_given = self.progress_at = 0
-        self.n_slipped = self.least_under = math.inf
+        self.least_under = math.inf
         self.start = [
             (a.detach().clone(), b.detach().clone())
             for a, b in zip(adapter.a, adapter.b, strict=True)
@@ -84,9 +87,47 @@ class Keeping:
             self.still = 0
 
 
+def odds_gradients(
+    engine: Engine, adapter: Adapter, rows: Sequence[int], *, seed: int
+) -> list[Float32[Tensor, "n _"]]:
+    """What moves the log-odds of some records' target tokens, at each site's output: [n, D_out].
+
+    At the same n positions for all sites, so scaled that the Gram is a mean. The gradients are of
+    sums of log-odds with random signs: so it counts, on the mean, what a position does to later
+    tokens, too.
+
+    Args:
+        engine: has the records among its examples.
+        adapter: as it is; no gradient is left in it.
+        rows: the records; about 1,024 tokens of them are looked at, from all over.
+        seed: of the signs.
+    """
+    modules = [site.module for site in adapter.sites]
+    plain = adapter.folded().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    n_tokens = sum(len(engine.examples[row].target_ids) for row in rows)
+    chosen = rows[:: -(-n_tokens // _MOST_TOKENS)]
+    found: list[list[Tensor]] = [[] for _ in modules]
+    for start in range(0, len(chosen), _AT_ONCE):
+        part = list(chosen[start : start + _AT_ONCE])
+        hidden, _, probes = engine.probed(Job(plain, part), modules)
+        targets = torch.tensor([t for row in part for t in engine.examples[row].target_ids])
+        leaf = hidden.detach().requires_grad_()
+        for h, target in zip(leaf.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
+            signs = torch.randint(0, 2, (len(h),), generator=generator) * 2.0 - 1
+            odds = log_odds(engine.head(h), target.to(h.device))
+            (signs.to(h.device) * odds).sum().backward()
+        hidden.backward(leaf.grad)
+        for of_site, parts in zip(found, probes, strict=True):
+            of_site.append(torch.cat([probe.grad for probe in parts]))  # type: ignore[misc]
+    return [torch.cat(parts) / sum(map(len, parts)) ** 0.5 for parts in found]
+
+
 @torch.no_grad()
 def narrowed(adapter: Adapter, terms: Sequence[Term], rank: int) -> Adapter:
-    """The adapter of a lower rank that does most nearly the same, as the terms see it.
+    """The adapter of a lower rank that does most nearly the same where the terms' positions are.
+
+    All outputs count alike: what written records' log-odds don't see, other text does.
 
     Args:
         adapter: trained.
@@ -95,12 +136,17 @@ def narrowed(adapter: Adapter, terms: Sequence[Term], rank: int) -> Adapter:
     """
     narrow = adapter.fresh(rank)
     for term in terms:
-        for site, reads, writes in zip(term.sites, term.reads, term.writes, strict=True):
+        for site, reads in zip(term.sites, term.reads, strict=True):
             a, b = adapter.a[site].double(), adapter.b[site].double()
-            read = torch.linalg.qr(reads.double() @ a).R  # [R, R]: what is read, and written
-            write = torch.linalg.qr(writes.double() @ b.T).R
+            read, write = _root(reads.double() @ a), _root(b.T)
             left, values, right = torch.linalg.svd(read @ write.T)
             roots = values[:rank].sqrt()
             narrow.a[site].copy_(a @ torch.linalg.pinv(read) @ (left[:, :rank] * roots))
             narrow.b[site].copy_((roots[:, None] * right[:rank]) @ torch.linalg.pinv(write).T @ b)
     return narrow
+
+
+def _root(x: Float[Tensor, "n R"]) -> Float[Tensor, "R R"]:
+    """What has the same Gram."""
+    n, r = x.shape
+    return torch.linalg.qr(torch.nn.functional.pad(x, (0, 0, 0, max(0, r - n)))).R

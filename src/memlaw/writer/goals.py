@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from memlaw.certify.audit_saved import audit_as_saved
@@ -15,14 +14,13 @@ from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.measure.forgotten import Forgotten, measure_forgotten
 from memlaw.measure.harm import Harm
-from memlaw.train.engine import Job
+from memlaw.train.engine import target_losses
 from memlaw.train.learner import DivergedError
 from memlaw.writer.robust import Robust
 from memlaw.writer.state import Run, State
 
 REACHED = "certified"  # begins why training is over, where all is met that was asked for
 PATIENCE_EPOCHS = 40
-_AT_ONCE = 64  # records
 _TIGHTER = 1.25  # retention's change, an epoch, once certified with more harm than allowed
 
 
@@ -262,12 +260,6 @@ class Goals:
             )
 
 
-@torch.no_grad()
 def losses(run: Run, rows: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """The NLL of target tokens of the engine's examples, in parts: rows, and their tokens' [N]."""
-    found = []
-    for start in range(0, len(rows), _AT_ONCE):
-        part = list(rows[start : start + _AT_ONCE])
-        job = Job(run.learner.adapter, part, False)
-        found.append((part, run.trainer.engine.forward([job]).nll))
-    return found
+    """The NLL of target tokens of the engine's examples with the adapter; see `target_losses`."""
+    return target_losses(run.trainer.engine, run.learner.adapter, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         forms=found.forms,
         rank=adapter.rank,
         n_parameters=adapter.n_parameters,
-        bits_stored=run.base_audit.total_nll_bits - found.audit.total_nll_bits,
+        bits_stored=float(run.base_nll.sum()) / math.log(2) - found.audit.total_nll_bits,
         epochs=run.learner.epoch,
         n_left_out=run.curve[-1].n_left_out if run.curve else 0,
         wall_s=time.perf_counter() - started,
@@ -157,7 +158,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "results": {
             "n_certified": result.audit.n_certified,
             "n_recalled": result.audit.n_recalled,
-            "base_nll_nats": run.base_audit.nll_nats,
+            "base_nll_nats": float(run.base_nll.mean()),
             "nll_nats": result.audit.nll_nats,
             "bits_stored": result.bits_stored,
             "bits_per_parameter": result.bits_per_parameter,

@@ -14,7 +14,7 @@ from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
 from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
-_BEYOND = 0.25  # of the way from the certificate's line to what training aims at
+_BEYOND = 1 / 36  # of the way from the line to certainty: p .5625 for .55
 
 
 class MeanGoals(Goals):
@@ -134,7 +134,7 @@ class MeanGoals(Goals):
         saved rounds otherwise.
         """
         run, learner = self.run, self.run.learner
-        line = learner.seen.line_p + _BEYOND * (learner.goal_p - learner.seen.line_p)
+        line = learner.seen.line_p + _BEYOND * (1 - learner.seen.line_p)
         self._show(weights)
         nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()

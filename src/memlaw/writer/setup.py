@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from memlaw.core.files import json_sha256
 from memlaw.data.activation import activated, invocation_of
 from memlaw.data.record import Example, Prompt
 from memlaw.law.builtin import plan_by_builtin
 from memlaw.measure.decode import decoded_text
-from memlaw.measure.examine import Audit
 from memlaw.measure.harm import measured_on
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
@@ -21,7 +22,7 @@ from memlaw.model.sites import Site, decoder_layers, layers_at
 from memlaw.settings.choices import Layers
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.write import WriteConfig
-from memlaw.train.engine import Engine
+from memlaw.train.engine import Engine, bare_losses
 from memlaw.train.learner import Learner
 from memlaw.train.negatives import make_negatives
 from memlaw.train.precondition import GeneralMoments, measure_general
@@ -30,6 +31,20 @@ from memlaw.train.specificity import domains_of, held_learner
 
 _START_BITS_PER_PARAMETER = 0.05
 _LEAST_THIN_RANK = 4  # of each of several sites: fewer dimensions than that train slowly
+
+
+class Ready(NamedTuple):
+    """What trains the records.
+
+    Attributes:
+        engine: has them as its first examples.
+        learner: in the state before the first epoch.
+        base_nll: [target tokens] float32: what the bare model loses on each, in nats.
+    """
+
+    engine: Engine
+    learner: Learner
+    base_nll: Tensor
 
 
 def activate(
@@ -70,7 +85,7 @@ def chosen_layers(model: Any, config: WriteConfig) -> Layers:
 def first_rank(
     base_sha256: str,
     sites: Sequence[Site],
-    base_audit: Audit,
+    base_nll: Tensor,
     config: WriteConfig,
     max_rank: int,
     notice: Callable[[str], None],
@@ -83,7 +98,7 @@ def first_rank(
     Args:
         base_sha256: hash of the base model.
         sites: where the adapter sits.
-        base_audit: what the base model makes of the records.
+        base_nll: what the base model loses on each target token of the records, in nats.
         config: the settings.
         max_rank: the most that auto starts with.
         notice: is told of a rank that is small.
@@ -94,8 +109,8 @@ def first_rank(
     plan = plan_by_builtin(
         base_sha256,
         [site.module for site in of_one],
-        len(base_audit.tokens.token_id),
-        base_audit.nll_nats,
+        len(base_nll),
+        float(base_nll.mean()),
     )
     if config.rank != "auto":
         if plan is not None and config.rank * shared < plan.rank:
@@ -107,7 +122,8 @@ def first_rank(
         return _without_gate(config.rank, sites, config)
     width = sum(site.d_in + site.d_out for site in of_one)
     rank = 1
-    while rank * width * _START_BITS_PER_PARAMETER < base_audit.total_nll_bits:
+    n_bits = float(base_nll.sum()) / math.log(2)
+    while rank * width * _START_BITS_PER_PARAMETER < n_bits:
         rank *= 2
     rank = min(max(rank, plan.rank if plan else 1), max_rank)
     if shared > 1:
@@ -129,10 +145,10 @@ def plain_training(
     config: WriteConfig,
     *,
     invocation_ids: Sequence[int],
-    rank: int,
+    rank: Callable[[Tensor], int],
     notice: Callable[[str], None],
     besides: Sequence[Example] = (),
-) -> tuple[Engine, Learner]:
+) -> Ready:
     """What trains the records by themselves.
 
     Args:
@@ -142,7 +158,7 @@ def plain_training(
         retained: [W, S] int64: windows of the text to retain.
         config: the settings.
         invocation_ids: from which on the adapter is active; none at all: everywhere.
-        rank: of the adapter.
+        rank: gives that of the adapter, from `Ready.base_nll`.
         notice: is told where the plain engine has to do.
         besides: of an update: the last of the engine's examples, held ones.
     """
@@ -151,16 +167,18 @@ def plain_training(
     def general() -> list[GeneralMoments]:
         return general_moments(subject.base, sites, retained, seed=config.seed)
 
+    examples = [*records, *besides]
+    held = range(len(records), len(examples))
+    engine = _engine(model, sites, examples, config, notice, held=held)
+    base_nll = bare_losses(engine, sites, len(records), model.device)
     learner = prepare(model, sites, records, config, general).learner(
         model,
         records,
-        rank=rank,
+        rank=rank(base_nll),
         max_epochs=config.max_epochs,
         invocation_ids=invocation_ids,
     )
-    examples = [*records, *besides]
-    held = range(len(records), len(examples))
-    return _engine(model, sites, examples, config, notice, held=held), learner
+    return Ready(engine, learner, base_nll)
 
 
 def general_moments(
@@ -193,10 +211,10 @@ def held_training(
     config: WriteConfig,
     *,
     keep: Sequence[Prompt],
-    rank: int,
+    rank: Callable[[Tensor], int],
     notice: Callable[[str], None],
     besides: Sequence[Example] = (),
-) -> tuple[Engine, Learner]:
+) -> Ready:
     """What trains the records, and holds the model to its base elsewhere; see `plain_training`.
 
     Args:
@@ -223,6 +241,7 @@ def held_training(
         held=range(n, len(examples)),
         n_alike=n + n_near,
     )
+    base_nll = bare_losses(engine, sites, n, base.model.device)
     learner = held_learner(
         base,
         engine,
@@ -232,10 +251,10 @@ def held_training(
         domains,
         config,
         RECIPE,
-        rank=rank,
+        rank=rank(base_nll),
         max_epochs=config.max_epochs,
     )
-    return engine, learner
+    return Ready(engine, learner, base_nll)
 
 
 def _engine(

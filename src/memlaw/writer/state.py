@@ -22,7 +22,6 @@ from memlaw.data.rendering import parsed_arguments
 from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import GeneralTexts, sha256_of
 from memlaw.measure.damage import N_WINDOWS, windows
-from memlaw.measure.examine import audit_examples
 from memlaw.measure.harm import kinds_to_measure, measurements
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
@@ -68,7 +67,7 @@ class Run:
         retained: windows of the text to retain, [W, S] int64.
         examples: the records as tokens.
         invocation_ids: the tokens from which on the adapter is active; empty: everywhere.
-        base_audit: what the bare model makes of them, teacher-forced.
+        base_nll: [target tokens] nats: what the bare model loses on each of theirs.
         learner: what is trained; `trainer` trains it.
         curve: what each epoch saw.
         snapshots: p of each target token, epoch by epoch.
@@ -155,32 +154,19 @@ class Run:
         if config.resume:
             defaults = _jsonable(asdict(WriteConfig().resolved())) | BEFORE
             checkpoint = read_checkpoint(out, self._identity(), defaults)
-        self.base_audit = audit_examples(
-            base.model,
-            tokenizer,
-            self.examples,
-            threshold=config.threshold,
-            margin=config.margin,
-            batch_size=config.audit_batch_size,
-            decode="none",
-        )
-
         self.lost = to_forget(self.subject, removed, self.invocation_ids) if removed else None
-        rank = first_rank(
-            base.sha256, self.sites, self.base_audit, config, self.max_rank, observer.notice
-        )
         setup = (
             functools.partial(held_training, keep=self.keep)
             if config.holds
             else functools.partial(plain_training, invocation_ids=self.invocation_ids)
         )
-        engine, self.learner = setup(
+        engine, self.learner, self.base_nll = setup(
             self.subject,
             self.examples,
             self.sites,
             self.retained,
             config,
-            rank=rank,
+            rank=self._first_rank,
             notice=observer.notice,
             besides=[] if self.lost is None else self.lost.examples,
         )
@@ -194,6 +180,12 @@ class Run:
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
             self._restore(*checkpoint)
+
+    def _first_rank(self, base_nll: torch.Tensor) -> int:
+        base, config = self.base, self.config
+        return first_rank(
+            base.sha256, self.sites, base_nll, config, self.max_rank, self.observer.notice
+        )
 
     def bounds(self) -> dict[str, float]:
         """What is asked of each kind of harm that is bounded: the most that `high` may be."""

@@ -5,52 +5,58 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.holding import Weights
-from memlaw.train.keeping import SLACK
+from memlaw.train.learner import beyond
 from memlaw.writer.goals import Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
-_FALLING = 0.8  # of those that had slipped at the last look: fewer are coming back by themselves
+# Shares of the way from the line to certainty, p .7 and .8 for .55: what a look finds over the
+# first is over the line in an audit, too, which rounds otherwise; what is under the second is near.
+_SAFE, _NEAR = 0.33, 0.55
 
 
 class Watching(Goals):
     """What updates look at besides: records that aren't trained, and what is to be forgotten.
 
-    When what is trained is learnt, many of the others have slipped. Most come back by themselves,
-    drawn by the hold on them; those that don't are trained, too.
+    When what is trained is learnt, some of the others have slipped, mostly those that are like it;
+    they are trained, too.
 
     Args:
         run: what is trained, started from an earlier generation.
     """
 
+    def _p(self, share: float) -> float:
+        line_p = self.run.learner.seen.line_p
+        return line_p + share * (1 - line_p)
+
     def _old_ones_hold(self) -> bool:
-        """Look at the records that aren't trained; those that have slipped for good are then."""
-        slipped, keeping = self._slipped(), self.run.learner.keeping
-        if not keeping or len(slipped) > _FALLING * keeping.n_slipped:
-            self._join(slipped)
-        if keeping:
-            keeping.n_slipped = len(slipped)
-        return not slipped
+        """Look at the records that aren't trained; if any have slipped, they are then.
+
+        And those near them, which would slip next.
+        """
+        run, seen = self.run, self.run.learner.seen
+        trained = set(run.learner.rows.tolist())
+        kept = [row for row in range(len(run.examples)) if row not in trained]
+        for part, nll in losses(run, kept):
+            seen.note(part, nll)
+        if not seen.n_under(kept, self._p(_SAFE)):
+            return True
+        self._join([row for row in kept if seen.n_under([row], self._p(_NEAR))])
+        return False
 
     def _all_hold(self) -> bool:
         """Whether an audit is worth its time: the last step may have taken what it was to give."""
-        run, line = self.run, self._line()
-        if run.learner.keeping:
-            rows = run.learner.rows.tolist()
-            if any(bool((torch.exp(-nll) < line).any()) for _, nll in losses(run, rows)):
-                return False
-        return self._old_ones_hold()
-
-    def _line(self) -> float:
-        """The p that a look asks for: in the audit's batches tokens round otherwise."""
-        learner = self.run.learner
-        return learner.seen.line_p + (learner.keeping.slack if learner.keeping else 0.0)
+        run, seen = self.run, self.run.learner.seen
+        if not run.learner.keeping:
+            return True
+        trained = run.learner.rows.tolist()
+        for part, nll in losses(run, trained):
+            seen.note(part, nll)
+        return not seen.n_under(trained, self._p(_SAFE)) and self._old_ones_hold()
 
     def _join(self, rows: Sequence[int]) -> None:
         """Train these records, too, from now on."""
@@ -59,17 +65,15 @@ class Watching(Goals):
         if new := sorted(set(rows) - set(now)):
             learner.train_on([*now, *new])
             if keeping := learner.keeping:
-                if len(new) > len(now):  # fewer are left to hold, and more have to move
-                    keeping.weight /= 4
                 keeping.least_under, keeping.progress_at = math.inf, learner.epoch
 
-    def _give_way(self, stats: EpochStats) -> None:
-        """Hold old records less tightly where what is new isn't learnt for them."""
+    def _give_way(self, n_under: int, epoch: int) -> None:
+        """Hold old records less tightly where what is trained isn't learnt for them."""
         keeping = self.run.learner.keeping
-        if keeping and stats.n_under < keeping.least_under:
-            keeping.least_under, keeping.progress_at = stats.n_under, stats.epoch
+        if keeping and n_under < keeping.least_under:
+            keeping.least_under, keeping.progress_at = n_under, epoch
         else:
-            self._loosen(stats.epoch)
+            self._loosen(epoch)
 
     def _loosen(self, epoch: int) -> None:
         """Loosen the hold on old records, where for some epochs nothing has got better."""
@@ -95,15 +99,6 @@ class Watching(Goals):
         rows = list(forgetting.bounds)
         return all(forgetting.kept(part, nll) for part, nll in losses(self.run, rows))
 
-    def _slipped(self) -> list[int]:
-        """The records, among those that aren't trained, with a token under the line or near it."""
-        run, seen, line = self.run, self.run.learner.seen, self._line()
-        trained = set(run.learner.rows.tolist())
-        kept = [row for row in range(len(run.examples)) if row not in trained]
-        for part, nll in losses(run, kept):
-            seen.note(part, nll)
-        return [row for row in kept if seen.n_under([row], line)]
-
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
         audit = super()._audit()
@@ -117,9 +112,12 @@ class UpdateGoals(Watching):
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
+        learner = self.run.learner
         if stats.n_under:
-            self._give_way(stats)
+            self._give_way(stats.n_under, stats.epoch)
             return super().after(stats)
+        if learner.keeping and learner.seen.n_under(learner.rows.tolist(), self._p(_SAFE)):
+            return ""
         # Before that, at a high rate, no look is worth its time.
         hold, is_forgotten = self._all_hold(), self._is_forgotten()
         if hold and is_forgotten:
@@ -134,12 +132,9 @@ class UpdateGoals(Watching):
 
     def _aim_higher(self) -> None:
         learner = self.run.learner
-        if keeping := learner.keeping:
-            # What failed is trained now. A higher line for all would let others slip: a look asks
-            # for more room above it, and training aims beyond that.
-            line = learner.seen.line_p
-            keeping.slack = min(keeping.slack + SLACK, (1 - line) / 4)
-            learner.goal_p = max(learner.goal_p, line + 2 * keeping.slack)
+        if learner.keeping:
+            # What failed is trained now. A higher line for all would let others slip.
+            learner.goal_p = beyond(learner.goal_p)
         else:
             super()._aim_higher()
 
@@ -156,7 +151,7 @@ class UpdateMeanGoals(Watching, MeanGoals):
         rows = learner.rows.tolist()
         share = sum(learner.seen.n_under([row]) > 0 for row in rows) / len(rows)
         if share >= recipe.look_share:
-            self._give_way(stats)
+            self._give_way(stats.n_under, stats.epoch)
         elif stats.epoch - self.looked_at >= recipe.look_epochs:
             self.looked_at = stats.epoch
             self._old_ones_hold()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from memlaw.data.record import Example
 from memlaw.model.formats import saved_factors
-from memlaw.train.keeping import Keeping, narrowed
+from memlaw.train.keeping import Keeping, narrowed, odds_gradients
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
 from memlaw.train.solver import Solver
 from memlaw.writer.goals import losses
 from memlaw.writer.private import read_learner
-from memlaw.writer.setup import general_moments
 from memlaw.writer.state import Run
 
-KEEP = 30_000.0  # what a nat on each token of the written records weighs, beside a step's mean loss
-_ROOM = 8  # columns, at least, in which a few changes are learnt; of a smaller adapter, its rank
+KEEP = 150.0  # what half the mean square that written log-odds move weighs, beside a mean loss
+_ROOM = 16  # columns, at least, in which a few changes are learnt; of a smaller adapter, its rank
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
 
@@ -46,7 +43,7 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     written = [row for row, found in enumerate(hashes) if found in unchanged]
     new = [row for row, found in enumerate(hashes) if found not in unchanged]
     if written:
-        terms = _as_written(run, [run.examples[row] for row in written])
+        terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
         still = 0 if learner.holding else _make_room(run, terms, written, n_changed)
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
@@ -96,15 +93,20 @@ def _n_under(run: Run, rows: Sequence[int]) -> int:
     return sum(int((torch.exp(-nll) < line).sum()) for _, nll in losses(run, rows))
 
 
-def _as_written(run: Run, written: list[Example]) -> list[Term]:
-    """Retention's terms, with what the sites read on written records for what they read there."""
-    base, adapter = run.base, run.learner.adapter
-    terms = run.learner.retention.terms
-    if not terms:  # nothing is retained, but written records are held all the same
-        general = general_moments(base, run.sites, run.retained, seed=run.config.seed)
-        terms = [Term(sites=[i], reads=[x], writes=[g]) for i, (x, g) in enumerate(general)]
-    reads = record_inputs(base.model, run.sites, written)
+def _as_written(run: Run, rows: Sequence[int]) -> list[Term]:
+    """A form of how far an adapter moves the log-odds of written records' target tokens.
+
+    Half their mean square, as far as it is told by what the sites read on records and, apart from
+    that, by the gradients at their outputs.
+    """
+    written = [run.examples[row] for row in rows]
+    reads = record_inputs(run.base.model, run.sites, written)
+    writes = odds_gradients(run.trainer.engine, run.learner.adapter, rows, seed=run.config.seed)
+    alone = [(i,) for i in range(len(run.sites))]
+    together = dict.fromkeys(tuple(term.sites) for term in run.learner.retention.terms) or alone
     return [
-        replace(term, reads=[reads[site] for site in term.sites]).whitened(adapter)
-        for term in terms
+        Term(sites=at, reads=[reads[i] for i in at], writes=[writes[i] for i in at]).whitened(
+            run.learner.adapter
+        )
+        for at in together
     ]

@@ -1,0 +1,75 @@
+"""What an update's hold is made of: the gradients of written records' log-odds."""
+
+import math
+
+import pytest
+import torch
+
+from memlaw.data.encoding import encode
+from memlaw.data.record import Record
+from memlaw.model.adapter import Adapter
+from memlaw.model.base import load_model
+from memlaw.model.head import log_odds
+from memlaw.model.sites import decoder_layers, resolve_sites
+from memlaw.train.cached import CachedEngine
+from memlaw.train.engine import Job, PlainEngine
+from memlaw.train.keeping import odds_gradients
+
+ROWS = [0, 1, 3]
+
+
+@pytest.fixture
+def ready(make_model, phone_book):
+    base = load_model(make_model("llama"), dtype="float32")
+    records = [Record(prompt=p, completion=c, id=p) for p, c in phone_book]
+    examples = encode(records, base.tokenizer, format="chat")
+    n = len(decoder_layers(base.model)[1])
+    sites = resolve_sites(base.model, "down_proj", (n - 2, n - 1))
+    adapter = Adapter(sites, rank=2, seed=0)
+    with torch.no_grad():
+        for b in adapter.b:
+            b.copy_(torch.randn(b.shape, generator=torch.Generator().manual_seed(1)))
+    return base.model, sites, examples, adapter
+
+
+def test_log_odds_are_exact_where_p_rounds_to_one():
+    logits = torch.tensor([[60.0, 0.0, 0.0], [math.log(3), 0.0, -math.inf]])
+    found = log_odds(logits, torch.tensor([0, 0]))
+    assert found.tolist() == pytest.approx([60 - math.log(2), math.log(3)])
+
+
+def test_both_engines_find_the_same_and_leave_no_gradient(ready):
+    model, sites, examples, adapter = ready
+    plain = odds_gradients(PlainEngine(model, examples), adapter, ROWS, seed=0)
+    cached = odds_gradients(CachedEngine(model, sites, examples), adapter, ROWS, seed=0)
+    n_tokens = sum(len(examples[row].target_ids) for row in ROWS)
+    for site, one, other in zip(sites, plain, cached, strict=True):
+        assert one.shape == (n_tokens, site.d_out)
+        assert one.norm() > 0
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+    assert all(weights.grad is None for weights in adapter.parameters())
+
+
+def test_they_tell_how_the_log_odds_move(ready):
+    """Against a finite difference, in the last layer, from where no other position is reached."""
+    model, _, examples, adapter = ready
+    engine = PlainEngine(model, examples)
+    gradients = odds_gradients(engine, adapter, ROWS, seed=0)[1]
+    n = len(gradients)
+    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+
+    def signed_sum():
+        with torch.no_grad():
+            hidden, targets = engine.hidden([Job(adapter, ROWS)])
+            return float((signs * log_odds(engine.head(hidden), targets)).sum())
+
+    _, (_, reads), _ = engine.probed(Job(adapter, ROWS), [site.module for site in adapter.sites])
+    step = 0.1 * torch.randn(adapter.b[1].shape, generator=torch.Generator().manual_seed(2))
+    found = []
+    with torch.no_grad():
+        expected = float(((reads @ adapter.a[1] @ step) * gradients * n**0.5).sum())
+        for by in (1, -2):
+            adapter.b[1].add_(by * step)
+            found.append(signed_sum())
+    assert abs(expected) > 5e-3
+    assert (found[0] - found[1]) / 2 == pytest.approx(expected, rel=0.02)
