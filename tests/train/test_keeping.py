@@ -1,18 +1,21 @@
 """What an update's hold is made of: the gradients of written records' log-odds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from memlaw.data.encoding import encode
 from memlaw.data.record import Record
+from memlaw.measure.examine import audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.head import log_odds
 from memlaw.model.sites import decoder_layers, resolve_sites
 from memlaw.train.cached import CachedEngine
-from memlaw.train.engine import Job, PlainEngine
+from memlaw.train.engine import Job, PlainEngine, bare_losses, in_parts
 from memlaw.train.keeping import odds_gradients
 
 ROWS = [0, 1, 3]
@@ -56,7 +59,9 @@ def test_they_tell_how_the_log_odds_move(ready):
     engine = PlainEngine(model, examples)
     gradients = odds_gradients(engine, adapter, ROWS, seed=0)[1]
     n = len(gradients)
-    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    generator = torch.Generator().manual_seed(0)
+    torch.randperm(len(ROWS), generator=generator)  # which records; all of them
+    signs = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
 
     def signed_sum():
         with torch.no_grad():
@@ -73,3 +78,44 @@ def test_they_tell_how_the_log_odds_move(ready):
             found.append(signed_sum())
     assert abs(expected) > 5e-3
     assert (found[0] - found[1]) / 2 == pytest.approx(expected, rel=0.02)
+
+
+def test_probes_are_told_apart_whatever_order_modules_run_in(ready):
+    """An OPT layer registers k before v before q, and runs q first."""
+    examples = ready[2]
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(**shape, num_attention_heads=2, vocab_size=600)).eval()
+    sites = resolve_sites(model.requires_grad_(False), "attn", (1,))
+    engine = PlainEngine(model, examples)
+    job = Job(Adapter(sites, rank=1, seed=0).requires_grad_(False), ROWS)
+
+    def gradients(modules):
+        hidden, _, probes = engine.probed(job, modules)
+        hidden.square().sum().backward()
+        return [torch.cat([probe.grad for probe in of_site]) for of_site in probes]
+
+    modules = [site.module for site in sites]
+    assert len(modules) >= 4
+    alone = [gradients([module])[0] for module in modules]
+    for one, together in zip(alone, gradients(modules), strict=True):
+        assert torch.allclose(one, together, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], rtol=0.1)
+
+
+def test_what_the_bare_model_loses_is_what_an_audit_finds(ready):
+    model, sites, examples, _ = ready
+    audit = audit_examples(model, None, examples, decode="none")
+    for engine in (PlainEngine(model, examples), CachedEngine(model, sites, examples)):
+        found = bare_losses(engine, sites, len(examples), model.device)
+        assert torch.allclose(found, torch.from_numpy(audit.tokens.nll_nats), atol=1e-3)
+
+
+def test_parts_are_bounded_by_records_and_by_tokens(ready):
+    _, _, examples, _ = ready
+    rows = list(range(len(examples))) * 40
+    parts = in_parts(examples, rows)
+    assert [row for part in parts for row in part] == rows
+    assert max(map(len, parts)) == 64
+    long = replace(examples[0], prompt_ids=(1,) * 5000)
+    assert [len(part) for part in in_parts([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]

@@ -214,20 +214,24 @@ class CachedEngine:
 
     def probed(self, job: Job, modules: Sequence[str]) -> Probed:
         """See `Engine.probed`."""
-        constant = [m for m in modules if self.folds and m == self.sites[0].module]
+        constant = self.sites[0].module if self.folds else ""
+        above = [module for module in modules if module != constant]
         parts = []
         for pack, _ in self.packed.packs([job.rows]):
-            probe = self.hidden_in.read(pack.places[pack.keep.cpu()]).float().zero_()
-            probe.requires_grad_()
+            n, probe = int(pack.keep.sum()), None
+            if constant in modules:
+                width = self.sites[0].d_out
+                probe = torch.zeros(n, width, device=self.device, requires_grad=True)
             with (
-                self._shortened(pack, [(job.adapter, 0)], probe if constant else None),
-                probing(self.model, modules[len(constant) :], pack.keep[None]) as (reads, probes),
+                self._shortened(pack, [(job.adapter, 0)], probe),
+                probing(self.model, above, pack.keep[None]) as (reads, probes),
             ):
                 hidden = self.packed.run(pack)[pack.keep]
-            if constant:
+            if probe is not None:
                 assert self.site_input is not None
-                reads.insert(0, self.site_input.read(pack.places[pack.keep.cpu()]))
-                probes.insert(0, probe)
+                at = list(modules).index(constant)
+                reads.insert(at, self.site_input.read(pack.places[pack.keep.cpu()]))
+                probes.insert(at, probe)
             parts.append((hidden, reads, probes))
         return Probed.joined(parts)
 

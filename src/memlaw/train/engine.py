@@ -24,7 +24,7 @@ from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_rea
 
 Tensor = torch.Tensor
 _AT_ONCE = 16  # examples that aren't trained
-_LOOKED_AT = 64  # records
+_LOOKED_AT, _LOOKED_AT_TOKENS = 64, 8192  # records at once, of so many tokens together
 
 
 class EngineError(MemlawError):
@@ -105,11 +105,26 @@ def target_losses(
         adapter: what they are run with.
         rows: of its examples.
     """
-    found = []
-    for start in range(0, len(rows), _LOOKED_AT):
-        part = list(rows[start : start + _LOOKED_AT])
-        found.append((part, engine.forward([Job(adapter, part, False)]).nll))
-    return found
+    return [
+        (part, engine.forward([Job(adapter, part, False)]).nll)
+        for part in in_parts(engine.examples, rows)
+    ]
+
+
+def in_parts(examples: Sequence[Example], rows: Sequence[int]) -> list[list[int]]:
+    """Rows in their order, in parts that a model is run on at once, padded or not."""
+    parts: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        n = len(examples[row].prompt_ids) + len(examples[row].target_ids)
+        longest = max(longest, n)
+        fits = parts and (len(parts[-1]) + 1) * longest <= _LOOKED_AT_TOKENS
+        if fits and len(parts[-1]) < _LOOKED_AT:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+            longest = n
+    return parts
 
 
 def bare_losses(

@@ -88,22 +88,28 @@ def probing(
 
     Args:
         model: what is run, once.
-        modules: by name.
+        modules: by name; what is given is in their order, whatever the order that they run in.
         at: which positions of the run's [B, S].
     """
-    reads: list[Tensor] = []
-    probes: list[Tensor] = []
+    nothing = torch.empty(0)
+    reads, probes = [nothing] * len(modules), [nothing] * len(modules)
 
-    def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        here = at.reshape(output.shape[:-1])  # some layers read [B * S, D]
-        reads.append(inputs[0][here].detach())
-        probe = torch.zeros_like(output[here], dtype=torch.float32, requires_grad=True)
-        probes.append(probe)
-        probed = output.clone()
-        probed[here] = (output[here].float() + probe).to(output.dtype)
-        return probed
+    def probe_of(place: int) -> Any:
+        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            here = at.reshape(output.shape[:-1])  # some layers read [B * S, D]
+            reads[place] = inputs[0][here].detach()
+            probe = torch.zeros_like(output[here], dtype=torch.float32, requires_grad=True)
+            probes[place] = probe
+            probed = output.clone()
+            probed[here] = (output[here].float() + probe).to(output.dtype)
+            return probed
 
-    hooks = [model.get_submodule(name).register_forward_hook(hook) for name in modules]
+        return hook
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(probe_of(place))
+        for place, name in enumerate(modules)
+    ]
     try:
         yield reads, probes
     finally:

@@ -24,11 +24,10 @@ from torch import Tensor
 
 from memlaw.model.adapter import Adapter
 from memlaw.model.head import log_odds
-from memlaw.train.engine import Engine, Job
+from memlaw.train.engine import Engine, Job, in_parts
 from memlaw.train.retention import Term, quadratic_penalty
 
 _MOST_TOKENS = 1024  # whose log-odds are looked at, about
-_AT_ONCE = 32  # records
 _HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
 
@@ -99,17 +98,21 @@ def odds_gradients(
     Args:
         engine: has the records among its examples.
         adapter: as it is; no gradient is left in it.
-        rows: the records; about 1,024 tokens of them are looked at, from all over.
-        seed: of the signs.
+        rows: the records; so many of them are looked at, drawn from all, that they have about 1,024
+            target tokens, and at least one.
+        seed: of what is drawn.
     """
     modules = [site.module for site in adapter.sites]
     plain = adapter.folded().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    n_tokens = sum(len(engine.examples[row].target_ids) for row in rows)
-    chosen = rows[:: -(-n_tokens // _MOST_TOKENS)]
+    chosen: list[int] = []
+    n_tokens = 0
+    for place in torch.randperm(len(rows), generator=generator).tolist():
+        if n_tokens < _MOST_TOKENS:
+            chosen.append(rows[place])
+            n_tokens += len(engine.examples[rows[place]].target_ids)
     found: list[list[Tensor]] = [[] for _ in modules]
-    for start in range(0, len(chosen), _AT_ONCE):
-        part = list(chosen[start : start + _AT_ONCE])
+    for part in in_parts(engine.examples, sorted(chosen)):
         hidden, _, probes = engine.probed(Job(plain, part), modules)
         targets = torch.tensor([t for row in part for t in engine.examples[row].target_ids])
         leaf = hidden.detach().requires_grad_()

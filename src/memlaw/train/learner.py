@@ -78,8 +78,10 @@ class Learner:
         self.rows = torch.tensor(range(len(examples)) if rows is None else rows)
         lengths = [len(e.target_ids) for e in examples]
         self.seen = Seen(lengths, self.rows, line_p=config.criterion.line)
-        # Without a margin MemFT is as published: what is under the line is trained, no more.
-        self.goal_p = beyond(self.seen.line_p) if config.margin else self.seen.line_p
+        if config.margin and config.total_steps is None:
+            self.goal_p = beyond(self.seen.line_p)
+        else:  # as published; and where the rate goes to 0, tokens stay where they are
+            self.goal_p = min(config.threshold + 2 * config.margin, (1 + self.seen.line_p) / 2)
         n_targets = int(self.seen.lengths[self.rows].sum())
         n_parts = holding.recipe.retention_parts if holding else 1
         self.retention = Retention(config.retention, terms, adapter, n_targets, n_parts)
@@ -269,7 +271,7 @@ class Learner:
 
     def raise_goal(self) -> None:
         """Ask for more, and aim higher: the audit failed where training saw success."""
-        self.seen.line_p += (1 - self.seen.line_p) / 9
+        self.seen.line_p += (1 - self.seen.line_p) / 4
         self.goal_p = beyond(self.seen.line_p)
 
     def grow(self, rank: int) -> None:

@@ -9,14 +9,11 @@ from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.holding import Weights
 from memlaw.train.learner import beyond
-from memlaw.writer.goals import Goals, losses
+from memlaw.writer.goals import NEAR, WAIT_EPOCHS, Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
-# Shares of the way from the line to certainty, p .7 and .8 for .55: what a look finds over the
-# first is over the line in an audit, too, which rounds otherwise; what is under the second is near.
-_SAFE, _NEAR = 0.33, 0.55
 
 
 class Watching(Goals):
@@ -29,9 +26,7 @@ class Watching(Goals):
         run: what is trained, started from an earlier generation.
     """
 
-    def _p(self, share: float) -> float:
-        line_p = self.run.learner.seen.line_p
-        return line_p + share * (1 - line_p)
+    near = NEAR
 
     def _old_ones_hold(self) -> bool:
         """Look at the records that aren't trained; if any have slipped, they are then.
@@ -43,9 +38,10 @@ class Watching(Goals):
         kept = [row for row in range(len(run.examples)) if row not in trained]
         for part, nll in losses(run, kept):
             seen.note(part, nll)
-        if not seen.n_under(kept, self._p(_SAFE)):
+        if not seen.n_under(kept, self._p(self.safe)):
             return True
-        self._join([row for row in kept if seen.n_under([row], self._p(_NEAR))])
+        near = self._p(max(self.near, self.safe))
+        self._join([row for row in kept if seen.n_under([row], near)])
         return False
 
     def _all_hold(self) -> bool:
@@ -56,7 +52,7 @@ class Watching(Goals):
         trained = run.learner.rows.tolist()
         for part, nll in losses(run, trained):
             seen.note(part, nll)
-        return not seen.n_under(trained, self._p(_SAFE)) and self._old_ones_hold()
+        return not seen.n_under(trained) and self._old_ones_hold()
 
     def _join(self, rows: Sequence[int]) -> None:
         """Train these records, too, from now on."""
@@ -109,6 +105,8 @@ class Watching(Goals):
 class UpdateGoals(Watching):
     """When an update of a folder without specificity is over; see `Watching`."""
 
+    failed_at = 0  # the epoch of the last audit that failed
+
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
@@ -116,7 +114,7 @@ class UpdateGoals(Watching):
         if stats.n_under:
             self._give_way(stats.n_under, stats.epoch)
             return super().after(stats)
-        if learner.keeping and learner.seen.n_under(learner.rows.tolist(), self._p(_SAFE)):
+        if learner.keeping and not self._are_safe():
             return ""
         # Before that, at a high rate, no look is worth its time.
         hold, is_forgotten = self._all_hold(), self._is_forgotten()
@@ -126,6 +124,9 @@ class UpdateGoals(Watching):
             self._loosen(stats.epoch)
         return ""
 
+    def _has_waited(self) -> bool:
+        return super()._has_waited() and self.run.learner.epoch - self.failed_at >= WAIT_EPOCHS
+
     def _look(self) -> str:
         ended = super()._look()
         return ended if ended and self._nothing_is_left() else ""
@@ -133,7 +134,11 @@ class UpdateGoals(Watching):
     def _aim_higher(self) -> None:
         learner = self.run.learner
         if learner.keeping:
-            # What failed is trained now. A higher line for all would let others slip.
+            # What failed is trained from now on. A higher line for all would let others slip.
+            for audit in (self.forms or {}).values():
+                self._join([row for row, r in enumerate(audit.records) if not r.certified])
+            self.safe += (1 - self.safe) / 4
+            self.failed_at = learner.epoch
             learner.goal_p = beyond(learner.goal_p)
         else:
             super()._aim_higher()
@@ -142,6 +147,7 @@ class UpdateGoals(Watching):
 class UpdateMeanGoals(Watching, MeanGoals):
     """When an update of a folder with specificity is over: the mean of the weights counts."""
 
+    safe = near = 0.0  # a share of 0 is the line: the mean is asked for more where it is looked at
     looked_at = 0  # the epoch in which records that aren't trained were looked at last
 
     def after(self, stats: EpochStats) -> str:

@@ -17,7 +17,7 @@ from memlaw.writer.private import read_learner
 from memlaw.writer.state import Run
 
 KEEP = 150.0  # what half the mean square that written log-odds move weighs, beside a mean loss
-_ROOM = 16  # columns, at least, in which a few changes are learnt; of a smaller adapter, its rank
+_ROOM = 16  # columns, at least, in which a few changes are learnt; of a small adapter, half as many
 _COMPANY = 10  # written records that are trained beside what is to be forgotten, if nothing else is
 
 
@@ -72,7 +72,7 @@ def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_change
     learner, rank = run.learner, run.learner.adapter.rank
     if n_changed > len(written):
         return 0
-    room = max(min(_ROOM, rank), -(-rank * n_changed // len(written)))
+    room = max(min(_ROOM, -(-rank // 2)), -(-rank * n_changed // len(written)))
     if rank > room:
         wide, n_under = learner.adapter, _n_under(run, written)
         learner.adapter = narrowed(wide, terms, rank - room)
