@@ -145,16 +145,16 @@ def test_failed_audits_let_training_aim_higher_and_leave_the_line(folder, change
 
     def fails_at_first(self):
         learner = self.run.learner
-        seen.append((learner.seen.line_p, learner.goal_p))
+        seen.append((learner.seen.line_p, learner.goal_p, self.safe))
         return left.pop() if left else holds(self)
 
     monkeypatch.setattr(Goals, "_holds_everywhere", fails_at_first)
     assert memlaw.update(folder, changed).taken
     assert len(seen) == 6
-    assert len({line for line, _ in seen}) == 1
-    goals = [goal for _, goal in seen]
-    assert goals == sorted(set(goals))
-    assert goals[-1] < 1
+    assert len({line for line, _, _ in seen}) == 1
+    for rising in ([goal for _, goal, _ in seen], [safe for _, _, safe in seen]):
+        assert rising == sorted(set(rising))
+        assert rising[-1] < 1
 
 
 def test_narrowed_it_does_most_nearly_the_same():

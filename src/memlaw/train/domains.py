@@ -112,6 +112,8 @@ def _measured(
         "seed": recipe.seed,
         "most": most,
     }
+    if len({site.layer for site in sites}) < len(sites):
+        settings["probes"] = "by name"  # what was kept before may have mixed those of one layer
     tensors = kept(base, "moments", settings, make).tensors
 
     def of(name: str) -> list[Tensor]:
