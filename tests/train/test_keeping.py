@@ -12,10 +12,11 @@ from memlaw.data.record import Record
 from memlaw.measure.examine import audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
+from memlaw.model.forward import in_batches
 from memlaw.model.head import log_odds
 from memlaw.model.sites import decoder_layers, resolve_sites
 from memlaw.train.cached import CachedEngine
-from memlaw.train.engine import Job, PlainEngine, bare_losses, in_parts
+from memlaw.train.engine import Job, PlainEngine, bare_losses
 from memlaw.train.keeping import odds_gradients
 
 ROWS = [0, 1, 3]
@@ -111,11 +112,11 @@ def test_what_the_bare_model_loses_is_what_an_audit_finds(ready):
         assert torch.allclose(found, torch.from_numpy(audit.tokens.nll_nats), atol=1e-3)
 
 
-def test_parts_are_bounded_by_records_and_by_tokens(ready):
+def test_batches_are_bounded_by_records_and_by_tokens(ready):
     _, _, examples, _ = ready
     rows = list(range(len(examples))) * 40
-    parts = in_parts(examples, rows)
-    assert [row for part in parts for row in part] == rows
-    assert max(map(len, parts)) == 64
+    batches = in_batches(examples, rows)
+    assert [row for batch in batches for row in batch] == rows
+    assert max(map(len, batches)) == 64
     long = replace(examples[0], prompt_ids=(1,) * 5000)
-    assert [len(part) for part in in_parts([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]
+    assert [len(batch) for batch in in_batches([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]

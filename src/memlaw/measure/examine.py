@@ -23,7 +23,7 @@ from memlaw.data.record import Example
 from memlaw.measure.decode import greedy_decode
 from memlaw.measure.files import SavedAudit
 from memlaw.measure.table import AuditResult, TokenTable, verdicts
-from memlaw.model.forward import collate, target_logits
+from memlaw.model.forward import collate, in_batches, target_logits
 from memlaw.settings.choices import Decode
 
 _ROWS = 512  # logit rows that are turned to float32 at a time
@@ -177,14 +177,8 @@ def _decoding(
 def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar length, of at most `_BATCH_TOKENS` tokens, pads included."""
     lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
-    batches: list[list[int]] = []
-    for i in sorted(range(len(examples)), key=lambda i: (lengths[i], i)):
-        fits = batches and (len(batches[-1]) + 1) * lengths[i] <= _BATCH_TOKENS
-        if fits and len(batches[-1]) < batch_size:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+    rows = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+    return in_batches(examples, rows, most=batch_size, most_tokens=_BATCH_TOKENS)
 
 
 @torch.inference_mode()

@@ -72,6 +72,35 @@ def collate(
     )
 
 
+def in_batches(
+    examples: Sequence[Example],
+    rows: Sequence[int],
+    *,
+    most: int = 64,
+    most_tokens: int = 4096,
+) -> list[list[int]]:
+    """Rows of the examples, in their order, in batches that a model is run on at once.
+
+    Args:
+        examples: whose lengths count.
+        rows: which of them.
+        most: in a batch.
+        most_tokens: of a batch, pads included; a longer example is a batch by itself.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        n = len(examples[row].prompt_ids) + len(examples[row].target_ids)
+        longest = max(longest, n)
+        fits = batches and (len(batches[-1]) + 1) * longest <= most_tokens
+        if fits and len(batches[-1]) < most:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            longest = n
+    return batches
+
+
 def target_logits(model: Any, batch: Batch) -> Float[Tensor, "N V"]:
     """Logits of the target tokens, teacher-forced.
 

@@ -17,14 +17,13 @@ from memlaw.core.errors import MemlawError
 from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter
 from memlaw.model.body import body_of
-from memlaw.model.forward import Batch, collate, head_is_apart, logits_of
+from memlaw.model.forward import Batch, collate, head_is_apart, in_batches, logits_of
 from memlaw.model.head import Losses
 from memlaw.model.sites import Site
 from memlaw.train.held import BaseStates, Probed, held_losses, probing, site_reads
 
 Tensor = torch.Tensor
 _AT_ONCE = 16  # examples that aren't trained
-_LOOKED_AT, _LOOKED_AT_TOKENS = 64, 8192  # records at once, of so many tokens together
 
 
 class EngineError(MemlawError):
@@ -77,7 +76,7 @@ class Engine(Protocol):
 
         Args:
             job: an adapter whose weights need no gradient, and rows.
-            modules: sites, by name, from the lowest up.
+            modules: of sites, by name.
         """
         ...
 
@@ -107,24 +106,8 @@ def target_losses(
     """
     return [
         (part, engine.forward([Job(adapter, part, False)]).nll)
-        for part in in_parts(engine.examples, rows)
+        for part in in_batches(engine.examples, rows)
     ]
-
-
-def in_parts(examples: Sequence[Example], rows: Sequence[int]) -> list[list[int]]:
-    """Rows in their order, in parts that a model is run on at once, padded or not."""
-    parts: list[list[int]] = []
-    longest = 0
-    for row in rows:
-        n = len(examples[row].prompt_ids) + len(examples[row].target_ids)
-        longest = max(longest, n)
-        fits = parts and (len(parts[-1]) + 1) * longest <= _LOOKED_AT_TOKENS
-        if fits and len(parts[-1]) < _LOOKED_AT:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-            longest = n
-    return parts
 
 
 def bare_losses(

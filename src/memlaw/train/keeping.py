@@ -23,8 +23,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from memlaw.model.adapter import Adapter
+from memlaw.model.forward import in_batches
 from memlaw.model.head import log_odds
-from memlaw.train.engine import Engine, Job, in_parts
+from memlaw.train.engine import Engine, Job
 from memlaw.train.retention import Term, quadratic_penalty
 
 _MOST_TOKENS = 1024  # whose log-odds are looked at, about
@@ -112,7 +113,7 @@ def odds_gradients(
             chosen.append(rows[place])
             n_tokens += len(engine.examples[rows[place]].target_ids)
     found: list[list[Tensor]] = [[] for _ in modules]
-    for part in in_parts(engine.examples, sorted(chosen)):
+    for part in in_batches(engine.examples, sorted(chosen)):
         hidden, _, probes = engine.probed(Job(plain, part), modules)
         targets = torch.tensor([t for row in part for t in engine.examples[row].target_ids])
         leaf = hidden.detach().requires_grad_()

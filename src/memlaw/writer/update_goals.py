@@ -19,8 +19,7 @@ _PATIENCE = 5  # epochs without progress, until old records are held less tightl
 class Watching(Goals):
     """What updates look at besides: records that aren't trained, and what is to be forgotten.
 
-    When what is trained is learnt, some of the others have slipped, mostly those that are like it;
-    they are trained, too.
+    When what is trained is learnt, some of the others have slipped; they are trained, too.
 
     Args:
         run: what is trained, started from an earlier generation.
@@ -33,11 +32,9 @@ class Watching(Goals):
 
         And those near them, which would slip next.
         """
-        run, seen = self.run, self.run.learner.seen
-        trained = set(run.learner.rows.tolist())
-        kept = [row for row in range(len(run.examples)) if row not in trained]
-        for part, nll in losses(run, kept):
-            seen.note(part, nll)
+        seen, trained = self.run.learner.seen, set(self.run.learner.rows.tolist())
+        kept = [row for row in range(len(self.run.examples)) if row not in trained]
+        self._look_at(kept)
         if not seen.n_under(kept, self._p(self.safe)):
             return True
         near = self._p(max(self.near, self.safe))
@@ -46,13 +43,16 @@ class Watching(Goals):
 
     def _all_hold(self) -> bool:
         """Whether an audit is worth its time: the last step may have taken what it was to give."""
-        run, seen = self.run, self.run.learner.seen
-        if not run.learner.keeping:
+        learner = self.run.learner
+        if not learner.keeping:
             return True
-        trained = run.learner.rows.tolist()
-        for part, nll in losses(run, trained):
-            seen.note(part, nll)
-        return not seen.n_under(trained) and self._old_ones_hold()
+        trained = learner.rows.tolist()
+        self._look_at(trained)
+        return not learner.seen.n_under(trained) and self._old_ones_hold()
+
+    def _look_at(self, rows: Sequence[int]) -> None:
+        for part, nll in losses(self.run, rows):
+            self.run.learner.seen.note(part, nll)
 
     def _join(self, rows: Sequence[int]) -> None:
         """Train these records, too, from now on."""
