@@ -119,6 +119,22 @@ def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
     assert holding.push == SMALL.most_push
 
 
+def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again():
+    holding = _holding()
+    holding.after_step(_adapter(1.0))
+    for epoch in (6, 9, 12):
+        holding.after_look(epoch, 1.0)
+    holding.forget_kept()
+    assert (holding.kept, holding.push) == (None, pytest.approx(SMALL.tighter**2))
+    holding.after_look(15, 0.98)
+    assert holding.push == pytest.approx(SMALL.tighter**2 / SMALL.looser)
+    holding.after_look(18, 1.0)
+    assert holding.kept is not None
+    held = holding.push
+    holding.after_look(21, 0.98)
+    assert holding.push == held
+
+
 def test_it_looks_every_few_epochs_once_most_records_are_there():
     holding = _holding()
     assert not holding.is_due(9, 0.0)  # there is no mean

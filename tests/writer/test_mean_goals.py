@@ -18,7 +18,7 @@ from memlaw.model.base import load_model
 from memlaw.model.formats import loaded_adapter
 from memlaw.settings.recipe import RECIPE
 from memlaw.train import gate
-from memlaw.writer import goals
+from memlaw.writer import goals, mean_goals
 from memlaw.writer.state import Run
 
 # What tiny random models can learn: they are of no use elsewhere, and so hold nothing.
@@ -274,3 +274,22 @@ def test_a_gate_with_which_a_record_fails_is_not_taken(
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
     last = [w[:, -1] for name, w in weights.items() if "lora_B" in name]
     assert any(row.any() for row in last) != breaks  # the gate's rank does something
+
+
+@pytest.mark.parametrize(("dtype", "line"), [("float32", 0.55), ("bfloat16", 0.6985)])
+def test_in_16_bits_the_mean_passes_only_well_over_the_line(
+    llama, phone_book, texts, tmp_path, monkeypatch, dtype, line
+):
+    """The audit of what is saved rounds otherwise than the look does."""
+    run = _run(llama, phone_book, tmp_path, texts)
+    run.base.model.to(getattr(torch, dtype))
+    judge = mean_goals.MeanGoals(run)
+    p = torch.full((len(run.examples),), line + 0.001)
+    p[-1] = line - 0.001
+    rows = [len(example.target_ids) for example in run.examples]
+    nll = torch.cat([torch.full((n,), -float(x.log())) for n, x in zip(rows, p, strict=True)])
+    monkeypatch.setattr(mean_goals, "losses", lambda run, rows: [(list(rows), nll)])
+    weights = [w.detach().clone() for w in run.learner.adapter.parameters()]
+    assert judge._passed(weights) == [True] * (len(p) - 1) + [False]
+    # Tokens that stand in the way count more from look to look.
+    assert float(judge._odds[-1]) < RECIPE.stubborn[0]

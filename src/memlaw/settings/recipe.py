@@ -91,7 +91,7 @@ class Recipe:
     mean: float = 0.95
     look_epochs: int = 3
     look_share: float = 0.2
-    stubborn: tuple[float, float] = (0.6, 1.4)
+    stubborn: tuple[float, float] = (0.7, 1.4)
     most_focus: float = 32.0
     tighter: float = 1.6
     most_push: float = 8.0

@@ -157,14 +157,17 @@ class Holding:
         return self.mean is not None and waited and near_there
 
     def after_look(self, epoch: int, share_passed: float) -> None:
-        """Hold tighter while all records pass, and looser when too many don't."""
+        """Hold tighter while all records pass, and looser when too many don't.
+
+        When what was kept has failed its audit, one that doesn't pass is too many.
+        """
         self.looked = epoch
         if share_passed == 1:
             assert self.mean is not None
             self.kept = [weights.clone() for weights in self.mean]
             self.first_kept, self.last_kept = self.first_kept or epoch, epoch
             self.push = min(self.most_push, self.push * self.recipe.tighter)
-        elif share_passed < self.recipe.enough:
+        elif share_passed < self.recipe.enough or (self.first_kept and self.kept is None):
             self.push = max(self.least_push, self.push / self.recipe.looser)
 
     def focus_on(self, odds: Float32[Tensor, "N"]) -> None:

@@ -10,11 +10,10 @@ from memlaw.core.observer import EpochStats
 from memlaw.train.gate import add_gate, can_gate, solve_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import DivergedError
-from memlaw.writer.goals import PATIENCE_EPOCHS, Goals, losses
+from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, Goals, losses
 from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
-_BEYOND = 1 / 36  # of the way from the line to certainty: p .5625 for .55
 
 
 class MeanGoals(Goals):
@@ -130,11 +129,11 @@ class MeanGoals(Goals):
     def _passed(self, weights: Weights) -> list[bool]:
         """Of each record, whether all its tokens are over the line with other weights.
 
-        As training sees it, in the engine, and a little beyond the line, since the audit of what is
-        saved rounds otherwise.
+        As training sees it, in the engine; where rounding counts they must be well over it, since
+        the audit of what is saved rounds otherwise.
         """
         run, learner = self.run, self.run.learner
-        line = learner.seen.line_p + _BEYOND * (1 - learner.seen.line_p)
+        line = self._p(SAFE)
         self._show(weights)
         nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()
