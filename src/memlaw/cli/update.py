@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memlaw.writer.updating import UpdateResult
 
 GROUPS = {
-    "data": ("new", "prompt_field", "completion_field"),
+    "data": ("new", "keep", "near", "paraphrases", "prompt_field", "completion_field"),
     "model": ("model", "device"),
     "training": ("forget", "max_epochs"),
     "harm": ("max_damage", "min_specificity"),

@@ -22,6 +22,9 @@ class UpdateConfig:
         forget: what becomes of removed records. suppress: this adapter is trained until it no
             longer gives them; rewrite: an adapter is trained anew, on the other records alone.
         model: base model, where it now lies elsewhere; it must be the same one.
+        keep: file of prompts whose answers must not change, where it now lies or with others in it.
+        near: file of prompts for which nothing is stored, likewise.
+        paraphrases: file of other phrasings, likewise.
         max_epochs: stop after this many epochs, and leave the folder as it was.
         max_rank: largest rank that auto grows to.
         max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text,
@@ -41,6 +44,9 @@ class UpdateConfig:
 
     forget: Forget = "suppress"
     model: str | None = None
+    keep: str | None = None
+    near: str | None = None
+    paraphrases: str | None = None
     max_epochs: int | None = None
     max_rank: int | None = None
     max_damage: float | None = None
