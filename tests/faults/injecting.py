@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,8 +224,12 @@ class Lab:
         mode: str = "EIO",
         gone: str = "",
         before_each: Callable[[], None] | None = None,
+        kill_after_s: float | None = None,
     ) -> Ran:
-        """Run a command in a child whose n-th file operation in `work` goes wrong; 0: none does."""
+        """Run a command in a child whose n-th file operation in `work` goes wrong; 0: none does.
+
+        With `kill_after_s` it is killed from outside, if it hasn't ended by then.
+        """
         told = self.folder / "told"
         child = os.fork()
         if child == 0:
@@ -239,8 +244,12 @@ class Lab:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        lines = (self.folder / "log").read_text().splitlines() if n == 0 else ()
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            os.kill(child, signal.SIGKILL)
+        status = abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))  # of a signal it is < 0
+        whole = n == 0 and kill_after_s is None
+        lines = (self.folder / "log").read_text().splitlines() if whole else ()
         return Ran(status=status, said=told.read_text("utf-8", "replace"), log=lines)
 
     def _in_child(
@@ -303,6 +312,21 @@ class Lab:
             at = self.logs[name][n - 1]
             seen = Seen(command=name, n=n, mode="killed", at=at, status=KILLED)
             self._work(place / key)
+            self._look(command, seen, work)
+            self._again(command, seen, work)
+            yield seen
+
+    def killed_from_outside(self, name: str, times: int) -> Iterator[Seen]:
+        """What is left if a command is killed at random moments of its time, seed 0."""
+        command, draw = COMMANDS[name], random.Random(f"{name} 0")
+        self.state(name)
+        started = time.monotonic()
+        self.run(command.line, self._work(self.state(command.after)))
+        whole_s = time.monotonic() - started
+        for n in range(1, times + 1):
+            work = self._work(self.state(command.after))
+            ran = self.run(command.line, work, kill_after_s=draw.uniform(0, whole_s))
+            seen = Seen(command=name, n=n, mode="from outside", at="", status=ran.status)
             self._look(command, seen, work)
             self._again(command, seen, work)
             yield seen
@@ -511,6 +535,7 @@ def main() -> None:
     parser.add_argument("--shim", type=Path, required=True)
     parser.add_argument("--commands", nargs="*", default=list(COMMANDS))
     parser.add_argument("--killed", nargs="*", default=[])
+    parser.add_argument("--moments", type=int, default=0)
     parser.add_argument("--modes", nargs="*", default=list(MODES))
     parser.add_argument("--turns", type=int, nargs="*", default=[0])
     parser.add_argument("--every", type=int, default=1)
@@ -521,6 +546,9 @@ def main() -> None:
     lab = Lab(given.folder, given.shim)
     for name in given.killed:
         for seen in lab.killed_everywhere(name):
+            print(json.dumps(vars(seen)), flush=True)
+    for name in given.commands if given.moments else ():
+        for seen in lab.killed_from_outside(name, given.moments):
             print(json.dumps(vars(seen)), flush=True)
     for turn in given.turns:
         for seen in faults(lab, given.commands, given.modes, turn=turn, every=given.every):

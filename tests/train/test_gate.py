@@ -136,6 +136,23 @@ def test_a_renewed_gate_brings_back_what_steps_have_worn_off(ready):
         assert torch.equal(b[:column], before)
 
 
+def test_it_is_solved_for_all_records_whichever_are_trained(ready, monkeypatch):
+    """As in an update, which trains what is new."""
+    engine = ready.engine(CachedEngine)
+    learner = ready.learner(engine)
+    gate.add_gate(learner)
+    learner.train_on([0])
+    looked, look = [], gate._look
+
+    def noting(engine, adapter, sites, rows, first):
+        looked.append(list(rows))
+        return look(engine, adapter, sites, rows, first)
+
+    monkeypatch.setattr(gate, "_look", noting)
+    gate.solve_gate(engine, learner)
+    assert looked[0] == list(range(len(ready.records)))
+
+
 def test_the_log_odds_are_those_of_the_first_tokens():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     (z,) = gate._odds_of(logits, [1, 3])

@@ -114,7 +114,7 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     sites = _gate_sites(adapter)
     columns = [adapter.b[i][holding.gate].detach() for i in sites]
     b = [column / column.norm() for column in columns] if all(map(torch.any, columns)) else None
-    records, near = learner.rows.tolist(), holding.rows[: holding.n_near]
+    records, near = list(range(len(learner.examples))), holding.rows[: holding.n_near]
     first = sorted({engine.examples[row].target_ids[0] for row in records})
     limits = (_log_odds(engine, engine.base.at(near), first) + 1).clamp(min=-_MARGIN)
     problem: _Problem | None = None

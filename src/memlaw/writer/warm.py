@@ -35,8 +35,6 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     learner, rank = run.learner, run.learner.adapter.rank
     memory, values = read_learner(folder) or ({}, {})
     learner.start_from(saved_factors(folder, run.sites), memory)
-    if learner.holding:
-        learner.holding.start_warm(learner.adapter, values.get("gate"))
     if run.config.rank == "auto" and rank > learner.adapter.rank:
         learner.grow(rank)
     hashes = [example.record.sha256 for example in run.examples]
@@ -45,8 +43,10 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     if written:
         terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
-        still = 0 if learner.holding else _make_room(run, terms, written, n_changed)
+        still = _make_room(run, terms, written, n_changed)
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
+    if learner.holding:
+        learner.holding.start_warm(learner.adapter, values.get("gate"))
     if run.lost is not None:
         first = len(run.trainer.engine.examples) - len(run.lost.examples)
         learner.forgetting = run.lost.forgetting(run.subject, first, run.config.seed)
@@ -73,7 +73,7 @@ def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_change
     if n_changed > len(written):
         return 0
     room = max(min(_ROOM, -(-rank // 2)), -(-rank * n_changed // len(written)))
-    if rank > room:
+    if rank > room and not learner.holding:  # a gate has a column of its own
         wide, n_under = learner.adapter, _n_under(run, written)
         learner.adapter = narrowed(wide, terms, rank - room)
         if _n_under(run, written) > n_under:
