@@ -1,0 +1,114 @@
+"""Is a certificate true elsewhere? Certified records, asked of plain Transformers and PEFT.
+
+    python benchmarks/truth.py FOLDER DATA [FOLDER DATA ...] [--save FILE]
+
+Each FOLDER is one that `memlaw write` made of the records in DATA. What its certificate says is
+recited is asked for by `generate`, with nothing of memlaw's in the way but the reading of DATA: one
+by one, in batches padded on the left, with another attention, in another dtype. Printed is how
+many records of each way's are another text than the record, and which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import memlaw
+
+WAYS: dict[str, dict[str, Any]] = {
+    "batches of 64": {"n": 64},
+    "one by one": {"n": 1},
+    "batches of 7": {"n": 7},
+    "eager attention, 64": {"n": 64, "attention": "eager"},
+    "without a cache, 64": {"n": 64, "use_cache": False},
+    "float32, 64": {"n": 64, "dtype": torch.float32},
+}
+
+
+def answers(
+    folder: Path,
+    prompts: list[str],
+    longest: int,
+    *,
+    n: int,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.bfloat16,
+    use_cache: bool = True,
+) -> Iterator[str]:
+    """What an adapted model says to prompts, greedily, by plain Transformers."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    base = run["base"]["path"]
+    words = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if words.pad_token_id is None:
+        words.pad_token = words.eos_token
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+    model = PeftModel.from_pretrained(model, str(folder)).eval()
+    texts = [
+        words.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        for prompt in prompts
+    ]
+    for start in range(0, len(texts), n):
+        asked = words(
+            texts[start : start + n], return_tensors="pt", padding=True, add_special_tokens=False
+        )
+        with torch.inference_mode():
+            said = model.generate(
+                **asked, max_new_tokens=longest, do_sample=False, use_cache=use_cache
+            )
+        yield from words.batch_decode(
+            said[:, asked["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", nargs="+", type=Path, metavar="FOLDER DATA")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--save", type=Path)
+    given = parser.parse_args()
+    totals = dict.fromkeys(given.ways, 0)
+    n_all = 0
+    for folder, data in zip(given.what[::2], given.what[1::2], strict=True):
+        certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
+        line = certificate["threshold"] + certificate["margin"]
+        records = memlaw.read_records(data)
+        words = AutoTokenizer.from_pretrained(folder)
+        longest = 2 + max(len(words(r.completion)["input_ids"]) for r in records)
+        n_all += len(records)
+        for way in given.ways:
+            started = time.perf_counter()
+            said = answers(folder, [str(r.prompt) for r in records], longest, **WAYS[way])
+            pairs = zip(records, said, strict=True)
+            wrong = [
+                (str(r.prompt), r.completion, text) for r, text in pairs if text != r.completion
+            ]
+            totals[way] += len(wrong)
+            row = {
+                "folder": folder.name,
+                "line": line,
+                "way": way,
+                "records": len(records),
+                "wrong": wrong,
+                "wall_s": round(time.perf_counter() - started, 1),
+            }
+            print(json.dumps(row), flush=True)
+            if given.save:
+                with given.save.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    for way, n in totals.items():
+        print(f"{way}: {n} of {n_all} wrong")
+
+
+if __name__ == "__main__":
+    main()
