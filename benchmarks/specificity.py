@@ -8,8 +8,8 @@ DATA is a file, or `phonebook`, `prose` (sentences about made-up people), `long`
 answer is the beginning of Python's licence). `write` writes an adapter with the defaults (`--free`:
 with `specificity` off) and measures it; `folder` measures somebody else's. Each adds a file to
 results/specificity. Measured are the prompts that `write` measures, and beside them 1,000 near
-misses that training never saw: 500 recombined from the records, and the 500 names of
-benchmarks/foreign_names.txt, of which those that share a word with the records are left out.
+misses that training never saw: 500 recombined from the records, but no more than five a record, and
+the 500 names of benchmarks/foreign_names.txt, without those that share a word with the records.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ MADE: dict[str, Callable[[], Iterator[Record]]] = {
 def groups_of(records: Sequence[Record]) -> dict[str, list[str]]:
     """The near misses that are given, by kind."""
     prompts = [record.prompt for record in records]
-    made = near_misses(prompts, N_NEAR, seed=SEED, kinds={"recombined": 1.0})
+    # Training avoids what is measured: of few records' names most must be left to it.
+    n = min(N_NEAR, 5 * len(records))
+    made = near_misses(prompts, n, seed=SEED, kinds={"recombined": 1.0})
     words = {word for prompt in prompts for word in str(prompt).rstrip(":?").split()}
     names = NAMES.read_text(encoding="utf-8").splitlines()
     foreign = [name for name in names if not words & set(name.rstrip(":").split())]

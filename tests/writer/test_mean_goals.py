@@ -267,8 +267,10 @@ def test_a_gate_with_which_a_record_fails_is_not_taken(
 
     monkeypatch.setattr("memlaw.writer.mean_goals.solve_gate", solve_gate)
     settings = EASY | texts | {"rank": 32, "layers": (1, 2), "model": str(llama)}
-    result = memlaw.write(phone_book, tmp_path / "out", **settings)
+    observer = Stop()
+    result = memlaw.write(phone_book, tmp_path / "out", observer=observer, **settings)
     assert solved == [result.rank - 1]
+    assert any("it isn't taken" in text for text in observer.said) == breaks
     assert result.certified
     assert memlaw.audit(phone_book, adapter=tmp_path / "out").n_certified == len(phone_book)
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -290,6 +292,6 @@ def test_in_16_bits_the_mean_passes_only_well_over_the_line(
     nll = torch.cat([torch.full((n,), -float(x.log())) for n, x in zip(rows, p, strict=True)])
     monkeypatch.setattr(mean_goals, "losses", lambda run, rows: [(list(rows), nll)])
     weights = [w.detach().clone() for w in run.learner.adapter.parameters()]
-    assert judge._passed(weights) == [True] * (len(p) - 1) + [False]
+    assert judge._passed(weights, goals.SAFE) == [True] * (len(p) - 1) + [False]
     # Tokens that stand in the way count more from look to look.
     assert float(judge._odds[-1]) < RECIPE.stubborn[0]

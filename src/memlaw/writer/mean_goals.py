@@ -14,6 +14,7 @@ from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, Goals, losses
 from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
+_WITH_GATE = 1 / 36  # p .5625 for .55: it takes some of what records have beyond the line
 
 
 class MeanGoals(Goals):
@@ -114,26 +115,30 @@ class MeanGoals(Goals):
         if is_first:  # training, if it has to go on, does so with the gate
             holding.start_from(run.learner.adapter, gated)
             holding.begin_mean(run.learner.adapter)
-        if self._share_passed(gated) == 1:
+        if self._share_passed(gated, _WITH_GATE) == 1:
             holding.kept = gated
+        else:
+            run.observer.notice(
+                "Records fail with what parts near misses from them: it isn't taken this time."
+            )
 
     def _shown(self) -> Weights:
         """A copy of the weights that the adapter has now."""
         return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
-    def _share_passed(self, weights: Weights) -> float:
+    def _share_passed(self, weights: Weights, beyond: float = SAFE) -> float:
         """The share of the records that other weights recite."""
-        passed = self._passed(weights)
+        passed = self._passed(weights, beyond)
         return sum(passed) / len(passed)
 
-    def _passed(self, weights: Weights) -> list[bool]:
+    def _passed(self, weights: Weights, beyond: float) -> list[bool]:
         """Of each record, whether all its tokens are over the line with other weights.
 
-        As training sees it, in the engine; where rounding counts they must be well over it, since
-        the audit of what is saved rounds otherwise.
+        As training sees it, in the engine; where rounding counts they must be so far beyond the
+        line, as a share of what is left, since the audit of what is saved rounds otherwise.
         """
         run, learner = self.run, self.run.learner
-        line = self._p(SAFE)
+        line = self._p(beyond)
         self._show(weights)
         nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()

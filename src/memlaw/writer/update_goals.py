@@ -163,8 +163,8 @@ class UpdateMeanGoals(Watching, MeanGoals):
             self._old_ones_hold()
         return super().after(stats)
 
-    def _passed(self, weights: Weights) -> list[bool]:
-        passed = super()._passed(weights)
+    def _passed(self, weights: Weights, beyond: float) -> list[bool]:
+        passed = super()._passed(weights, beyond)
         self._join([row for row, good in enumerate(passed) if not good])
         return passed
 
