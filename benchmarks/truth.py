@@ -46,7 +46,7 @@ def answers(
     """What an adapted model says to prompts, greedily, by plain Transformers."""
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     base = run["base"]["path"]
-    words = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    words = AutoTokenizer.from_pretrained(base, padding_side="left")
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attention)
@@ -83,8 +83,7 @@ def main() -> None:
         certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
         line = certificate["threshold"] + certificate["margin"]
         records = memlaw.read_records(data)
-        words = AutoTokenizer.from_pretrained(folder)
-        longest = 2 + max(len(words(r.completion)["input_ids"]) for r in records)
+        longest = max(len(r.completion.encode()) for r in records) + 2  # no token is shorter
         n_all += len(records)
         for way in given.ways:
             started = time.perf_counter()

@@ -104,18 +104,18 @@ def test_the_mean_begins_with_the_negatives_and_follows():
 def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
     holding = _holding()
     holding.after_step(_adapter(1.0))
-    holding.after_look(6, 0.5)
+    holding.after_look(6, 0.5, 0.5)
     assert (holding.push, holding.kept) == (1.0, None)
     for epoch in (9, 12):
-        holding.after_look(epoch, 1.0)
+        holding.after_look(epoch, 1.0, 1.0)
     assert holding.push == pytest.approx(SMALL.tighter**2)
-    assert (holding.first_kept, holding.last_epoch) == (9, 15)  # 9 · 1.6 = 14.4
-    holding.after_look(15, 0.98)
+    assert (holding.first_passed, holding.last_epoch) == (9, 15)  # 9 · 1.6 = 14.4
+    holding.after_look(15, 0.98, 0.98)
     assert holding.push == pytest.approx(SMALL.tighter**2)
-    holding.after_look(18, 0.9)
+    holding.after_look(18, 0.9, 0.9)
     assert holding.push == pytest.approx(SMALL.tighter**2 / SMALL.looser)
     for epoch in range(21, 60, 3):
-        holding.after_look(epoch, 1.0)
+        holding.after_look(epoch, 1.0, 1.0)
     assert holding.push == SMALL.most_push
 
 
@@ -123,16 +123,30 @@ def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again(
     holding = _holding()
     holding.after_step(_adapter(1.0))
     for epoch in (6, 9, 12):
-        holding.after_look(epoch, 1.0)
+        holding.after_look(epoch, 1.0, 1.0)
     holding.forget_kept()
     assert (holding.kept, holding.push) == (None, pytest.approx(SMALL.tighter**2))
-    holding.after_look(15, 0.98)
+    holding.after_look(15, 0.98, 0.98)
     assert holding.push == pytest.approx(SMALL.tighter**2 / SMALL.looser)
-    holding.after_look(18, 1.0)
+    holding.after_look(18, 1.0, 1.0)
     assert holding.kept is not None
     held = holding.push
-    holding.after_look(21, 0.98)
+    holding.after_look(21, 0.98, 0.98)
     assert holding.push == held
+
+
+def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
+    holding = _holding()
+    holding.after_step(_adapter(1.0))
+    holding.after_look(6, 0.99, 0.99)
+    assert (holding.rate, holding.first_passed, holding.kept) == (1.0, 0, None)
+    holding.after_look(9, 0.99, 1.0)
+    assert (holding.rate, holding.first_passed, holding.kept) == (SMALL.last_rate, 9, None)
+    assert holding.push == 1.0
+    holding.after_look(12, 1.0, 1.0)
+    assert holding.kept is not None
+    assert (holding.first_passed, holding.last_kept) == (9, 12)
+    assert holding.push == SMALL.tighter
 
 
 def test_it_looks_every_few_epochs_once_most_records_are_there():
@@ -141,7 +155,7 @@ def test_it_looks_every_few_epochs_once_most_records_are_there():
     holding.after_step(_adapter(1.0))
     assert holding.is_due(9, 0.19)
     assert not holding.is_due(9, 0.21)
-    holding.after_look(9, 1.0)
+    holding.after_look(9, 1.0, 1.0)
     assert [epoch for epoch in range(9, 14) if holding.is_due(epoch, 1.0)] == [12, 13]
 
 
@@ -178,7 +192,7 @@ def test_tokens_near_the_line_weigh_more_from_look_to_look():
 def test_its_state_comes_back():
     holding = _holding()
     holding.after_step(_adapter(1.0))
-    holding.after_look(9, 1.0)
+    holding.after_look(9, 1.0, 1.0)
     holding.weigh([10], torch.tensor([7.0]))
     tensors, values = holding.state()
     again = _holding(active=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from memlaw.core.observer import EpochStats
 from memlaw.train.gate import add_gate, can_gate, solve_gate
@@ -14,7 +15,7 @@ from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, Goals, losses
 from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
-_WITH_GATE = 1 / 36  # p .5625 for .55: it takes some of what records have beyond the line
+_OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
 
 
 class MeanGoals(Goals):
@@ -46,9 +47,11 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            share = self._share_passed(self._mean())
+            lowest = self._lowest_p(self._mean())
             holding.focus_on(self._odds)
-            holding.after_look(run.learner.epoch, share)
+            holding.after_look(
+                run.learner.epoch, self._share(lowest, SAFE), self._share(lowest, _OVER)
+            )
         if self._is_over() and (ended := self._finish()):
             return ended
         if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
@@ -115,7 +118,8 @@ class MeanGoals(Goals):
         if is_first:  # training, if it has to go on, does so with the gate
             holding.start_from(run.learner.adapter, gated)
             holding.begin_mean(run.learner.adapter)
-        if self._share_passed(gated, _WITH_GATE) == 1:
+        # It takes some of what records have beyond the line.
+        if self._share(self._lowest_p(gated), _OVER) == 1:
             holding.kept = gated
         else:
             run.observer.notice(
@@ -126,27 +130,20 @@ class MeanGoals(Goals):
         """A copy of the weights that the adapter has now."""
         return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
-    def _share_passed(self, weights: Weights, beyond: float = SAFE) -> float:
-        """The share of the records that other weights recite."""
-        passed = self._passed(weights, beyond)
-        return sum(passed) / len(passed)
+    def _share(self, lowest_p: Tensor, beyond: float) -> float:
+        """The share of the records whose tokens are all so far beyond the line; see `_p`."""
+        return float((lowest_p >= self._p(beyond)).float().mean())
 
-    def _passed(self, weights: Weights, beyond: float) -> list[bool]:
-        """Of each record, whether all its tokens are over the line with other weights.
-
-        As training sees it, in the engine; where rounding counts they must be so far beyond the
-        line, as a share of what is left, since the audit of what is saved rounds otherwise.
-        """
-        run, learner = self.run, self.run.learner
-        line = self._p(beyond)
+    def _lowest_p(self, weights: Weights) -> Tensor:
+        """The lowest p of each record's tokens [R] with other weights, as training sees it."""
+        run = self.run
         self._show(weights)
         nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()
-        p = (-nll).exp()
-        self._odds = (p.logit(_TINY) - torch.tensor(learner.seen.line_p).logit()).cpu()
-        over = (p >= line).cpu()  # a GPU would be waited for record by record
-        parts = over.split([len(example.target_ids) for example in run.examples])
-        return [bool(part.all()) for part in parts]
+        p = (-nll).exp().cpu()
+        self._odds = p.logit(_TINY) - torch.tensor(run.learner.seen.line_p).logit()
+        parts = p.split([len(example.target_ids) for example in run.examples])
+        return torch.stack([part.min() for part in parts])
 
     def _finish(self) -> str:
         """Look at what was kept as a user will; returns why training is over, if it is."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.holding import Weights
 from memlaw.train.learner import beyond
-from memlaw.writer.goals import NEAR, WAIT_EPOCHS, Goals, losses
+from memlaw.writer.goals import NEAR, SAFE, WAIT_EPOCHS, Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
@@ -163,10 +165,10 @@ class UpdateMeanGoals(Watching, MeanGoals):
             self._old_ones_hold()
         return super().after(stats)
 
-    def _passed(self, weights: Weights, beyond: float) -> list[bool]:
-        passed = super()._passed(weights, beyond)
-        self._join([row for row, good in enumerate(passed) if not good])
-        return passed
+    def _lowest_p(self, weights: Weights) -> Tensor:
+        lowest = super()._lowest_p(weights)
+        self._join((lowest < self._p(SAFE)).nonzero()[:, 0].tolist())
+        return lowest
 
     def _finish(self) -> str:
         ended = super()._finish()
