@@ -18,6 +18,7 @@ from memlaw.model.base import load_model
 from memlaw.model.formats import loaded_adapter
 from memlaw.settings.recipe import RECIPE
 from memlaw.train import gate
+from memlaw.train.holding import Holding
 from memlaw.writer import goals, mean_goals
 from memlaw.writer.state import Run
 
@@ -297,3 +298,35 @@ def test_in_16_bits_the_mean_passes_only_well_over_the_line(
     assert judge._share(lowest, goals.SAFE) == 1 - 1 / len(p)
     # Tokens that stand in the way count more from look to look.
     assert float(judge._odds[-1]) < RECIPE.stubborn[0]
+
+
+def test_late_what_is_over_the_line_is_enough_where_nothing_was_kept(
+    llama, phone_book, texts, tmp_path
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge, holding = mean_goals.MeanGoals(run), run.learner.holding
+    run.learner.epoch = 50
+    assert judge._enough() == goals.SAFE  # none was over the line yet
+    holding.first_passed = 40
+    assert holding.last_epoch == 64
+    assert judge._enough() == goals.SAFE
+    run.learner.epoch = 64
+    assert judge._enough() == mean_goals._OVER
+    holding.begin_mean(run.learner.adapter)
+    holding.keep(64)
+    assert judge._enough() == goals.SAFE
+
+
+@pytest.mark.slow
+def test_what_was_never_well_over_the_line_is_gated_and_audited_at_the_end(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mean_goals, "SAFE", 1.0)  # no p is 1
+    solved = []
+    monkeypatch.setattr(mean_goals, "solve_gate", lambda engine, learner: solved.append(learner))
+    monkeypatch.setattr(goals.Goals, "_p", lambda self, beyond: 0.55 + beyond * 0.45)
+    monkeypatch.setattr(Holding, "last_epoch", 10_000)
+    settings = EASY | texts | {"rank": 32, "layers": (1, 2), "model": str(llama)}
+    result = memlaw.write(phone_book, tmp_path / "out", **settings | {"max_epochs": 150})
+    assert result.certified
+    assert len(solved) == 1

@@ -170,11 +170,15 @@ class Holding:
         if share_over == 1:
             self.first_passed = self.first_passed or epoch
         if share_passed == 1:
-            assert self.mean is not None
-            self.kept, self.last_kept = [weights.clone() for weights in self.mean], epoch
+            self.keep(epoch)
             self.push = min(self.most_push, self.push * self.recipe.tighter)
         elif share_passed < self.recipe.enough or (self.first_passed and self.kept is None):
             self.push = max(self.least_push, self.push / self.recipe.looser)
+
+    def keep(self, epoch: int) -> None:
+        """Keep the mean as it is in this epoch."""
+        assert self.mean is not None
+        self.kept, self.last_kept = [weights.clone() for weights in self.mean], epoch
 
     def focus_on(self, odds: Float32[Tensor, "N"]) -> None:
         """Let tokens that the mean leaves near the line count twice as much from look to look.

@@ -50,7 +50,7 @@ class MeanGoals(Goals):
             lowest = self._lowest_p(self._mean())
             holding.focus_on(self._odds)
             holding.after_look(
-                run.learner.epoch, self._share(lowest, SAFE), self._share(lowest, _OVER)
+                run.learner.epoch, self._share(lowest, self._enough()), self._share(lowest, _OVER)
             )
         if self._is_over() and (ended := self._finish()):
             return ended
@@ -66,7 +66,10 @@ class MeanGoals(Goals):
         Raises:
             DivergedError: the last step left weights that compute no numbers.
         """
-        if self.holding.kept is not None and (ended := self._finish()):
+        holding = self.holding
+        if holding.kept is None and self._mean_is_over():
+            holding.keep(self.run.learner.epoch)
+        if holding.kept is not None and (ended := self._finish()):
             return ended
         why = self.settle(f"max_epochs ({self.run.config.max_epochs}) reached")
         if not math.isfinite(self.found().audit.nll_nats):
@@ -91,6 +94,21 @@ class MeanGoals(Goals):
     def _mean(self) -> Weights:
         assert self.holding.mean is not None
         return self.holding.mean
+
+    def _mean_is_over(self) -> bool:
+        """Whether there is a mean with which all records are a little over the line."""
+        if self.holding.mean is None or not self.holding.first_passed:
+            return False
+        return self._share(self._lowest_p(self.holding.mean), _OVER) == 1
+
+    def _enough(self) -> float:
+        """How far beyond the line all tokens of a mean must be for it to be kept.
+
+        Less, once it is time to end and none was so far.
+        """
+        holding = self.holding
+        is_late = 0 < holding.last_epoch <= self.run.learner.epoch
+        return _OVER if is_late and holding.kept is None else SAFE
 
     def _is_over(self) -> bool:
         """Something was kept and not measured yet, and training went on for long enough."""
