@@ -206,7 +206,7 @@ def line(row: dict[str, Any]) -> str:
     at, near = harms["elsewhere"], [harms["recombined"], harms["foreign"]]
     n = sum(group["n"] for group in near)
     worst = max(harms[name]["delta_nll_nats"] for name in ("damage", "prose", "chats"))
-    made = [f"{group['made_up'] / group['n']:.1%}" for group in near]
+    made = [f"{group['made_up'] / group['n']:.1%}" if group["n"] else "–" for group in near]
     cells = [
         row["way"],
         str(row["records"]),

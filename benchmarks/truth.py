@@ -2,10 +2,11 @@
 
     python benchmarks/truth.py FOLDER DATA [FOLDER DATA ...] [--save FILE]
 
-Each FOLDER is one that `memlaw write` made of the records in DATA. What its certificate says is
-recited is asked for by `generate`, with nothing of memlaw's in the way but the reading of DATA: one
-by one, in batches padded on the left, with another attention, in another dtype. Printed is how
-many records of each way's are another text than the record, and which.
+Each FOLDER is one that `memlaw write` made of the records in DATA, in bfloat16, on a model with a
+chat template that names no date. What its certificate says is recited is asked for by `generate`,
+with nothing of memlaw's in the way but the reading of DATA: one by one, in batches padded on the
+left, with another attention, in another dtype. Printed is how many records of each way's are
+another text than the record, and which.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ def main() -> None:
     n_all = 0
     for folder, data in zip(given.what[::2], given.what[1::2], strict=True):
         certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
+        if (certificate["dtype"], certificate["prompt_format"]) != ("bfloat16", "chat"):
+            raise SystemExit(f"{folder}: only certificates in bfloat16, of chats, are asked here.")
+        if not certificate["certified"]:
+            raise SystemExit(f"{folder}: not all of its records are certified.")
         line = certificate["threshold"] + certificate["margin"]
         records = memlaw.read_records(data)
         longest = max(len(r.completion.encode()) for r in records) + 2  # no token is shorter

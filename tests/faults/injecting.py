@@ -247,7 +247,9 @@ class Lab:
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(child, signal.SIGKILL)
-        status = abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))  # of a signal it is < 0
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if kill_after_s is not None and status == -signal.SIGKILL:
+            status = KILLED  # as the shim's
         whole = n == 0 and kill_after_s is None
         lines = (self.folder / "log").read_text().splitlines() if whole else ()
         return Ran(status=status, said=told.read_text("utf-8", "replace"), log=lines)
@@ -328,6 +330,7 @@ class Lab:
             ran = self.run(command.line, work, kill_after_s=draw.uniform(0, whole_s))
             seen = Seen(command=name, n=n, mode="from outside", at="", status=ran.status)
             self._look(command, seen, work)
+            seen.wrong += _told(ran, seen.state)
             self._again(command, seen, work)
             yield seen
 

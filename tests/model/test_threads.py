@@ -19,6 +19,7 @@ def taken(monkeypatch):
     monkeypatch.setattr(threads.torch, "set_num_threads", told.append)
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: told[-1])
     monkeypatch.setattr(threads, "quota", lambda: math.inf)
+    monkeypatch.setattr(threads, "_FOLLOWER", threads._FollowLoad())
     return told
 
 
@@ -38,27 +39,64 @@ def clock(monkeypatch):
 
 def _model():
     words = torch.nn.Embedding(2, 1)
-    return SimpleNamespace(get_input_embeddings=lambda: words)
+    return SimpleNamespace(get_input_embeddings=lambda: words, run=lambda: words(torch.tensor([0])))
 
 
-def test_threads_follow_what_others_leave(taken, clock):
+def test_threads_are_given_up_at_once_and_taken_again_after_a_while(taken, clock):
     model = _model()
     threads.follow_load(model)
-    run = model.get_input_embeddings()
-    for free, expected in ((4.0, 4), (2.8, 3), (1.5, 1), (0.2, 1), (3.69, 3), (3.71, 4), (9.0, 4)):
+    for free, expected in ((4.0, 4), (2.8, 3), (1.5, 1), (0.2, 1)):
         clock(3.0, free)
-        run(torch.tensor([0]))
+        model.run()
         assert taken[-1] == expected
+    for looks in range(1, 2 * threads._SURE):
+        clock(3.0, 2.71)
+        model.run()
+        assert taken[-1] == (3 if looks >= threads._SURE else 1)
+    for free in (9.0, 9.0, 3.0, 9.0, 9.0, 9.0, 9.0):  # five in a row: one in between was others'
+        clock(3.0, free)
+        model.run()
+    assert taken[-1] == 3
+    clock(3.0, 9.0)
+    model.run()
+    assert taken[-1] == 4
 
 
-def test_it_looks_now_and_then(taken, clock):
+def test_it_looks_now_and_then(taken, clock, monkeypatch):
+    monkeypatch.setattr(threads, "_SURE", 1)
     model = _model()
     threads.follow_load(model)
-    run, n = model.get_input_embeddings(), len(taken)
-    for _ in range(10):
-        clock(0.5, 1.0)
-        run(torch.tensor([0]))
-    assert taken[n:] == [1, 1]
+    n = len(taken)
+    for free in (1.0, 3.0):
+        for _ in range(5):
+            clock(0.5, free)
+            model.run()
+    assert taken[n:] == [1, 2]
+
+
+def test_a_model_that_is_loaded_under_load_isnt_left_with_what_there_was_then(taken, clock):
+    first, second = _model(), _model()
+    threads.follow_load(first)
+    clock(3.0, 1.0)
+    first.run()
+    assert taken[-1] == 1
+    threads.follow_load(second)
+    assert threads.most_threads() == 4
+    for _ in range(threads._SURE):
+        clock(3.0, 4.0)
+        second.run()
+    assert taken[-1] == 4
+
+
+def test_what_pytorch_is_told_meanwhile_is_the_most_for_the_next_model(taken, clock):
+    threads.follow_load(_model())
+    taken.append(2)
+    model = _model()
+    threads.follow_load(model)
+    for _ in range(2 * threads._SURE):
+        clock(3.0, 4.0)
+        model.run()
+    assert taken[-1] == 2
 
 
 @pytest.mark.parametrize(("most", "expected"), [(2.5, 2), (0.5, 1), (8.0, 4)])
@@ -73,7 +111,7 @@ def test_a_number_that_is_given_is_obeyed(taken, clock, monkeypatch):
     model = _model()
     threads.follow_load(model)
     clock(3.0, 0.0)
-    model.get_input_embeddings()(torch.tensor([0]))
+    model.run()
     assert taken == [4]
 
 
@@ -82,28 +120,39 @@ def test_one_thread_is_left_alone(taken, clock):
     model = _model()
     threads.follow_load(model)
     clock(3.0, 4.0)
-    model.get_input_embeddings()(torch.tensor([0]))
+    model.run()
     assert taken[-1] == 1
 
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("files", "member", "cores"),
     [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "5\n"}, math.inf),
-        ({"cpu.max": "5 0"}, math.inf),
-        ({"cpu.max": "what?"}, math.inf),
-        ({}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, None, 1.5),
+        ({"cpu.max": "max 100000\n"}, "0::/", math.inf),
+        ({"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "200000 100000"}, "0::/a/b\n", 2.0),
+        ({"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "max 100000"}, "0::/a/b\n", 3.0),
+        ({"cpu.max": "100000 100000\n"}, "0::/not/seen/here", 1.0),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, 4.0),
+        (
+            {"cpu/x/cpu.cfs_quota_us": "50000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            "3:memory:/y\n2:cpu,cpuacct:/x\n",
+            0.5,
+        ),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "1000\n"}, None, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "5\n"}, None, math.inf),
+        ({"cpu.max": "5 0"}, None, math.inf),
+        ({"cpu.max": "what?"}, None, math.inf),
+        ({}, None, math.inf),
     ],
 )
-def test_a_cgroups_quota_is_read(tmp_path, files, cores):
+def test_a_cgroups_quota_is_read(tmp_path, files, member, cores):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
-    assert threads.quota(tmp_path) == cores
+    membership = tmp_path / "membership"
+    if member is not None:
+        membership.write_text(member)
+    assert threads.quota(tmp_path, membership) == cores
 
 
 def test_what_is_idle_or_ours_is_no_more_than_there_is():
@@ -120,3 +169,12 @@ def test_a_model_on_the_cpu_follows_the_load(llama, monkeypatch):
     monkeypatch.setattr("memlaw.model.base.follow_load", followed.append)
     base = load_model(llama)
     assert followed == [base.model]
+
+
+def test_a_system_that_doesnt_tell_counts_as_free(monkeypatch):
+    def silent(percpu):
+        raise PermissionError
+
+    monkeypatch.setattr(threads.psutil, "cpu_times", silent)
+    (at, unused), (later, more) = threads._now(), threads._now()
+    assert more - unused == pytest.approx(os.cpu_count() * (later - at))

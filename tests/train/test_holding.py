@@ -109,7 +109,7 @@ def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
     for epoch in (9, 12):
         holding.after_look(epoch, 1.0, 1.0)
     assert holding.push == pytest.approx(SMALL.tighter**2)
-    assert (holding.first_passed, holding.last_epoch) == (9, 15)  # 9 · 1.6 = 14.4
+    assert (holding.first_over, holding.last_epoch) == (9, 15)  # 9 · 1.6 = 14.4
     holding.after_look(15, 0.98, 0.98)
     assert holding.push == pytest.approx(SMALL.tighter**2)
     holding.after_look(18, 0.9, 0.9)
@@ -139,13 +139,13 @@ def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
     holding = _holding()
     holding.after_step(_adapter(1.0))
     holding.after_look(6, 0.99, 0.99)
-    assert (holding.rate, holding.first_passed, holding.kept) == (1.0, 0, None)
+    assert (holding.rate, holding.first_over, holding.kept) == (1.0, 0, None)
     holding.after_look(9, 0.99, 1.0)
-    assert (holding.rate, holding.first_passed, holding.kept) == (SMALL.last_rate, 9, None)
+    assert (holding.rate, holding.first_over, holding.kept) == (SMALL.last_rate, 9, None)
     assert holding.push == 1.0
     holding.after_look(12, 1.0, 1.0)
     assert holding.kept is not None
-    assert (holding.first_passed, holding.last_kept) == (9, 12)
+    assert (holding.first_over, holding.last_kept) == (9, 12)
     assert holding.push == SMALL.tighter
 
 

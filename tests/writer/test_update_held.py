@@ -1,19 +1,70 @@
 """An update of a folder that was written with specificity: held, gated, and certified likewise."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 import memlaw
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.texts import general_texts
+from memlaw.model.base import load_model
+from memlaw.model.formats import saved_factors
+from memlaw.writer.state import Run
+from memlaw.writer.warm import start_warm
 
-EASY = {"retention": 3.0, "max_epochs": 300, "dtype": "float32", "rank": 32}
+EASY = {"retention": 3.0, "max_epochs": 300, "dtype": "float32", "rank": 32, "layers": (1, 2)}
 ADDED = ("Bo Ek:", "271828")
 
 
-@pytest.mark.slow
-def test_a_held_folder_is_updated(llama, phone_book, texts, tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def written(llama, phone_book, texts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("held") / "out"
     assert memlaw.write(phone_book, out, model=str(llama), **EASY, **texts).certified
+    return out
+
+
+@pytest.mark.slow
+def test_what_is_written_stands_still_and_the_gate_with_it(
+    written, llama, phone_book, texts, tmp_path
+):
+    run = Run(
+        records=memlaw.read_records([*phone_book, ADDED]),
+        bad=BadRows(),
+        texts=general_texts(**texts),
+        base=load_model(llama, dtype="float32"),
+        config=memlaw.WriteConfig(
+            model=str(llama), max_rank=64, **EASY | texts | {"rank": "auto"}
+        ).resolved(),
+        out=tmp_path,
+        observer=memlaw.Observer(),
+    )
+    start_warm(run, written, {r.sha256 for r in memlaw.read_records(phone_book)})
+    learner, holding = run.learner, run.learner.holding
+    saved = saved_factors(written, run.sites)
+    rank = saved[0][0].shape[1]
+    assert learner.keeping.still == rank < learner.adapter.rank
+    assert holding.gate == rank - 1
+    for i, (was_a, was_b) in enumerate(saved):
+        a, b = learner.adapter.factors(i)
+        assert torch.allclose(a @ b, was_a @ was_b, atol=1e-4)
+    assert learner.rows.tolist() == [len(phone_book)]
+    adapter = learner.adapter
+    started = [[p.detach().clone() for p in factors] for factors in (adapter.a, adapter.b)]
+    assert [m.shape for m in holding.mean] == [p.shape for p in adapter.parameters()]
+    run.trainer.run_epoch()
+    for a, was in zip(adapter.a, started[0], strict=True):
+        assert torch.equal(a[:, :rank], was[:, :rank])
+    for b, was in zip(adapter.b, started[1], strict=True):
+        assert torch.equal(b[:rank], was[:rank])
+        assert not torch.equal(b[rank:], was[rank:])
+
+
+@pytest.mark.slow
+def test_a_held_folder_is_updated(written, phone_book, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
     data = [*phone_book[1:], ADDED]
     result = memlaw.update(out, data)
     assert result.taken

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import torch
+from memlaw.model.threads import most_threads
 
 
 def versions() -> dict[str, str]:
@@ -17,9 +17,9 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Platform, CPUs, and the threads that PyTorch takes."""
+    """Platform, CPUs, and the threads that PyTorch takes where nothing else runs."""
     return {
         "platform": platform.platform(),
         "n_cpus": os.cpu_count(),
-        "n_threads": torch.get_num_threads(),
+        "n_threads": most_threads(),
     }

@@ -19,8 +19,9 @@ class Recipe:
       drawn likewise; and a quadratic form that stands for all near misses at once.
 
     What is audited and saved is the running mean of the weights. The first time that all records
-    pass, `push` begins to rise, and training goes on for a while: what passes under a higher `push`
-    changes less elsewhere. When it is over, a gate parts near misses from the records.
+    are over the line in it, steps become smaller, and training goes on for a while. When all are
+    safe there, well over the line, `push` rises: what is safe under a higher `push` changes less
+    elsewhere. When it is over, a gate parts near misses from the records.
 
     Attributes:
         depths: where the adapters sit, as shares of the number of decoder layers.
@@ -55,11 +56,11 @@ class Recipe:
         stubborn: a token counts twice as much from look to look, up to `most_focus`, while its
             log-odds are not so far above the line's as the first; and half as much again, down to
             once, when they are above the second.
-        tighter: `push` is multiplied by it when all records pass, up to `most_push`;
+        tighter: `push` is multiplied by it when all records are safe, up to `most_push`;
         looser: divided by it when fewer than `enough` of them do, down to 1.
-        last_rate: the learning rate is multiplied by it once all records have passed: under smaller
-            steps the mean passes again and again while `push` rises.
-        extra: how long training goes on after all records passed first, as a share of its epochs.
+        last_rate: the learning rate is multiplied by it once all records were over the line: under
+            smaller steps they are so again and again while `push` rises.
+        extra: how long training goes on after that, as a share of its epochs.
         seed: of near misses, own chats and own text.
     """
 

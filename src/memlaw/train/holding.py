@@ -46,10 +46,10 @@ class Holding:
         least_push, most_push: how far `push` may fall and rise; from 1 to `recipe.most_push`.
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
-        kept: the last of these with which all records passed.
+        kept: the last of these with which all records were well over the line.
         focus: [target tokens of all records] ≥ 1: what each counts beyond what the objective gives
             it; None before the first look.
-        first_passed: the epoch in which all records first were over the line in the mean; 0 before.
+        first_over: the epoch in which all records first were over the line in the mean; 0 before.
         last_kept: that of `kept`; 0 where there is none.
         looked: the epoch in which the mean was last audited.
         gate: the rank of the adapter that the gate sits in, once it was put in.
@@ -78,7 +78,7 @@ class Holding:
         self.mean: Weights | None = None
         self.kept: Weights | None = None
         self.focus: Tensor | None = None
-        self.first_passed = self.last_kept = self.looked = 0
+        self.first_over = self.last_kept = self.looked = 0
         self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
 
@@ -153,26 +153,26 @@ class Holding:
     def is_due(self, epoch: int, share_under: float) -> bool:
         """Whether the mean is worth an audit, `share_under` of the records not being there yet."""
         waited = epoch - self.looked >= self.recipe.look_epochs
-        near_there = share_under < self.recipe.look_share or self.first_passed > 0
+        near_there = share_under < self.recipe.look_share or self.first_over > 0
         return self.mean is not None and waited and near_there
 
-    def after_look(self, epoch: int, share_passed: float, share_over: float) -> None:
-        """Hold tighter while all records pass, and looser when too many don't.
+    def after_look(self, epoch: int, share_safe: float, share_over: float) -> None:
+        """Keep the mean and hold tighter while all records are safe, looser when too many aren't.
 
-        When what was kept has failed its audit, one that doesn't pass is too many.
+        Where all were over the line once and nothing is kept, one that isn't safe is too many.
 
         Args:
             epoch: the current one.
-            share_passed: of the records, those that are so far over the line that they may be kept.
+            share_safe: of the records, those so far over the line that the mean may be kept.
             share_over: those that are over it at all.
         """
         self.looked = epoch
         if share_over == 1:
-            self.first_passed = self.first_passed or epoch
-        if share_passed == 1:
+            self.first_over = self.first_over or epoch
+        if share_safe == 1:
             self.keep(epoch)
             self.push = min(self.most_push, self.push * self.recipe.tighter)
-        elif share_passed < self.recipe.enough or (self.first_passed and self.kept is None):
+        elif share_safe < self.recipe.enough or (self.first_over and self.kept is None):
             self.push = max(self.least_push, self.push / self.recipe.looser)
 
     def keep(self, epoch: int) -> None:
@@ -197,7 +197,7 @@ class Holding:
     @property
     def rate(self) -> float:
         """What the learning rate is multiplied by: less, once all records were over the line."""
-        return self.recipe.last_rate if self.first_passed else 1.0
+        return self.recipe.last_rate if self.first_over else 1.0
 
     def hold_looser(self) -> None:
         """Nothing improves: the records come first."""
@@ -212,7 +212,7 @@ class Holding:
     @property
     def last_epoch(self) -> int:
         """The epoch after which training may end, once something was kept."""
-        return -(-self.first_passed * int(100 * (1 + self.recipe.extra)) // 100)
+        return -(-self.first_over * int(100 * (1 + self.recipe.extra)) // 100)
 
     def start_from(self, adapter: Adapter, weights: Weights) -> None:
         """Go on training from other weights."""
@@ -256,7 +256,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push"),
-                *("first_passed", "last_kept", "looked", "gate"),
+                *("first_over", "last_kept", "looked", "gate"),
             )
         }
         return tensors, values

@@ -182,8 +182,7 @@ class Goals:
             if not audit.certified
         ]
         if missed:
-            said = f"Failed the audit: {', '.join(missed)}"
-            self.run.observer.notice(f"{said}. Training goes on, with more margin.")
+            self.run.observer.notice(f"Failed the audit: {', '.join(missed)}.")
         return not missed
 
     def _p(self, share: float) -> float:

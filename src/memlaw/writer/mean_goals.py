@@ -19,10 +19,11 @@ _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
 
 
 class MeanGoals(Goals):
-    """Looks at the running mean now and then, and keeps it when all records pass.
+    """Looks at the running mean now and then, and keeps it when all records are well over the line.
 
-    From the first such mean on, training goes on for a while with what holds the model growing
-    stronger. With bounds on harm it goes on until they are kept.
+    From the first mean on with which all are over the line at all, training goes on for a while in
+    smaller steps, with what holds the model growing stronger. If none was kept by then, over the
+    line is enough. With bounds on harm it goes on until they are kept.
 
     Args:
         run: what is trained; its learner has a `holding`.
@@ -47,7 +48,7 @@ class MeanGoals(Goals):
         n, rows = len(run.examples), range(len(run.examples))
         share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
         if holding.is_due(run.learner.epoch, share_under):
-            lowest = self._lowest_p(self._mean())
+            lowest = self._look_at_mean()
             holding.focus_on(self._odds)
             holding.after_look(
                 run.learner.epoch, self._share(lowest, self._enough()), self._share(lowest, _OVER)
@@ -66,11 +67,15 @@ class MeanGoals(Goals):
         Raises:
             DivergedError: the last step left weights that compute no numbers.
         """
-        holding = self.holding
-        if holding.kept is None and self._mean_is_over():
-            holding.keep(self.run.learner.epoch)
+        learner, holding = self.run.learner, self.holding
+        before = learner.state()
+        if holding.kept is None and self.measured_at < learner.epoch and self._mean_is_over():
+            holding.keep(learner.epoch)
         if holding.kept is not None and (ended := self._finish()):
             return ended
+        if holding.kept is None:  # a resumed run goes on as a longer one would have
+            learner.restore(*before)
+            self.forget()
         why = self.settle(f"max_epochs ({self.run.config.max_epochs}) reached")
         if not math.isfinite(self.found().audit.nll_nats):
             self._hide()
@@ -91,24 +96,26 @@ class MeanGoals(Goals):
 
     # ------------------------------------------------------------ looking
 
-    def _mean(self) -> Weights:
+    def _look_at_mean(self) -> Tensor:
+        """The lowest p of each record's tokens [R] with the mean."""
         assert self.holding.mean is not None
-        return self.holding.mean
+        return self._lowest_p(self.holding.mean)
 
     def _mean_is_over(self) -> bool:
         """Whether there is a mean with which all records are a little over the line."""
-        if self.holding.mean is None or not self.holding.first_passed:
+        if self.holding.mean is None or not self.holding.first_over:
             return False
         return self._share(self._lowest_p(self.holding.mean), _OVER) == 1
 
     def _enough(self) -> float:
         """How far beyond the line all tokens of a mean must be for it to be kept.
 
-        Less, once it is time to end and none was so far.
+        Less, once it is time to end and none was so far; but not behind an audit that failed.
         """
-        holding = self.holding
-        is_late = 0 < holding.last_epoch <= self.run.learner.epoch
-        return _OVER if is_late and holding.kept is None else SAFE
+        run, holding = self.run, self.holding
+        is_late = 0 < holding.last_epoch <= run.learner.epoch
+        failed = run.learner.seen.line_p > run.config.threshold + run.config.margin + _TINY
+        return _OVER if is_late and holding.kept is None and not failed else SAFE
 
     def _is_over(self) -> bool:
         """Something was kept and not measured yet, and training went on for long enough."""
@@ -149,8 +156,10 @@ class MeanGoals(Goals):
         return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
     def _share(self, lowest_p: Tensor, beyond: float) -> float:
-        """The share of the records whose tokens are all so far beyond the line; see `_p`."""
-        return float((lowest_p >= self._p(beyond)).float().mean())
+        """The share of the records whose tokens are all over the line, and so far; see `_p`."""
+        line_p = self.run.learner.seen.line_p
+        least = max(self._p(beyond), line_p + _OVER * (1 - line_p))
+        return float((lowest_p >= least).float().mean())
 
     def _lowest_p(self, weights: Weights) -> Tensor:
         """The lowest p of each record's tokens [R] with other weights, as training sees it."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
-from memlaw.train.holding import Weights
 from memlaw.train.learner import beyond
 from memlaw.writer.goals import NEAR, SAFE, WAIT_EPOCHS, Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
@@ -158,15 +157,15 @@ class UpdateMeanGoals(Watching, MeanGoals):
         learner, recipe = self.run.learner, self.holding.recipe
         rows = learner.rows.tolist()
         share = sum(learner.seen.n_under([row]) > 0 for row in rows) / len(rows)
-        if share >= recipe.look_share:
+        if stats.n_under and not self.holding.first_over:
             self._give_way(stats.n_under, stats.epoch)
-        elif stats.epoch - self.looked_at >= recipe.look_epochs:
+        if share < recipe.look_share and stats.epoch - self.looked_at >= recipe.look_epochs:
             self.looked_at = stats.epoch
             self._old_ones_hold()
         return super().after(stats)
 
-    def _lowest_p(self, weights: Weights) -> Tensor:
-        lowest = super()._lowest_p(weights)
+    def _look_at_mean(self) -> Tensor:
+        lowest = super()._look_at_mean()
         self._join((lowest < self._p(SAFE)).nonzero()[:, 0].tolist())
         return lowest
 
@@ -174,6 +173,7 @@ class UpdateMeanGoals(Watching, MeanGoals):
         ended = super()._finish()
         if not ended or self._nothing_is_left():
             return ended
+        self._loosen(self.run.learner.epoch)  # the hold stands in the way of that, too
         self._hide()
         self.holding.forget_kept()
         return ""

@@ -35,7 +35,8 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     learner, rank = run.learner, run.learner.adapter.rank
     memory, values = read_learner(folder) or ({}, {})
     learner.start_from(saved_factors(folder, run.sites), memory)
-    if run.config.rank == "auto" and rank > learner.adapter.rank:
+    stored = learner.adapter.rank
+    if run.config.rank == "auto" and rank > stored:
         learner.grow(rank)
     hashes = [example.record.sha256 for example in run.examples]
     written = [row for row, found in enumerate(hashes) if found in unchanged]
@@ -43,7 +44,7 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     if written:
         terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
-        still = _make_room(run, terms, written, n_changed)
+        still = _make_room(run, terms, written, n_changed, stored)
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
     if learner.holding:
         learner.holding.start_warm(learner.adapter, values.get("gate"))
@@ -53,7 +54,9 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     learner.train_on(new or written[:: -(-len(written) // _COMPANY)])
 
 
-def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_changed: int) -> int:
+def _make_room(
+    run: Run, terms: Sequence[Term], written: Sequence[int], n_changed: int, stored: int
+) -> int:
     """Put columns into the adapter in which a few changes are learnt, the others standing still.
 
     What is written is narrowed by as many, so that the rank stays, if that can't be told from what
@@ -64,6 +67,7 @@ def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_change
         terms: of that, in the coordinates that A is trained in.
         written: its rows.
         n_changed: records that are added, replaced or removed.
+        stored: columns that are written; the adapter may have empty ones behind them.
 
     Returns:
         How many columns stand still; 0 where so much changes, or so little rank is left, that all
@@ -78,11 +82,11 @@ def _make_room(run: Run, terms: Sequence[Term], written: Sequence[int], n_change
         learner.adapter = narrowed(wide, terms, rank - room)
         if _n_under(run, written) > n_under:
             learner.adapter = wide
-    still = learner.adapter.rank
+    still = min(stored, learner.adapter.rank)
     most = run.max_rank if run.config.rank == "auto" else run.config.rank
     if still + room > most:
         return 0
-    learner.adapter = learner.adapter.grown(still + room)
+    learner.adapter = learner.adapter.grown(max(rank, still + room))
     learner.solver = Solver(learner.adapter, learner.config)  # what stands still has no momentum
     return still
 
