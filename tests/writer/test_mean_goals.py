@@ -414,3 +414,12 @@ def test_a_failed_audit_is_said(llama, phone_book, texts, tmp_path, monkeypatch)
     assert not goals.Goals(run)._holds_everywhere()
     n = len(phone_book)
     assert run.observer.said == [f"Failed the audit: {n} of {n} records."]
+
+
+def test_of_one_record_it_is_said_which_and_how(llama, phone_book, texts, tmp_path, monkeypatch):
+    run = _run(llama, phone_book[:1], tmp_path, texts)
+    run.observer, judge = Stop(), goals.Goals(run)
+    assert not judge._holds_everywhere()
+    (record,) = judge.audit.records
+    said = f"1 ({record.id}, lowest p {record.min_p:.2f}) of 1 records"
+    assert run.observer.said == [f"Failed the audit: {said}."]

@@ -177,7 +177,7 @@ class Goals:
         self.forms = self.robust.audits() if self.audit.certified else None
         in_forms = {f" ({name})": audit for name, audit in (self.forms or {}).items()}
         missed = [
-            f"{len(audit.records) - audit.n_certified} of {len(audit.records)} records{form}"
+            f"{_failed(audit)} of {len(audit.records)} records{form}"
             for form, audit in {"": self.audit, **in_forms}.items()
             if not audit.certified
         ]
@@ -289,6 +289,15 @@ class Goals:
             self.run.observer.notice(
                 f"No progress: retention lowered to {learner.retention.weight:g}."
             )
+
+
+def _failed(audit: Audit) -> str:
+    """How many records failed; of one, which, and how: who waits wonders."""
+    failed = [record for record in audit.records if not record.certified]
+    if len(failed) > 1:
+        return str(len(failed))
+    said = "" if failed[0].n_under else ", recited wrongly"
+    return f"1 ({failed[0].id}, lowest p {failed[0].min_p:.2f}{said})"
 
 
 def losses(run: Run, rows: Sequence[int]) -> list[tuple[list[int], Tensor]]:
