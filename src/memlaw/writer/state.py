@@ -225,7 +225,7 @@ class Run:
         return (
             _jsonable(settings)
             | {
-                "kind of checkpoint": 3,
+                "kind of checkpoint": 2,
                 "records": json_sha256([e.record.sha256 for e in self.examples]),
                 "base model": self.base.sha256,
                 "tokenizer": self.base.tokenizer_sha256,
