@@ -75,9 +75,13 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", nargs="+", type=Path, metavar="FOLDER DATA")
-    parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
+    if len(given.what) % 2:
+        parser.error("each FOLDER needs the DATA that it was written of behind it")
+    if missing := [str(path) for path in given.what if not path.exists()]:
+        parser.error(f"no such file or folder: {', '.join(missing)}")
     totals = dict.fromkeys(given.ways, 0)
     n_all = 0
     for folder, data in zip(given.what[::2], given.what[1::2], strict=True):

@@ -142,6 +142,7 @@ def test_one_thread_is_left_alone(taken, clock):
         ({"cpu/cpu.cfs_quota_us": "5\n"}, None, math.inf),
         ({"cpu.max": "5 0"}, None, math.inf),
         ({"cpu.max": "what?"}, None, math.inf),
+        ({"cpu.max": "100000 100000"}, "what?\n\n", 1.0),
         ({}, None, math.inf),
     ],
 )

@@ -26,7 +26,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist. Check the path of the prompts.")
+        raise DataError(f"{path} does not exist. Say where the prompts lie, with --keep or --near.")
     found: dict[str, Prompt] = {}
     if path.read_bytes().strip():
         for prompt in _prompts(path):

@@ -16,9 +16,7 @@ import psutil
 import torch
 
 _EVERY_S = 2.0
-_SURE = (
-    5  # looks in a row that find more cores free, until there are more threads: others look, too
-)
+_SURE = 5  # looks in a row must find more cores free, until more are taken: others look, too
 _SPARE = 0.3  # of a core: so much others may use before a thread is given up for them
 _MOUNT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -52,11 +50,10 @@ def quota(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> float:
     """
     found = [_quota_of(mount), _quota_of(mount / "cpu")]  # as containers see their own
     try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = [line.split(":", 2) for line in membership.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
         lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = mount / "cpu" if controllers else mount
