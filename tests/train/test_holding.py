@@ -135,6 +135,27 @@ def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again(
     assert holding.push == held
 
 
+def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way():
+    holding = _holding()
+    holding.failed = torch.zeros(100)
+    holding.after_step(_adapter(1.0))
+    for epoch in (6, 9):
+        holding.after_look(epoch, 1.0, 1.0)
+    held = holding.push
+    holding.forget_kept([7])
+    assert (holding.kept, holding.push, float(holding.failed.sum())) == (None, held, 1.0)
+    for epoch in (12, 15, 18):
+        holding.after_look(epoch, 0.99, 1.0)
+        assert holding.push == held
+    holding.after_look(21, 0.99, 1.0)
+    assert holding.push == pytest.approx(held / SMALL.looser)
+    holding.forget_kept([7])
+    holding.after_look(24, 0.9, 1.0)  # far too many: no waiting
+    assert holding.push == pytest.approx(held / SMALL.looser**2)
+    holding.forget_kept()
+    assert not holding.failed.any()
+
+
 def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
     holding = _holding()
     holding.after_step(_adapter(1.0))

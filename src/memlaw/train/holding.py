@@ -17,6 +17,7 @@ from memlaw.settings.recipe import Recipe
 from memlaw.train.retention import Term, quadratic_penalty
 
 Weights = list[Tensor]  # of an adapter, in the order of its parameters
+_PATIENCE = 3  # looks
 
 
 def row_means(values: Float32[Tensor, "M"], lengths: Sequence[int]) -> list[float]:
@@ -49,6 +50,8 @@ class Holding:
         kept: the last of these with which all records were well over the line.
         focus: [target tokens of all records] ≥ 1: what each counts beyond what the objective gives
             it; None before the first look.
+        failed: [records] how often each failed an audit that nearly all passed; empty before.
+        patience: looks that may still find a record that isn't safe before `push` falls for it.
         first_over: the epoch in which all records first were over the line in the mean; 0 before.
         last_kept: that of `kept`; 0 where there is none.
         looked: the epoch in which the mean was last audited.
@@ -78,6 +81,7 @@ class Holding:
         self.mean: Weights | None = None
         self.kept: Weights | None = None
         self.focus: Tensor | None = None
+        self.failed, self.patience = torch.zeros(0), 0
         self.first_over = self.last_kept = self.looked = 0
         self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
@@ -159,7 +163,8 @@ class Holding:
     def after_look(self, epoch: int, share_safe: float, share_over: float) -> None:
         """Keep the mean and hold tighter while all records are safe, looser when too many aren't.
 
-        Where all were over the line once and nothing is kept, one that isn't safe is too many.
+        Where all were over the line once and nothing is kept, one that isn't safe is too many, but
+        not for the first few looks after an audit that only a few failed.
 
         Args:
             epoch: the current one.
@@ -172,6 +177,8 @@ class Holding:
         if share_safe == 1:
             self.keep(epoch)
             self.push = min(self.most_push, self.push * self.recipe.tighter)
+        elif share_safe >= self.recipe.enough and self.patience:
+            self.patience -= 1
         elif share_safe < self.recipe.enough or (self.first_over and self.kept is None):
             self.push = max(self.least_push, self.push / self.recipe.looser)
 
@@ -204,10 +211,19 @@ class Holding:
         self.least_push /= 4
         self.push = self.least_push
 
-    def forget_kept(self) -> None:
-        """What passed here failed the audit of the saved folder: hold as loosely as before it."""
+    def forget_kept(self, failed: Sequence[int] = ()) -> None:
+        """What passed here failed the audit of the saved folder: hold as loosely as before it.
+
+        Args:
+            failed: rows, where it was so few that more is asked of these instead.
+        """
         self.kept, self.last_kept = None, 0
-        self.push = max(self.least_push, self.push / self.recipe.tighter)
+        if failed:
+            self.failed[list(failed)] += 1
+            self.patience = _PATIENCE
+        else:
+            self.failed.zero_()
+            self.push = max(self.least_push, self.push / self.recipe.tighter)
 
     @property
     def last_epoch(self) -> int:
@@ -247,7 +263,7 @@ class Holding:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on: tensors, not copied, and JSON-able values."""
-        tensors = {"last_kl": self.last_kl}
+        tensors = {"last_kl": self.last_kl, "failed": self.failed}
         if self.focus is not None:
             tensors["focus"] = self.focus
         for name, weights in (("mean", self.mean), ("kept", self.kept)):
@@ -255,7 +271,7 @@ class Holding:
         values = {
             name: getattr(self, name)
             for name in (
-                *("active", "push", "least_push", "most_push"),
+                *("active", "push", "least_push", "most_push", "patience"),
                 *("first_over", "last_kept", "looked", "gate"),
             )
         }
@@ -276,6 +292,8 @@ class Holding:
         for name, value in values.items():
             setattr(self, name, value)
         self.last_kl, self._aside = tensors["last_kl"].clone(), None
+        if "failed" in tensors and len(tensors["failed"]):
+            self.failed = tensors["failed"].clone()
         self.focus = tensors["focus"].clone() if "focus" in tensors else None
         self.mean, self.kept = (_listed(tensors, name, device) for name in ("mean", "kept"))
 

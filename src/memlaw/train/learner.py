@@ -30,6 +30,8 @@ from memlaw.train.schedule import Schedule
 from memlaw.train.seen import Seen
 from memlaw.train.solver import Solver
 
+RAISE = 1 / 4  # of the way to certainty that the line moves up behind an audit that failed
+
 
 class DivergedError(MemlawError):
     """The loss or its gradient is not a number any more."""
@@ -271,7 +273,7 @@ class Learner:
 
     def raise_goal(self) -> None:
         """Ask for more, and aim higher: the audit failed where training saw success."""
-        self.seen.line_p += (1 - self.seen.line_p) / 4
+        self.seen.line_p += RAISE * (1 - self.seen.line_p)
         self.goal_p = beyond(self.seen.line_p)
 
     def grow(self, rank: int) -> None:

@@ -188,8 +188,12 @@ class Goals:
     def _p(self, share: float) -> float:
         """The p so far above the line; the line itself where rounding is too small to count."""
         line_p = self.run.learner.seen.line_p
+        return line_p + self._beyond(share) * (1 - line_p)
+
+    def _beyond(self, share: float) -> float:
+        """The share itself; 0 where rounding is too small to count."""
         is_exact = torch.finfo(self.run.base.model.dtype).bits > 16
-        return line_p if is_exact else line_p + share * (1 - line_p)
+        return 0.0 if is_exact else share
 
     def _are_safe(self) -> bool:
         """Whether all that is trained stands other roundings, too, or has had time to get there."""

@@ -10,12 +10,14 @@ from torch import Tensor
 from memlaw.core.observer import EpochStats
 from memlaw.train.gate import add_gate, can_gate, solve_gate
 from memlaw.train.holding import Weights
-from memlaw.train.learner import DivergedError
+from memlaw.train.learner import RAISE, DivergedError
 from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, Goals, losses
 from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
 _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
+_FEW = 0.03  # of the records: what so few fail, or one, is mended by asking more of these alone
+_MOST_TIMES = 2  # that this is done for a record
 
 
 class MeanGoals(Goals):
@@ -35,6 +37,8 @@ class MeanGoals(Goals):
         self.holding = run.learner.holding
         self.measured_at = 0  # the epoch whose kept mean was measured last
         self._odds = torch.zeros(0)  # of each target token over the line's, when last looked at
+        if len(self.holding.failed) != len(run.examples):  # not resumed
+            self.holding.failed = torch.zeros(len(run.examples))
 
     def at_start(self) -> str:
         """Why no training is needed, if a resumed run had come to its end."""
@@ -114,7 +118,8 @@ class MeanGoals(Goals):
         """
         run, holding = self.run, self.holding
         is_late = 0 < holding.last_epoch <= run.learner.epoch
-        failed = run.learner.seen.line_p > run.config.threshold + run.config.margin + _TINY
+        raised = run.learner.seen.line_p > run.config.threshold + run.config.margin + _TINY
+        failed = raised or bool(holding.failed.any())
         return _OVER if is_late and holding.kept is None and not failed else SAFE
 
     def _is_over(self) -> bool:
@@ -143,8 +148,10 @@ class MeanGoals(Goals):
         if is_first:  # training, if it has to go on, does so with the gate
             holding.start_from(run.learner.adapter, gated)
             holding.begin_mean(run.learner.adapter)
-        # It takes some of what records have beyond the line.
-        if self._share(self._lowest_p(gated), _OVER) == 1:
+        # It takes some of what records have beyond the line; what that does to those that failed
+        # before, the audit will tell.
+        line_p = run.learner.seen.line_p
+        if bool((self._lowest_p(gated) >= line_p + _OVER * (1 - line_p)).all()):
             holding.kept = gated
         else:
             run.observer.notice(
@@ -156,10 +163,14 @@ class MeanGoals(Goals):
         return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
     def _share(self, lowest_p: Tensor, beyond: float) -> float:
-        """The share of the records whose tokens are all over the line, and so far; see `_p`."""
-        line_p = self.run.learner.seen.line_p
-        least = max(self._p(beyond), line_p + _OVER * (1 - line_p))
+        """The share of the records whose tokens are all over their line, and so far; see `_p`."""
+        lines = self._lines()
+        least = lines + max(self._beyond(beyond), _OVER) * (1 - lines)
         return float((lowest_p >= least).float().mean())
+
+    def _lines(self) -> Tensor:
+        """The line [R] of each record: higher where it failed audits that nearly all passed."""
+        return 1 - (1 - self.run.learner.seen.line_p) * (1 - RAISE) ** self.holding.failed
 
     def _lowest_p(self, weights: Weights) -> Tensor:
         """The lowest p of each record's tokens [R] with other weights, as training sees it."""
@@ -168,8 +179,9 @@ class MeanGoals(Goals):
         nll = torch.cat([nll for _, nll in losses(run, range(len(run.examples)))]).float()
         self._hide()
         p = (-nll).exp().cpu()
-        self._odds = p.logit(_TINY) - torch.tensor(run.learner.seen.line_p).logit()
-        parts = p.split([len(example.target_ids) for example in run.examples])
+        lengths = [len(example.target_ids) for example in run.examples]
+        self._odds = p.logit(_TINY) - self._lines().logit().repeat_interleave(torch.tensor(lengths))
+        parts = p.split(lengths)
         return torch.stack([part.min() for part in parts])
 
     def _finish(self) -> str:
@@ -180,9 +192,8 @@ class MeanGoals(Goals):
         self._show(holding.kept)
         self.measured_at = run.learner.epoch
         if not self._holds_everywhere():
+            self._ask_for_more()
             self._hide()
-            holding.forget_kept()
-            run.learner.raise_goal()
             return ""
         if not self.bounds:
             return "certified"
@@ -192,6 +203,20 @@ class MeanGoals(Goals):
         self._hide()
         holding.most_push *= holding.recipe.tighter
         return ""
+
+    def _ask_for_more(self) -> None:
+        """The audit failed: of a few records, these need more; of more of them, all do.
+
+        Where it isn't known which, as with other prompts of theirs, all do.
+        """
+        records = self.audit.records if self.audit else []
+        rows = [row for row, record in enumerate(records) if not record.certified]
+        few = 0 < len(rows) <= max(1, _FEW * len(records))
+        if few and self.holding.failed[rows].max() < _MOST_TIMES:
+            self.holding.forget_kept(rows)
+        else:
+            self.holding.forget_kept()
+            self.run.learner.raise_goal()
 
     def _hold_looser(self) -> None:
         self.holding.hold_looser()
