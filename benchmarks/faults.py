@@ -1,15 +1,16 @@
 """Every file operation of each command fails once, or ends the process: what became of it.
 
     python benchmarks/faults.py [--every 1] [--turns 0] [--commands write update ...] [--no-kills]
-                                [--moments 0]
+                                [--moments 0] [--limits 0]
 
 With each operation of an undisturbed run as the n-th: what a process that is killed there leaves
 is looked at, and gone on from; and the operation fails, with ENOSPC, EIO, EACCES, EINTR, on a disk
 that is full from there on, with the process killed in the middle of a write, or with its folder
 removed by somebody else. Which of the seven goes round; with `--turns 0 1 2 3 4 5 6` each of them
 has all. With `--moments N` each command is killed from outside (kill -9), too, at N random moments
-of its time. A line of JSON for each fault goes to --save, and the counts to standard output. Exit
-status 1 if anything was wrong. Needs Linux and a C compiler.
+of its time; with `--limits N` the memory of its cgroup ends, at N random limits between what it
+takes and a twentieth of that (root only). A line of JSON for each fault goes to --save, and the
+counts to standard output. Exit status 1 if anything was wrong. Needs Linux and a C compiler.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--no-kills", action="store_true")
     parser.add_argument("--moments", type=int, default=0)
+    parser.add_argument("--limits", type=int, default=0)
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     counts: Counter[tuple[str, str, int, str]] = Counter()
@@ -51,6 +53,7 @@ def main() -> None:
         words = [sys.executable, str(FAULTS / "injecting.py"), str(work), "--shim", str(shim)]
         words += ["--commands", *given.commands, "--turns", *map(str, given.turns)]
         words += ["--every", str(given.every), "--moments", str(given.moments)]
+        words += ["--limits", str(given.limits)]
         words += [] if given.no_kills else ["--killed", *given.commands]
         environment = os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as lab:

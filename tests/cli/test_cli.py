@@ -101,6 +101,12 @@ def test_version(run):
     assert run("--version") == (0, f"memlaw {memlaw.__version__}\n", "")
 
 
+def test_python_m_is_the_same_command():
+    words = [sys.executable, "-m", "memlaw", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, f"memlaw {memlaw.__version__}\n")
+
+
 def test_an_unknown_command_is_named(run):
     status, out, err = run("wirte", "x")
     assert (status, out) == (2, "")

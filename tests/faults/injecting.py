@@ -164,6 +164,47 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
 
 
+class Cage:
+    """A cgroup whose memory ends: whoever takes more in it is killed by the kernel.
+
+    Args:
+        most_bytes: of memory; None: no limit, it is measured only.
+
+    Raises:
+        OSError: this process may not make one.
+    """
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        root = Path("/sys/fs/cgroup")
+        self.is_old = (root / "memory").is_dir()  # version 1
+        self.folder = (root / "memory" if self.is_old else root) / f"cage-{os.getpid()}"
+        self.folder.mkdir()
+        try:
+            if most_bytes is not None:
+                self._file("memory.limit_in_bytes", "memory.max").write_text(str(most_bytes))
+            self.most_bytes()  # or there is no such thing here
+        except OSError:
+            self.folder.rmdir()
+            raise
+
+    def enter(self) -> None:
+        """This process is in it from now on; what it has already isn't counted."""
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def most_bytes(self) -> int:
+        """The most that was taken at once so far."""
+        return int(self._file("memory.max_usage_in_bytes", "memory.peak").read_text())
+
+    def _file(self, old: str, new: str) -> Path:
+        return self.folder / (old if self.is_old else new)
+
+    def __enter__(self) -> Cage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.rmdir()
+
+
 class Lab:
     """Runs commands in children of this process, in folders of their own.
 
@@ -225,10 +266,12 @@ class Lab:
         gone: str = "",
         before_each: Callable[[], None] | None = None,
         kill_after_s: float | None = None,
+        cage: Cage | None = None,
     ) -> Ran:
         """Run a command in a child whose n-th file operation in `work` goes wrong; 0: none does.
 
-        With `kill_after_s` it is killed from outside, if it hasn't ended by then.
+        With `kill_after_s` it is killed from outside, if it hasn't ended by then; in a `cage` by
+        the kernel, once it takes more memory than there is.
         """
         told = self.folder / "told"
         child = os.fork()
@@ -236,6 +279,8 @@ class Lab:
             status = 99
             try:
                 signal.alarm(LONGEST_S)
+                if cage:
+                    cage.enter()
                 with open(told, "wb") as file:
                     os.dup2(file.fileno(), 1)
                     os.dup2(file.fileno(), 2)
@@ -248,9 +293,9 @@ class Lab:
             time.sleep(kill_after_s)
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if kill_after_s is not None and status == -signal.SIGKILL:
+        whole = n == 0 and kill_after_s is None and not cage
+        if not whole and status == -signal.SIGKILL:
             status = KILLED  # as the shim's
-        whole = n == 0 and kill_after_s is None
         lines = (self.folder / "log").read_text().splitlines() if whole else ()
         return Ran(status=status, said=told.read_text("utf-8", "replace"), log=lines)
 
@@ -328,11 +373,28 @@ class Lab:
         for n in range(1, times + 1):
             work = self._work(self.state(command.after))
             ran = self.run(command.line, work, kill_after_s=draw.uniform(0, whole_s))
-            seen = Seen(command=name, n=n, mode="from outside", at="", status=ran.status)
-            self._look(command, seen, work)
-            seen.wrong += _told(ran, seen.state)
-            self._again(command, seen, work)
-            yield seen
+            yield self._left_by(ran, name, n, "from outside", work)
+
+    def starved(self, name: str, times: int) -> Iterator[Seen]:
+        """What is left if the memory of a command's cgroup ends, at random limits, seed 0."""
+        command, draw = COMMANDS[name], random.Random(f"{name} 0")
+        self.state(name)
+        with Cage() as cage:
+            self.run(command.line, self._work(self.state(command.after)), cage=cage)
+            most = cage.most_bytes()
+        for n in range(1, times + 1):
+            work = self._work(self.state(command.after))
+            with Cage(draw.randint(most // 20, most)) as cage:
+                ran = self.run(command.line, work, cage=cage)
+            yield self._left_by(ran, name, n, "starved", work)
+
+    def _left_by(self, ran: Ran, name: str, n: int, mode: str, work: Path) -> Seen:
+        """What a run left that was ended by something other than an operation."""
+        seen = Seen(command=name, n=n, mode=mode, at="", status=ran.status)
+        self._look(COMMANDS[name], seen, work)
+        seen.wrong += _told(ran, seen.state)
+        self._again(COMMANDS[name], seen, work)
+        return seen
 
     def _look(self, command: Command, seen: Seen, work: Path) -> None:
         """What the command left: the old state, the new one, or a run that was begun."""
@@ -539,6 +601,7 @@ def main() -> None:
     parser.add_argument("--commands", nargs="*", default=list(COMMANDS))
     parser.add_argument("--killed", nargs="*", default=[])
     parser.add_argument("--moments", type=int, default=0)
+    parser.add_argument("--limits", type=int, default=0)
     parser.add_argument("--modes", nargs="*", default=list(MODES))
     parser.add_argument("--turns", type=int, nargs="*", default=[0])
     parser.add_argument("--every", type=int, default=1)
@@ -552,6 +615,9 @@ def main() -> None:
             print(json.dumps(vars(seen)), flush=True)
     for name in given.commands if given.moments else ():
         for seen in lab.killed_from_outside(name, given.moments):
+            print(json.dumps(vars(seen)), flush=True)
+    for name in given.commands if given.limits else ():
+        for seen in lab.starved(name, given.limits):
             print(json.dumps(vars(seen)), flush=True)
     for turn in given.turns:
         for seen in faults(lab, given.commands, given.modes, turn=turn, every=given.every):
