@@ -24,12 +24,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 LONGEST_S = 60
@@ -223,6 +226,7 @@ class Lab:
         self.logs: dict[str, Sequence[str]] = {}
         self.ended: dict[tuple[str, str], list[str]] = {}
         same_every_time()
+        tqdm.set_lock(threading.RLock())  # its own is shared with children, who die with it
         self.start = folder / "start"
         make_data(self.start)
 
