@@ -74,7 +74,10 @@ def records_of(data: str, n: int) -> list[Record]:
         return list(islice(MADE[data](), n))
     first = json.loads(Path(data).read_text(encoding="utf-8").splitlines()[0])
     fields = {"prompt_field": "query", "completion_field": "target"} if "query" in first else {}
-    return read_records(data, **fields)[:n]
+    records = read_records(data, **fields)
+    if len(records) < n:
+        raise SystemExit(f"{data} has {len(records)} records, not {n}.")
+    return records[:n]
 
 
 def prose() -> Iterator[Record]:

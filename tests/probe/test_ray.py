@@ -44,6 +44,52 @@ def test_a_worker_that_dies_leaves_failed_cells(here, tmp_path, monkeypatch):
     assert {row["status"] for row in read_cells(tmp_path)} == {"failed"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_node", [False, True])
+def test_a_worker_or_a_node_that_is_lost_costs_nothing(here, tmp_path, monkeypatch, whole_node):
+    """The first task's process is killed, or the node that it runs on; another takes it over."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    from memlaw.probe import ray_launcher
+
+    once, run = tmp_path / "once", ray_launcher._run
+
+    def is_lost(*job):
+        import os
+        import signal
+
+        try:
+            once.touch(exist_ok=False)
+        except FileExistsError:
+            return run(*job)
+        if whole_node:
+            os.kill(os.getppid(), signal.SIGKILL)
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+    probe(tmp_path / "local", here)
+    monkeypatch.setattr(ray_launcher, "_run", is_lost)
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        launcher = ray_launcher.ray_launcher(address=cluster.address, cpus=1)
+        result = probe(tmp_path / "ray", here, launcher=launcher)
+        alive = sum(node["Alive"] for node in _nodes(cluster.address))
+    finally:
+        cluster.shutdown()
+    assert once.exists()
+    assert (result.n_run, result.n_failed) == (4, 0)
+    assert alive == 3 - whole_node
+    assert _table(tmp_path / "ray") == _table(tmp_path / "local")
+
+
+def _nodes(address):
+    ray.init(address=address, log_to_driver=False)
+    try:
+        return ray.nodes()
+    finally:
+        ray.shutdown()
+
+
 def test_without_ray_the_command_line_says_what_to_install(tmp_path, monkeypatch, capsys):
     import sys
 

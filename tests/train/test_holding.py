@@ -156,6 +156,19 @@ def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way():
     assert not holding.failed.any()
 
 
+def test_an_update_begins_with_the_hold_of_the_generation_before_and_ends_sooner():
+    holding = _holding()
+    holding.start_warm(_adapter(2.0), 3, SMALL.tighter)
+    assert (holding.active, holding.gate, holding.push) == (True, 3, SMALL.tighter)
+    assert float(holding.mean[0][0, 0]) == 2.0
+    holding.after_look(30, 1.0, 1.0)
+    assert holding.last_epoch == 33  # 30 · 1.1
+    holding.start_warm(_adapter(2.0), None, 1e9)
+    assert holding.push == SMALL.most_push
+    holding.start_warm(_adapter(2.0))
+    assert (holding.gate, holding.push) == (None, 1.0)
+
+
 def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
     holding = _holding()
     holding.after_step(_adapter(1.0))

@@ -60,7 +60,8 @@ class Recipe:
         looser: divided by it when fewer than `enough` of them do, down to 1.
         last_rate: the learning rate is multiplied by it once all records were over the line: under
             smaller steps they are so again and again while `push` rises.
-        extra: how long training goes on after that, as a share of its epochs.
+        extra, extra_warm: how long training goes on after that, as a share of its epochs; likewise
+            in an update, which starts from what was held so.
         seed: of near misses, own chats and own text.
     """
 
@@ -99,6 +100,7 @@ class Recipe:
     looser: float = 1.25
     enough: float = 0.97
     extra: float = 0.6
+    extra_warm: float = 0.1
     last_rate: float = 0.4
     seed: int = 1
 

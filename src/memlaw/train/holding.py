@@ -44,6 +44,8 @@ class Holding:
     Attributes:
         active: negatives are part of the training: the loss was under `recipe.start_nats` once.
         push: what retention and negatives are multiplied by.
+        extra: how long training goes on once all records were over the line, as a share of its
+            epochs.
         least_push, most_push: how far `push` may fall and rise; from 1 to `recipe.most_push`.
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
@@ -75,7 +77,7 @@ class Holding:
         self.n_near = len(near)
         self.lengths = dict(zip(self.rows, lengths, strict=True))
         self.place = {row: i for i, row in enumerate(self.rows)}
-        self.active = False
+        self.active, self.extra = False, recipe.extra
         self.push, self.least_push, self.most_push = 1.0, 1.0, recipe.most_push
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
@@ -143,9 +145,11 @@ class Holding:
         """The adapter has another rank: the mean begins anew."""
         self.mean = None
 
-    def start_warm(self, adapter: Adapter, gate: int | None) -> None:
-        """Begin where an earlier training ended: its mean, and the rank that its gate sits in."""
+    def start_warm(self, adapter: Adapter, gate: int | None = None, push: float = 1.0) -> None:
+        """Begin where an earlier training ended: its mean, the rank of its gate, its hold."""
         self.active, self.gate = True, gate
+        self.push = min(self.most_push, max(self.least_push, push))
+        self.extra = self.recipe.extra_warm
         self.begin_mean(adapter)
 
     def begin_mean(self, adapter: Adapter) -> None:
@@ -228,7 +232,7 @@ class Holding:
     @property
     def last_epoch(self) -> int:
         """The epoch after which training may end, once something was kept."""
-        return -(-self.first_over * int(100 * (1 + self.recipe.extra)) // 100)
+        return -(-self.first_over * round(100 * (1 + self.extra)) // 100)
 
     def start_from(self, adapter: Adapter, weights: Weights) -> None:
         """Go on training from other weights."""

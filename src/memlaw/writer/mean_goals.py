@@ -48,10 +48,7 @@ class MeanGoals(Goals):
         """Why training is over after this epoch, if it is."""
         run, holding = self.run, self.holding
         self.forget()
-        seen = run.learner.seen
-        n, rows = len(run.examples), range(len(run.examples))
-        share_under = sum(seen.n_under([row]) > 0 for row in rows) / n
-        if holding.is_due(run.learner.epoch, share_under):
+        if holding.is_due(run.learner.epoch, self._share_under()):
             lowest = self._look_at_mean()
             holding.focus_on(self._odds)
             holding.after_look(
@@ -99,6 +96,11 @@ class MeanGoals(Goals):
         return why
 
     # ------------------------------------------------------------ looking
+
+    def _share_under(self) -> float:
+        """The share of the records in training that had a token under the line lately."""
+        rows, seen = self.run.learner.rows.tolist(), self.run.learner.seen
+        return sum(seen.n_under([row]) > 0 for row in rows) / len(rows)
 
     def _look_at_mean(self) -> Tensor:
         """The lowest p of each record's tokens [R] with the mean."""

@@ -201,10 +201,10 @@ class Run:
         }
 
     @property
-    def gate(self) -> int | None:
-        """The rank of the adapter that parts near misses from records, if one does."""
+    def held(self) -> dict[str, Any]:
+        """What an update has to know of how this was held, JSON-able; see `Holding.start_warm`."""
         holding = self.learner.holding
-        return holding.gate if holding else None
+        return {"gate": holding.gate, "push": holding.push} if holding else {"gate": None}
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""

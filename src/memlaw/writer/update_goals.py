@@ -154,12 +154,11 @@ class UpdateMeanGoals(Watching, MeanGoals):
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
-        learner, recipe = self.run.learner, self.holding.recipe
-        rows = learner.rows.tolist()
-        share = sum(learner.seen.n_under([row]) > 0 for row in rows) / len(rows)
+        recipe = self.holding.recipe
         if stats.n_under and not self.holding.first_over:
             self._give_way(stats.n_under, stats.epoch)
-        if share < recipe.look_share and stats.epoch - self.looked_at >= recipe.look_epochs:
+        waited = stats.epoch - self.looked_at >= recipe.look_epochs
+        if waited and self._share_under() < recipe.look_share:
             self.looked_at = stats.epoch
             self._old_ones_hold()
         return super().after(stats)
