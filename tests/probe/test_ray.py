@@ -69,25 +69,16 @@ def test_a_worker_or_a_node_that_is_lost_costs_nothing(here, tmp_path, monkeypat
     monkeypatch.setattr(ray_launcher, "_run", is_lost)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         launcher = ray_launcher.ray_launcher(address=cluster.address, cpus=1)
         result = probe(tmp_path / "ray", here, launcher=launcher)
-        alive = sum(node["Alive"] for node in _nodes(cluster.address))
+        lost = [node for node in nodes if node.dead_processes()]
     finally:
         cluster.shutdown()
     assert once.exists()
     assert (result.n_run, result.n_failed) == (4, 0)
-    assert alive == 3 - whole_node
+    assert len(lost) == whole_node
     assert _table(tmp_path / "ray") == _table(tmp_path / "local")
-
-
-def _nodes(address):
-    ray.init(address=address, log_to_driver=False)
-    try:
-        return ray.nodes()
-    finally:
-        ray.shutdown()
 
 
 def test_without_ray_the_command_line_says_what_to_install(tmp_path, monkeypatch, capsys):
