@@ -1,6 +1,6 @@
 """What an adapter changes besides reciting: the table of docs/specificity.md.
 
-    python benchmarks/specificity.py write DATA --records 100 --seed 0 [--free]
+    python benchmarks/specificity.py write DATA --records 100 --seed 0 [--rank 20] [--free]
     python benchmarks/specificity.py folder NAME FOLDER DATA --records 100
     python benchmarks/specificity.py table
 
@@ -142,9 +142,10 @@ def near_file(groups: dict[str, list[str]]) -> Iterator[str]:
         yield str(path)
 
 
-def run_write(data: str, n: int, seed: int, free: bool, model: str, out: Path | None) -> None:
+def run_write(args: argparse.Namespace) -> None:
     """Write an adapter, measure it, keep the result."""
-    records = records_of(data, n)
+    data, seed, free, out = args.data, args.seed, args.free, args.out
+    records = records_of(data, args.records)
     groups = groups_of(records)
     with near_file(groups) as near, tempfile.TemporaryDirectory() as scratch:
         out = out or Path(scratch) / "out"
@@ -153,7 +154,8 @@ def run_write(data: str, n: int, seed: int, free: bool, model: str, out: Path | 
             records,
             out,
             seed=seed,
-            model=model,
+            model=args.model,
+            rank=args.rank,
             specificity=not free,
             near=near,  # training avoids them
             observer=Progress(),
@@ -176,7 +178,7 @@ def run_write(data: str, n: int, seed: int, free: bool, model: str, out: Path | 
         "training_s": timings["training_s"],
         "harms": measured(harms, groups),
     }
-    kind = f"_{data}" if data in MADE else ""
+    kind = (f"_{data}" if data in MADE else "") + (f"_r{args.rank}" if args.rank != "auto" else "")
     save(f"{row['way']}{kind}_{len(records)}_{seed}", row | {"data": data if data in MADE else ""})
 
 
@@ -248,11 +250,12 @@ def main() -> None:
             command.add_argument("--model", default="embedded")
         if name == "write":
             command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--rank", type=int, default="auto", help="of each of six sites")
             command.add_argument("--free", action="store_true")
             command.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.command == "write":
-        run_write(args.data, args.records, args.seed, args.free, args.model, args.out)
+        run_write(args)
     elif args.command == "folder":
         run_folder(args.name, args.folder, args.data, args.records, args.model)
     else:
