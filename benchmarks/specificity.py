@@ -155,7 +155,7 @@ def run_write(args: argparse.Namespace) -> None:
             out,
             seed=seed,
             model=args.model,
-            rank=args.rank,
+            rank=args.rank or "auto",
             specificity=not free,
             near=near,  # training avoids them
             observer=Progress(),
@@ -178,7 +178,7 @@ def run_write(args: argparse.Namespace) -> None:
         "training_s": timings["training_s"],
         "harms": measured(harms, groups),
     }
-    kind = (f"_{data}" if data in MADE else "") + (f"_r{args.rank}" if args.rank != "auto" else "")
+    kind = (f"_{data}" if data in MADE else "") + (f"_r{args.rank}" if args.rank else "")
     save(f"{row['way']}{kind}_{len(records)}_{seed}", row | {"data": data if data in MADE else ""})
 
 
@@ -250,7 +250,7 @@ def main() -> None:
             command.add_argument("--model", default="embedded")
         if name == "write":
             command.add_argument("--seed", type=int, default=0)
-            command.add_argument("--rank", type=int, default="auto", help="of each of six sites")
+            command.add_argument("--rank", type=int, help="of each of six sites")
             command.add_argument("--free", action="store_true")
             command.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -185,6 +185,8 @@ class Cage:
         try:
             if most_bytes is not None:
                 self._file("memory.limit_in_bytes", "memory.max").write_text(str(most_bytes))
+                if (swap := self.folder / "memory.swap.max").exists():
+                    swap.write_text("0")
             self.most_bytes()  # or there is no such thing here
         except OSError:
             self.folder.rmdir()
@@ -384,7 +386,9 @@ class Lab:
         command, draw = COMMANDS[name], random.Random(f"{name} 0")
         self.state(name)
         with Cage() as cage:
-            self.run(command.line, self._work(self.state(command.after)), cage=cage)
+            ran = self.run(command.line, self._work(self.state(command.after)), cage=cage)
+            if ran.status != 0:
+                raise RuntimeError(f"{name}, without a limit, ends in {ran.status}:\n{ran.said}")
             most = cage.most_bytes()
         for n in range(1, times + 1):
             work = self._work(self.state(command.after))

@@ -16,7 +16,7 @@ SMALL = dataclasses.replace(RECIPE, near_per_step=3, chats_per_step=2, mean=0.5)
 NEAR, CHATS = range(10, 20), range(20, 24)
 
 
-def _holding(recipe=SMALL, near=NEAR, chats=CHATS, active=True):
+def _holding(recipe=SMALL, near=NEAR, chats=CHATS, active=True, n_records=10):
     generator = torch.Generator().manual_seed(0)
     term = Term(
         sites=[0],
@@ -24,7 +24,8 @@ def _holding(recipe=SMALL, near=NEAR, chats=CHATS, active=True):
         writes=[torch.randn(6, 3, generator=generator)],
     )
     lengths = [1] * len(near) + [5] * len(chats)
-    held = Holding(recipe, near=near, chats=chats, lengths=lengths, closed=term, seed=0)
+    rows = {"near": near, "chats": chats, "lengths": lengths, "n_records": n_records}
+    held = Holding(recipe, **rows, closed=term, seed=0)
     held.active = active
     return held
 
@@ -135,25 +136,50 @@ def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again(
     assert holding.push == held
 
 
-def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way():
-    holding = _holding()
-    holding.failed = torch.zeros(100)
+@pytest.mark.parametrize("n", [4, 100])
+def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way(n):
+    holding = _holding(n_records=n)
     holding.after_step(_adapter(1.0))
     for epoch in (6, 9):
         holding.after_look(epoch, 1.0, 1.0)
     held = holding.push
-    holding.forget_kept([7])
+    assert holding.mend([3])
     assert (holding.kept, holding.push, float(holding.failed.sum())) == (None, held, 1.0)
     for epoch in (12, 15, 18):
-        holding.after_look(epoch, 0.99, 1.0)
+        holding.after_look(epoch, 1 - 1 / n, 1.0)
         assert holding.push == held
-    holding.after_look(21, 0.99, 1.0)
+    holding.after_look(21, 1 - 1 / n, 1.0)
     assert holding.push == pytest.approx(held / SMALL.looser)
-    holding.forget_kept([7])
-    holding.after_look(24, 0.9, 1.0)  # far too many: no waiting
+    assert holding.mend([3])
+    holding.after_look(24, 0.5, 1.0)  # far too many: no waiting
     assert holding.push == pytest.approx(held / SMALL.looser**2)
+    assert not holding.mend([3])  # a third time: a matter of all
+    assert not holding.mend([0, 1, 2, 3])
+    assert not holding.mend([])
+
+
+def test_nothing_is_waited_for_once_all_were_safe_again_or_many_failed():
+    for happens in (lambda h: h.after_look(12, 1.0, 1.0), lambda h: h.forget_kept()):
+        holding = _holding(n_records=100)
+        holding.after_step(_adapter(1.0))
+        for epoch in (6, 9):
+            holding.after_look(epoch, 1.0, 1.0)
+        assert holding.mend([3])
+        happens(holding)
+        holding.forget_kept()
+        holding.push = held = 6.0
+        holding.after_look(15, 0.99, 1.0)
+        assert holding.push == pytest.approx(held / SMALL.looser)
+
+
+def test_what_was_kept_was_trained_under_a_hold_that_is_known():
+    holding = _holding()
+    holding.after_step(_adapter(1.0))
+    for epoch in (6, 9):
+        holding.after_look(epoch, 1.0, 1.0)
+    assert holding.kept_push == SMALL.tighter < holding.push
     holding.forget_kept()
-    assert not holding.failed.any()
+    assert holding.kept_push is None
 
 
 def test_an_update_begins_with_the_hold_of_the_generation_before_and_ends_sooner():
@@ -161,12 +187,20 @@ def test_an_update_begins_with_the_hold_of_the_generation_before_and_ends_sooner
     holding.start_warm(_adapter(2.0), 3, SMALL.tighter)
     assert (holding.active, holding.gate, holding.push) == (True, 3, SMALL.tighter)
     assert float(holding.mean[0][0, 0]) == 2.0
-    holding.after_look(30, 1.0, 1.0)
-    assert holding.last_epoch == 33  # 30 · 1.1
+    holding.after_look(100, 1.0, 1.0)
+    assert holding.last_epoch == 110
+    holding.first_over = 20
+    assert holding.last_epoch == 20 + 2 * SMALL.look_epochs
     holding.start_warm(_adapter(2.0), None, 1e9)
     assert holding.push == SMALL.most_push
-    holding.start_warm(_adapter(2.0))
-    assert (holding.gate, holding.push) == (None, 1.0)
+    holding.start_warm(_adapter(2.0), None, 0.25)
+    assert (holding.push, holding.least_push) == (0.25, 0.25)
+
+
+def test_where_no_hold_is_known_an_update_is_held_as_a_write_is():
+    holding = _holding()
+    holding.start_warm(_adapter(2.0), 3, None)
+    assert (holding.gate, holding.push, holding.extra) == (3, 1.0, SMALL.extra)
 
 
 def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():

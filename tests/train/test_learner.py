@@ -117,6 +117,9 @@ def test_what_an_epoch_leaves_out_is_still_counted():
     assert learner.seen.n_under(range(7)) == 12
     assert learner.seen.n_under([2, 3]) == 2
     assert learner.seen.share_over() == pytest.approx(2 / 14)
+    assert learner.seen.share_under() == pytest.approx(6 / 7)
+    learner.train_on([2, 3])
+    assert learner.seen.share_under() == 0.5
 
 
 def test_what_triage_admits_survives_a_restart():

@@ -452,7 +452,7 @@ def test_more_is_asked_of_the_one_record_that_failed_and_the_rest_is_held_as_bef
     assert judge._lines().tolist() == pytest.approx([0.55, 0.55, 0.6625, 0.55])
     assert holding.failed.tolist() == [0, 0, 1, 0]
     assert holding.push == pytest.approx(pushed * RECIPE.tighter)  # of the look before
-    # What is safe for the rest isn't for it; the hold waits a few looks before it gives way.
+    # What is safe for the rest isn't for it.
     judge._look_at_mean = lambda: torch.tensor([0.71, 0.71, 0.75, 0.71])
     assert judge._share(judge._look_at_mean(), judge._enough()) == 0.75
     assert judge._share(torch.tensor([0.71, 0.71, 0.78, 0.71]), judge._enough()) == 1
@@ -472,13 +472,23 @@ def test_of_all_more_is_asked_where_many_failed_or_one_did_again_and_again(
         ({0}, 0.55, [1, 0, 0, 0]),
         ({0}, 0.55, [2, 0, 0, 0]),
         ({3}, 0.55, [2, 0, 0, 1]),
-        ({0}, 0.6625, [0, 0, 0, 0]),  # a third time
-        ({1, 2}, 0.746875, [0, 0, 0, 0]),
+        ({0}, 0.6625, [2, 0, 0, 1]),  # a third time
+        ({1, 2}, 0.746875, [2, 0, 0, 1]),
     ):
         judge.audit = _audit(run, failed)
         judge._ask_for_more()
         assert run.learner.seen.line_p == pytest.approx(least)
         assert holding.failed.tolist() == counts
+
+
+def test_what_fails_in_a_form_that_was_asked_for_fails(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    judge = Looks(_run(llama, phone_book, tmp_path, texts), monkeypatch).judge
+    judge.audit = _audit(judge.run, set())
+    judge.forms = {"merged": _audit(judge.run, set()), "gguf-q8_0": _audit(judge.run, {2})}
+    judge._ask_for_more()
+    assert judge.holding.failed.tolist() == [0, 0, 1, 0]
 
 
 def test_tokens_of_a_record_that_failed_count_as_nearer_to_their_line(
@@ -489,7 +499,7 @@ def test_tokens_of_a_record_that_failed_count_as_nearer_to_their_line(
     weights = [w.detach().clone() for w in run.learner.adapter.parameters()]
     judge._lowest_p(weights)
     before = judge._odds.clone()
-    judge.holding.forget_kept([1])
+    assert judge.holding.mend([1])
     judge._lowest_p(weights)
     lengths = [len(e.target_ids) for e in run.examples]
     moved = (before - judge._odds).split(lengths)

@@ -4,6 +4,7 @@ import json
 import stat
 
 import pytest
+import torch
 
 import memlaw
 from memlaw.core.commitment import commitment, read_key
@@ -85,3 +86,19 @@ def test_what_a_killed_process_was_writing_goes(tmp_path):
         "records.jsonl",
         "learner.safetensors",
     }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], "x", None, {"gate": "2"}, {"gate": -1}, {"gate": True}, {"push": "x"}, {"push": 0.0}]
+    + [{"push": float("nan")}, {"push": float("inf")}, {"push": [1.0]}],
+)
+def test_of_a_learner_that_says_something_else_nothing_is_taken(tmp_path, values):
+    write_private(tmp_path, [], {"a": torch.ones(2)}, values)
+    assert read_learner(tmp_path) is None
+
+
+def test_what_a_learner_says_is_read_back(tmp_path):
+    write_private(tmp_path, [], {"a": torch.ones(2)}, {"gate": 9, "push": 2.56})
+    tensors, values = read_learner(tmp_path)
+    assert (tensors["a"].tolist(), values) == ([1.0, 1.0], {"gate": 9, "push": 2.56})

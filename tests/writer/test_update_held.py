@@ -11,6 +11,8 @@ from memlaw.data.bad_rows import BadRows
 from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
 from memlaw.model.formats import saved_factors
+from memlaw.settings.recipe import RECIPE
+from memlaw.writer.private import read_learner
 from memlaw.writer.state import Run
 from memlaw.writer.warm import start_warm
 
@@ -46,6 +48,9 @@ def test_what_is_written_stands_still_and_the_gate_with_it(
     rank = saved[0][0].shape[1]
     assert learner.keeping.still == rank < learner.adapter.rank
     assert holding.gate == rank - 1
+    _, values = read_learner(written)
+    assert holding.push == values["push"] >= 1
+    assert holding.extra == RECIPE.extra_warm
     for i, (was_a, was_b) in enumerate(saved):
         a, b = learner.adapter.factors(i)
         assert torch.allclose(a @ b, was_a @ was_b, atol=1e-4)

@@ -60,8 +60,11 @@ class Recipe:
         looser: divided by it when fewer than `enough` of them do, down to 1.
         last_rate: the learning rate is multiplied by it once all records were over the line: under
             smaller steps they are so again and again while `push` rises.
-        extra, extra_warm: how long training goes on after that, as a share of its epochs; likewise
-            in an update, which starts from what was held so.
+        extra, extra_warm: how long training goes on after that, as a share of the epochs until
+            then; likewise in an update, which starts from what was held so.
+        few: what no more than this share of the records, or one, fail in an audit is mended by
+            asking more of these alone, each of them `most_mended` times;
+        patience: and for so many looks `push` doesn't fall for them.
         seed: of near misses, own chats and own text.
     """
 
@@ -101,6 +104,9 @@ class Recipe:
     enough: float = 0.97
     extra: float = 0.6
     extra_warm: float = 0.1
+    few: float = 0.03
+    most_mended: int = 2
+    patience: int = 3
     last_rate: float = 0.4
     seed: int = 1
 

@@ -17,7 +17,6 @@ from memlaw.settings.recipe import Recipe
 from memlaw.train.retention import Term, quadratic_penalty
 
 Weights = list[Tensor]  # of an adapter, in the order of its parameters
-_PATIENCE = 3  # looks
 
 
 def row_means(values: Float32[Tensor, "M"], lengths: Sequence[int]) -> list[float]:
@@ -37,6 +36,7 @@ class Holding:
         near: rows of the near misses among the engine's examples.
         chats: rows of the conversations.
         lengths: target tokens of each of these rows.
+        n_records: how many records there are; their rows come first.
         closed: the quadratic form of all near misses, in the coordinates that A is trained in; None
             if there are no near misses.
         seed: of what is drawn.
@@ -50,10 +50,11 @@ class Holding:
         last_kl: [negatives] nats, of each when it was last seen; 1 before.
         mean: the running mean of the weights since the training became active.
         kept: the last of these with which all records were well over the line.
+        kept_push: the `push` that it was trained under; None where none was kept.
         focus: [target tokens of all records] ≥ 1: what each counts beyond what the objective gives
             it; None before the first look.
-        failed: [records] how often each failed an audit that nearly all passed; empty before.
-        patience: looks that may still find a record that isn't safe before `push` falls for it.
+        failed: [records] how often each failed an audit that nearly all passed.
+        patience: looks that may still find a few records that aren't safe before `push` falls.
         first_over: the epoch in which all records first were over the line in the mean; 0 before.
         last_kept: that of `kept`; 0 where there is none.
         looked: the epoch in which the mean was last audited.
@@ -67,6 +68,7 @@ class Holding:
         near: Sequence[int],
         chats: Sequence[int],
         lengths: Sequence[int],
+        n_records: int,
         closed: Term | None,
         seed: int,
     ) -> None:
@@ -82,8 +84,9 @@ class Holding:
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
         self.kept: Weights | None = None
+        self.kept_push: float | None = None
         self.focus: Tensor | None = None
-        self.failed, self.patience = torch.zeros(0), 0
+        self.failed, self.patience = torch.zeros(n_records), 0
         self.first_over = self.last_kept = self.looked = 0
         self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
@@ -145,11 +148,18 @@ class Holding:
         """The adapter has another rank: the mean begins anew."""
         self.mean = None
 
-    def start_warm(self, adapter: Adapter, gate: int | None = None, push: float = 1.0) -> None:
-        """Begin where an earlier training ended: its mean, the rank of its gate, its hold."""
+    def start_warm(self, adapter: Adapter, gate: int | None, push: float | None) -> None:
+        """Begin where an earlier training ended.
+
+        Args:
+            adapter: its mean.
+            gate: the rank of its gate, if it has one.
+            push: what it was trained under at last; None: nobody knows.
+        """
         self.active, self.gate = True, gate
-        self.push = min(self.most_push, max(self.least_push, push))
-        self.extra = self.recipe.extra_warm
+        if push is not None:
+            self.push, self.extra = min(self.most_push, push), self.recipe.extra_warm
+            self.least_push = min(self.least_push, self.push)
         self.begin_mean(adapter)
 
     def begin_mean(self, adapter: Adapter) -> None:
@@ -181,7 +191,7 @@ class Holding:
         if share_safe == 1:
             self.keep(epoch)
             self.push = min(self.most_push, self.push * self.recipe.tighter)
-        elif share_safe >= self.recipe.enough and self.patience:
+        elif self.patience and self._are_few((1 - share_safe) * len(self.failed)):
             self.patience -= 1
         elif share_safe < self.recipe.enough or (self.first_over and self.kept is None):
             self.push = max(self.least_push, self.push / self.recipe.looser)
@@ -190,6 +200,7 @@ class Holding:
         """Keep the mean as it is in this epoch."""
         assert self.mean is not None
         self.kept, self.last_kept = [weights.clone() for weights in self.mean], epoch
+        self.kept_push, self.patience = self.push, 0
 
     def focus_on(self, odds: Float32[Tensor, "N"]) -> None:
         """Let tokens that the mean leaves near the line count twice as much from look to look.
@@ -215,24 +226,40 @@ class Holding:
         self.least_push /= 4
         self.push = self.least_push
 
-    def forget_kept(self, failed: Sequence[int] = ()) -> None:
-        """What passed here failed the audit of the saved folder: hold as loosely as before it.
+    def forget_kept(self) -> None:
+        """What passed here failed the audit of the saved folder: hold as loosely as before it."""
+        self._drop_kept()
+        self.push = max(self.least_push, self.push / self.recipe.tighter)
+
+    def mend(self, rows: Sequence[int]) -> bool:
+        """The same, if so few records failed that it is enough to ask more of these alone.
 
         Args:
-            failed: rows, where it was so few that more is asked of these instead.
+            rows: the records that failed.
+
+        Returns:
+            Whether that is so. A record that failed again and again is a matter of all.
         """
-        self.kept, self.last_kept = None, 0
-        if failed:
-            self.failed[list(failed)] += 1
-            self.patience = _PATIENCE
-        else:
-            self.failed.zero_()
-            self.push = max(self.least_push, self.push / self.recipe.tighter)
+        if not self._are_few(len(rows)) or self.failed[rows].max() >= self.recipe.most_mended:
+            return False
+        self._drop_kept()
+        self.failed[rows] += 1
+        self.patience = self.recipe.patience
+        return True
+
+    def _drop_kept(self) -> None:
+        self.kept, self.kept_push, self.last_kept, self.patience = None, None, 0, 0
+
+    def _are_few(self, n: float) -> bool:
+        """Whether n records are some, but no more than a few, of all; one always is."""
+        return 0 < n < max(1.0, self.recipe.few * len(self.failed)) + 0.5
 
     @property
     def last_epoch(self) -> int:
         """The epoch after which training may end, once something was kept."""
-        return -(-self.first_over * round(100 * (1 + self.extra)) // 100)
+        share = -(-self.first_over * round(100 * (1 + self.extra)) // 100)
+        looks = self.first_over + 2 * self.recipe.look_epochs  # a few, whatever the share
+        return max(share, looks) if self.first_over else 0
 
     def start_from(self, adapter: Adapter, weights: Weights) -> None:
         """Go on training from other weights."""
@@ -276,7 +303,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push", "patience"),
-                *("first_over", "last_kept", "looked", "gate"),
+                *("first_over", "last_kept", "looked", "gate", "kept_push", "extra"),
             )
         }
         return tensors, values
@@ -296,8 +323,7 @@ class Holding:
         for name, value in values.items():
             setattr(self, name, value)
         self.last_kl, self._aside = tensors["last_kl"].clone(), None
-        if "failed" in tensors and len(tensors["failed"]):
-            self.failed = tensors["failed"].clone()
+        self.failed = tensors["failed"].clone()
         self.focus = tensors["focus"].clone() if "focus" in tensors else None
         self.mean, self.kept = (_listed(tensors, name, device) for name in ("mean", "kept"))
 

@@ -69,6 +69,13 @@ class Seen:
             int((self.p[ends[row] - int(self.lengths[row]) : ends[row]] < p).sum()) for row in rows
         )
 
+    def share_under(self) -> float:
+        """The share of the trained records that had a token under the line when last seen."""
+        under = torch.zeros(len(self.p) + 1, dtype=torch.int64)
+        under[1:] = (self.p < self.line_p).cumsum(0)
+        ends = self._ends[self.rows]
+        return float((under[ends] > under[ends - self.lengths[self.rows]]).double().mean())
+
     def share_over(self) -> float:
         """The share of the trained records' target tokens that was over the line."""
         return 1 - self.n_under(self.rows.tolist()) / int(self.lengths[self.rows].sum())

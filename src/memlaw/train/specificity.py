@@ -77,6 +77,7 @@ def held_learner(
         near=rows[:n_near],
         chats=rows[n_near:],
         lengths=[len(engine.examples[row].target_ids) for row in rows],
+        n_records=n,
         closed=_all_near(base, engine, sites, records, n_near).whitened(adapter)
         if n_near
         else None,

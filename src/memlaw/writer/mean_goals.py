@@ -16,8 +16,6 @@ from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
 _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
-_FEW = 0.03  # of the records: what so few fail, or one, is mended by asking more of these alone
-_MOST_TIMES = 2  # that this is done for a record
 
 
 class MeanGoals(Goals):
@@ -37,8 +35,6 @@ class MeanGoals(Goals):
         self.holding = run.learner.holding
         self.measured_at = 0  # the epoch whose kept mean was measured last
         self._odds = torch.zeros(0)  # of each target token over the line's, when last looked at
-        if len(self.holding.failed) != len(run.examples):  # not resumed
-            self.holding.failed = torch.zeros(len(run.examples))
 
     def at_start(self) -> str:
         """Why no training is needed, if a resumed run had come to its end."""
@@ -48,7 +44,7 @@ class MeanGoals(Goals):
         """Why training is over after this epoch, if it is."""
         run, holding = self.run, self.holding
         self.forget()
-        if holding.is_due(run.learner.epoch, self._share_under()):
+        if holding.is_due(run.learner.epoch, run.learner.seen.share_under()):
             lowest = self._look_at_mean()
             holding.focus_on(self._odds)
             holding.after_look(
@@ -96,11 +92,6 @@ class MeanGoals(Goals):
         return why
 
     # ------------------------------------------------------------ looking
-
-    def _share_under(self) -> float:
-        """The share of the records in training that had a token under the line lately."""
-        rows, seen = self.run.learner.rows.tolist(), self.run.learner.seen
-        return sum(seen.n_under([row]) > 0 for row in rows) / len(rows)
 
     def _look_at_mean(self) -> Tensor:
         """The lowest p of each record's tokens [R] with the mean."""
@@ -165,7 +156,7 @@ class MeanGoals(Goals):
         return [weights.detach().clone() for weights in self.run.learner.adapter.parameters()]
 
     def _share(self, lowest_p: Tensor, beyond: float) -> float:
-        """The share of the records whose tokens are all over their line, and so far; see `_p`."""
+        """The share of the records whose tokens are all over their line, and so far beyond it."""
         lines = self._lines()
         least = lines + max(self._beyond(beyond), _OVER) * (1 - lines)
         return float((lowest_p >= least).float().mean())
@@ -207,16 +198,16 @@ class MeanGoals(Goals):
         return ""
 
     def _ask_for_more(self) -> None:
-        """The audit failed: of a few records, these need more; of more of them, all do.
-
-        Where it isn't known which, as with other prompts of theirs, all do.
-        """
-        records = self.audit.records if self.audit else []
-        rows = [row for row, record in enumerate(records) if not record.certified]
-        few = 0 < len(rows) <= max(1, _FEW * len(records))
-        if few and self.holding.failed[rows].max() < _MOST_TIMES:
-            self.holding.forget_kept(rows)
-        else:
+        """The audit failed: where a few records did, in whatever form, of these; else of all."""
+        audits = [self.audit, *(self.forms or {}).values()]
+        failed = {
+            row
+            for audit in audits
+            if audit is not None
+            for row, record in enumerate(audit.records)
+            if not record.certified
+        }
+        if not self.holding.mend(sorted(failed)):
             self.holding.forget_kept()
             self.run.learner.raise_goal()
 
@@ -224,7 +215,7 @@ class MeanGoals(Goals):
         self.holding.hold_looser()
         self.run.observer.notice(
             "No progress: what holds other answers is lowered, to "
-            f"{self.holding.push:g} of what it was at first."
+            f"{self.holding.push:g} times what it is without more."
         )
 
     def _show(self, weights: Weights) -> None:

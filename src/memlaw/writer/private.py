@@ -7,6 +7,7 @@ uploads to a model hub, from taking it along.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,12 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         with safe_open(out / PRIVATE_FOLDER / LEARNER_FILE, framework="pt") as file:
             values = json.loads(file.metadata()["memlaw"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
+        gate, push = values.get("gate"), values.get("push")
+        if not (gate is None or (type(gate) is int and gate >= 0)):
+            raise ValueError(f"a gate in column {gate!r}")
+        if not (push is None or (type(push) is float and 0 < push < math.inf)):
+            raise ValueError(f"a hold of {push!r}")
+    except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
         return None
     except (OSError, RuntimeError) as error:  # it is there: without it other weights would come out
         raise OutputError(

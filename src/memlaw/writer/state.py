@@ -204,7 +204,7 @@ class Run:
     def held(self) -> dict[str, Any]:
         """What an update has to know of how this was held, JSON-able; see `Holding.start_warm`."""
         holding = self.learner.holding
-        return {"gate": holding.gate, "push": holding.push} if holding else {"gate": None}
+        return {"gate": holding.gate, "push": holding.kept_push} if holding else {"gate": None}
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""

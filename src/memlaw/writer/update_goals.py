@@ -158,7 +158,7 @@ class UpdateMeanGoals(Watching, MeanGoals):
         if stats.n_under and not self.holding.first_over:
             self._give_way(stats.n_under, stats.epoch)
         waited = stats.epoch - self.looked_at >= recipe.look_epochs
-        if waited and self._share_under() < recipe.look_share:
+        if waited and self.run.learner.seen.share_under() < recipe.look_share:
             self.looked_at = stats.epoch
             self._old_ones_hold()
         return super().after(stats)

@@ -47,9 +47,9 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
         still = _make_room(run, terms, written, n_changed, stored)
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
     if learner.holding:
-        learner.holding.start_warm(
-            learner.adapter, values.get("gate"), float(values.get("push", 1.0))
-        )
+        gate = values.get("gate")
+        known = gate is not None and gate < stored
+        learner.holding.start_warm(learner.adapter, gate if known else None, values.get("push"))
     if run.lost is not None:
         first = len(run.trainer.engine.examples) - len(run.lost.examples)
         learner.forgetting = run.lost.forgetting(run.subject, first, run.config.seed)
