@@ -90,8 +90,10 @@ def test_what_a_killed_process_was_writing_goes(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [[], "x", None, {"gate": "2"}, {"gate": -1}, {"gate": True}, {"push": "x"}, {"push": 0.0}]
-    + [{"push": float("nan")}, {"push": float("inf")}, {"push": [1.0]}],
+    [
+        *([], "x", None, {"gate": "2"}, {"gate": -1}, {"gate": True}, {"push": "x"}, {"push": 0.0}),
+        *({"push": float("nan")}, {"push": float("inf")}, {"push": [1.0]}),
+    ],
 )
 def test_of_a_learner_that_says_something_else_nothing_is_taken(tmp_path, values):
     write_private(tmp_path, [], {"a": torch.ones(2)}, values)
