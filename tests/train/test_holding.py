@@ -140,18 +140,19 @@ def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again(
 def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way(n):
     holding = _holding(n_records=n)
     holding.after_step(_adapter(1.0))
-    for epoch in (6, 9):
+    for epoch in (6, 9, 12):
         holding.after_look(epoch, 1.0, 1.0)
-    held = holding.push
+    held = holding.kept_push
+    assert held < holding.push
     assert holding.mend([3])
     assert (holding.kept, holding.push, float(holding.failed.sum())) == (None, held, 1.0)
-    for epoch in (12, 15, 18):
+    for epoch in (15, 18, 21):
         holding.after_look(epoch, 1 - 1 / n, 1.0)
         assert holding.push == held
-    holding.after_look(21, 1 - 1 / n, 1.0)
+    holding.after_look(24, 1 - 1 / n, 1.0)
     assert holding.push == pytest.approx(held / SMALL.looser)
     assert holding.mend([3])
-    holding.after_look(24, 0.5, 1.0)  # far too many: no waiting
+    holding.after_look(27, 0.5, 1.0)  # far too many: no waiting
     assert holding.push == pytest.approx(held / SMALL.looser**2)
     assert not holding.mend([3])  # a third time: a matter of all
     assert not holding.mend([0, 1, 2, 3])

@@ -234,6 +234,8 @@ class Holding:
     def mend(self, rows: Sequence[int]) -> bool:
         """The same, if so few records failed that it is enough to ask more of these alone.
 
+        The hold goes back no further than to what all others passed under.
+
         Args:
             rows: the records that failed.
 
@@ -242,6 +244,7 @@ class Holding:
         """
         if not self._are_few(len(rows)) or self.failed[rows].max() >= self.recipe.most_mended:
             return False
+        self.push = self.kept_push or self.push
         self._drop_kept()
         self.failed[rows] += 1
         self.patience = self.recipe.patience
