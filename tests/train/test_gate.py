@@ -158,3 +158,27 @@ def test_the_log_odds_are_those_of_the_first_tokens():
     (z,) = gate._odds_of(logits, [1, 3])
     p = logits.softmax(dim=1)[0]
     assert float(z) == pytest.approx(float(((p[1] + p[3]) / (p[0] + p[2])).log()), rel=1e-5)
+
+
+def test_a_record_that_failed_an_audit_gives_way_less():
+    """Near misses that read just as the first record does: what they are brought down by it is."""
+    generator = torch.Generator().manual_seed(0)
+    records = torch.randn(2, 6, generator=generator)
+    near = records[:1] + 0.3 * torch.randn(8, 6, generator=generator)
+    z = {}
+    for weight in (1.0, gate._FAILED_WEIGHT):
+        problem = gate._Problem(
+            b=[torch.ones(1)],
+            want=torch.full((2,), 4.0),
+            weights=torch.tensor([weight, 1.0]),
+            limits=torch.full((8,), -3.0),
+            factor=torch.eye(6),
+            pull=torch.zeros(6),
+        )
+        known = gate._Line(rest=torch.full((2,), 4.0), slopes=records)
+        others = gate._Line(rest=torch.full((8,), 4.0), slopes=near)
+        z[weight] = known.at(gate._solve(known, others, torch.zeros(6), problem))
+    asked, more = z[1.0], z[gate._FAILED_WEIGHT]
+    assert asked[0] < 4.0 - 0.05
+    assert more[0] > asked[0] + 0.03
+    assert more[0] <= 4.0 + 1e-3

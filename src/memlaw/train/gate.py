@@ -30,6 +30,7 @@ _MOST_SITES = 3  # the highest: what they write changes least of what the others
 _MARGIN = 3.0  # of log-odds, that near misses keep below 0
 _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
+_FAILED_WEIGHT = 16.0  # times that, each time that a record failed an audit which the rest passed
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
 _ROUNDS = 3  # z is linear but nearly
 _ITERATIONS = 200
@@ -65,12 +66,14 @@ class _Problem:
     Attributes:
         b: its output directions, of length 1.
         want: log-odds that each record must have.
+        weights: what each record's missing them counts, beside another's.
         limits: log-odds that each near miss may have.
         factor, pull: what it costs; see `_harm`.
     """
 
     b: Sequence[Float32[Tensor, "_"]]
     want: Float32[Tensor, "N"]
+    weights: Float32[Tensor, "N"]
     limits: Float32[Tensor, "M"]
     factor: Float32[Tensor, "D_in D_in"]
     pull: Float32[Tensor, "D_in"]
@@ -130,6 +133,7 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
             problem = _Problem(
                 b=b,
                 want=at_records.z.clamp(*_SURE),
+                weights=(_FAILED_WEIGHT**holding.failed).to(limits.device),
                 limits=limits,
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
@@ -294,7 +298,7 @@ def _solve(
         missing = (problem.want - records.rest - known @ c).relu()
         over = (near.rest + others @ c - problem.limits).relu()
         total: Tensor = (
-            _RECORD_WEIGHT * missing.square().mean()
+            _RECORD_WEIGHT * (problem.weights * missing.square()).mean()
             + over.square().mean()
             + _HARM_WEIGHT * (0.5 * c.square().sum() + pull @ c)
         )
