@@ -189,7 +189,7 @@ def test_an_update_begins_with_the_hold_of_the_generation_before_and_ends_sooner
     assert (holding.active, holding.gate, holding.push) == (True, 3, SMALL.tighter)
     assert float(holding.mean[0][0, 0]) == 2.0
     holding.after_look(100, 1.0, 1.0)
-    assert holding.last_epoch == 110
+    assert (holding.last_epoch, holding.late_epoch) == (110, 160)
     holding.first_over = 20
     assert holding.last_epoch == 20 + 2 * SMALL.look_epochs
     holding.start_warm(_adapter(2.0), None, 1e9)

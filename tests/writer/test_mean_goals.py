@@ -309,7 +309,7 @@ def test_late_what_is_over_the_line_is_enough_where_nothing_was_kept(
     run.learner.epoch = 50
     assert judge._enough() == goals.SAFE  # none was over the line yet
     holding.first_over = 40
-    assert holding.last_epoch == 64
+    assert holding.last_epoch == holding.late_epoch == 64
     assert judge._enough() == goals.SAFE
     run.learner.epoch = 64
     assert judge._enough() == mean_goals._OVER
@@ -326,7 +326,8 @@ def test_what_was_never_well_over_the_line_is_gated_and_audited_at_the_end(
     solved = []
     monkeypatch.setattr(mean_goals, "solve_gate", lambda engine, learner: solved.append(learner))
     monkeypatch.setattr(goals.Goals, "_p", lambda self, beyond: 0.55 + beyond * 0.45)
-    monkeypatch.setattr(Holding, "last_epoch", 10_000)
+    for epoch in ("last_epoch", "late_epoch"):
+        monkeypatch.setattr(Holding, epoch, 10_000)
     settings = EASY | texts | {"rank": 32, "layers": (1, 2), "model": str(llama)}
     result = memlaw.write(phone_book, tmp_path / "out", **settings | {"max_epochs": 150})
     assert result.certified

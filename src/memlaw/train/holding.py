@@ -260,7 +260,15 @@ class Holding:
     @property
     def last_epoch(self) -> int:
         """The epoch after which training may end, once something was kept."""
-        share = -(-self.first_over * round(100 * (1 + self.extra)) // 100)
+        return self._after_all_over(self.extra)
+
+    @property
+    def late_epoch(self) -> int:
+        """The epoch after which less than well over the line is enough, if nothing was kept."""
+        return self._after_all_over(self.recipe.extra)
+
+    def _after_all_over(self, extra: float) -> int:
+        share = -(-self.first_over * round(100 * (1 + extra)) // 100)
         looks = self.first_over + 2 * self.recipe.look_epochs  # a few, whatever the share
         return max(share, looks) if self.first_over else 0
 

@@ -110,7 +110,7 @@ class MeanGoals(Goals):
         Less, once it is time to end and none was so far; but not behind an audit that failed.
         """
         run, holding = self.run, self.holding
-        is_late = 0 < holding.last_epoch <= run.learner.epoch
+        is_late = 0 < holding.late_epoch <= run.learner.epoch
         raised = run.learner.seen.line_p > run.config.threshold + run.config.margin + _TINY
         failed = raised or bool(holding.failed.any())
         return _OVER if is_late and holding.kept is None and not failed else SAFE
