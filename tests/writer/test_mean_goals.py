@@ -22,6 +22,7 @@ from memlaw.train import gate
 from memlaw.train.holding import Holding
 from memlaw.writer import goals, mean_goals
 from memlaw.writer.state import Run
+from memlaw.writer.update_goals import UpdateMeanGoals
 
 # What tiny random models can learn: they are of no use elsewhere, and so hold nothing.
 EASY = {"retention": 3.0, "max_epochs": 300, "dtype": "float32"}
@@ -489,6 +490,16 @@ def test_what_fails_in_a_form_that_was_asked_for_fails(
     judge.audit = _audit(judge.run, set())
     judge.forms = {"merged": _audit(judge.run, set()), "gguf-q8_0": _audit(judge.run, {2})}
     judge._ask_for_more()
+    assert judge.holding.failed.tolist() == [0, 0, 1, 0]
+
+
+def test_an_update_trains_what_fails_in_a_form_too(llama, phone_book, texts, tmp_path):
+    judge = UpdateMeanGoals(_run(llama, phone_book, tmp_path, texts))
+    judge.run.learner.train_on([0])
+    judge.audit = _audit(judge.run, set())
+    judge.forms = {"gguf-q8_0": _audit(judge.run, {2})}
+    judge._ask_for_more()
+    assert judge.run.learner.rows.tolist() == [0, 2]
     assert judge.holding.failed.tolist() == [0, 0, 1, 0]
 
 

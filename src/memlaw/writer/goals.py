@@ -185,6 +185,18 @@ class Goals:
             self.run.observer.notice(f"Failed the audit: {', '.join(missed)}.")
         return not missed
 
+    def _failed_rows(self) -> list[int]:
+        """The records that failed the last audit, in whatever form that was asked for."""
+        audits = [self.audit, *(self.forms or {}).values()]
+        failed = {
+            row
+            for audit in audits
+            if audit is not None
+            for row, record in enumerate(audit.records)
+            if not record.certified
+        }
+        return sorted(failed)
+
     def _p(self, share: float) -> float:
         """The p so far above the line; the line itself where rounding is too small to count."""
         line_p = self.run.learner.seen.line_p

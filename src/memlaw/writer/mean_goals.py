@@ -199,15 +199,7 @@ class MeanGoals(Goals):
 
     def _ask_for_more(self) -> None:
         """The audit failed: where a few records did, in whatever form, of these; else of all."""
-        audits = [self.audit, *(self.forms or {}).values()]
-        failed = {
-            row
-            for audit in audits
-            if audit is not None
-            for row, record in enumerate(audit.records)
-            if not record.certified
-        }
-        if not self.holding.mend(sorted(failed)):
+        if not self.holding.mend(self._failed_rows()):
             self.holding.forget_kept()
             self.run.learner.raise_goal()
 

@@ -136,8 +136,7 @@ class UpdateGoals(Watching):
         learner = self.run.learner
         if learner.keeping:
             # What failed is trained from now on. A higher line for all would let others slip.
-            for audit in (self.forms or {}).values():
-                self._join([row for row, r in enumerate(audit.records) if not r.certified])
+            self._join(self._failed_rows())
             self.safe += (1 - self.safe) / 4
             self.failed_at = learner.epoch
             learner.goal_p = beyond(learner.goal_p)
@@ -167,6 +166,10 @@ class UpdateMeanGoals(Watching, MeanGoals):
         lowest = super()._look_at_mean()
         self._join((lowest < self._p(SAFE)).nonzero()[:, 0].tolist())
         return lowest
+
+    def _ask_for_more(self) -> None:
+        self._join(self._failed_rows())
+        super()._ask_for_more()
 
     def _finish(self) -> str:
         ended = super()._finish()
