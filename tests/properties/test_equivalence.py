@@ -257,6 +257,53 @@ def _losses_of_fixed_adapters(kind, base):
     return torch.cat([engine.forward([job]).nll for job in jobs])
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
+def test_in_bfloat16_steps_start_from_what_float32_gives_rounded_once(
+    make_model, architecture, layers
+):
+    folder = make_model(architecture)
+    starts = []
+    for dtype in ("float32", "bfloat16"):
+        base = load_model(folder, dtype=dtype)
+        before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+        base.model.load_state_dict(  # the weights are those of 16 bits in both
+            {name: weight.bfloat16().to(weight) for name, weight in before.items()}
+        )
+        examples = encode(
+            BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto")
+        )
+        engine = CachedEngine(
+            base.model, resolve_sites(base.model, "down_proj", layers), examples, held=[0]
+        )
+        assert engine.in_float32 is (dtype == "bfloat16")
+        assert {weight.dtype for weight in base.model.parameters()} == {base.model.dtype}
+        starts.append([engine.hidden_in.rows] + [r.rows for r in [engine.site_input] if r])
+    assert len(starts[0]) == len(starts[1])
+    for exact, found in zip(*starts, strict=True):
+        assert found.dtype == torch.bfloat16
+        # Rounding is to half a unit of eight bits; where float32's own sums differ, to the next.
+        torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_a_model_that_wants_one_dtype_throughout_starts_from_sixteen_bits(llama, monkeypatch):
+    base = load_model(llama, dtype="bfloat16")
+    examples = encode(BOOK, base.tokenizer, format="chat")
+    sites = resolve_sites(base.model, "down_proj", (1,))
+    narrow = type(base.model.model.layers[0].mlp).forward
+
+    def forward(self, hidden):
+        if hidden.dtype != torch.bfloat16:
+            raise TypeError("made for bfloat16")
+        return narrow(self, hidden)
+
+    monkeypatch.setattr(type(base.model.model.layers[0].mlp), "forward", forward)
+    engine = CachedEngine(base.model, sites, examples)
+    assert not engine.in_float32
+    assert {weight.dtype for weight in base.model.parameters()} == {torch.bfloat16}
+    assert engine.hidden_in.rows.isfinite().all()
+
+
 def test_a_model_whose_layers_talk_past_each_other_is_not_shortened(llama, monkeypatch):
     base = load_model(llama)
     examples = encode(BOOK, base.tokenizer, format="chat")

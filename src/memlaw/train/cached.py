@@ -1,7 +1,9 @@
 """The fast engine: what training can't change is computed once and kept.
 
 Below the lowest adapted module everything is frozen, so its activations are constants. They are
-kept for each token that any step needs, and a step starts from them:
+kept for each token that any step needs, and a step starts from them. A 16-bit model computes them
+in float32, and they are rounded once: each step reads the same ones, so that whatever is wrong with
+them would be learnt, and another run of the model is wrong otherwise. Besides:
 
 - the tokens that all prompts begin with (a chat template's) are run once a batch, not once a
   record: a batch is packed into one sequence in which every record attends to the shared prefix
@@ -18,7 +20,7 @@ Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter, add_deltas, attached
 from memlaw.model.forward import head_is_apart, logits_of
 from memlaw.model.head import Losses, head_losses
+from memlaw.model.lower_layers import in_float32
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
 from memlaw.train.engine import Job, held_positions
@@ -91,6 +94,7 @@ class CachedEngine:
         )
         self.site_input = rest[0] if rest else None
         self.base = BaseStates(examples, held)
+        self.in_float32 = self._runs_in_float32()
         self._fill_cache()
         self._check_steps(self.packed.samples)
 
@@ -125,6 +129,7 @@ class CachedEngine:
         for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
             with (
                 torch.no_grad(),
+                self._constants_exact() if self.in_float32 else nullcontext(),
                 _recording(layer, self.sites[0].module, self.model) as seen,
                 site_reads(self.model, sites) as reads,
             ):
@@ -137,9 +142,28 @@ class CachedEngine:
             while len(at) and sites:
                 row = next(rows)
                 here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
-                self.base.add(
-                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in sites]
-                )
+                at_sites = [reads[site.module].flatten(0, -2)[here] for site in sites]
+                self.base.add(row, final[here], [read.to(final.dtype) for read in at_sites])
+
+    def _constants_exact(self) -> AbstractContextManager[None]:
+        """Within the block, what steps start from is computed in float32, the rest as usual."""
+        return in_float32(self.model, self.lowest + self.folds)
+
+    def _runs_in_float32(self) -> bool:
+        """Whether a 16-bit model can be run so: some want all their numbers in one type."""
+        if self.model.dtype == torch.float32:
+            return False
+        rows = self.packed.samples
+        packs = [pack for pack, _ in self.packed.packs([rows])]
+        try:
+            with torch.no_grad(), self._constants_exact():
+                found = torch.cat([self.packed.run(pack)[pack.keep] for pack in packs])
+            with torch.no_grad():
+                return self.packed.agree(found, [self.packed.whole(row) for row in rows])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever a model says to what it wasn't made for
+            return False
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""
