@@ -49,6 +49,14 @@ def test_an_adapter_that_names_no_base_is_never_the_embedded_models(adapter, pho
         memlaw.ask(adapter, "Li Na:")
 
 
+@pytest.mark.parametrize("damage", [{"spec": None}, {"path": {}}, {"source": ["a"]}])
+def test_a_run_whose_base_lies_at_no_place_is_damaged(tmp_path, damage):
+    base = {"spec": "somewhere", "path": None, "source": None, "sha256": "0"} | damage
+    (tmp_path / "run.json").write_text(json.dumps({"base": base}))
+    with pytest.raises(AdapterError, match=r"run.json is damaged: the base model's place"):
+        AdapterFolder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["./models/llama", "/elsewhere/llama", "someone/unknown"])
 def test_a_base_that_is_not_here_is_named_with_the_file_that_names_it(adapter, phone_book, name):
     _name_base(adapter, name)

@@ -278,7 +278,10 @@ def test_in_bfloat16_steps_start_from_what_float32_gives_rounded_once(
         )
         assert engine.in_float32 is (dtype == "bfloat16")
         assert {weight.dtype for weight in base.model.parameters()} == {base.model.dtype}
-        starts.append([engine.hidden_in.rows] + [r.rows for r in [engine.site_input] if r])
+        learnt = [1, 2, 3, 4]
+        places = torch.cat([pack.places for pack, _ in engine.packed.packs([learnt])])
+        kept = [engine.hidden_in] + ([engine.site_input] if engine.site_input else [])
+        starts.append([rows.read(places) for rows in kept])
     assert len(starts[0]) == len(starts[1])
     for exact, found in zip(*starts, strict=True):
         assert found.dtype == torch.bfloat16

@@ -45,7 +45,11 @@ def checked_chat(messages: Any, where: str, row: Mapping[str, Any] | None = None
         if not isinstance(message, Mapping) or not needed <= set(message):
             raise DataError(f"{where}: message {n} needs the fields 'role' and 'content'.")
         role = message["role"]
-        if isinstance(role, str) and role not in _ROLES and role.lower() in _ROLES:
+        if not (isinstance(role, str) and role.strip()):
+            raise DataError(
+                f"{where}: message {n} is from {role!r:.40}. Say whose it is: 'user', 'assistant'."
+            )
+        if role not in _ROLES and role.lower() in _ROLES:
             raise DataError(f"{where}: message {n} is from '{role}'. Write '{role.lower()}'.")
         kept = {k: v for k, v in message.items() if v is not None}
         if not (calls and message.get("content") in (None, "")):

@@ -146,6 +146,11 @@ def _read_run(path: Path) -> dict[str, Any]:
             f"{path} was not written by memlaw: it names no base model. Move it out of the "
             "adapter's folder, and name the base with --model."
         )
+    places = [base["path"], base.get("source")]
+    if not isinstance(base["spec"], str) or not all(isinstance(p, str | None) for p in places):
+        raise AdapterError(
+            f"{path} is damaged: the base model's place is {base!r:.80}. Fetch it again."
+        )
     for name in _OBJECTS:
         if not isinstance(run.get(name, {}), dict):
             raise AdapterError(f"{path} is damaged: {name} is {run[name]!r:.40}. Fetch it again.")

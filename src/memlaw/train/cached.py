@@ -1,9 +1,9 @@
 """The fast engine: what training can't change is computed once and kept.
 
 Below the lowest adapted module everything is frozen, so its activations are constants. They are
-kept for each token that any step needs, and a step starts from them. A 16-bit model computes them
-in float32, and they are rounded once: each step reads the same ones, so that whatever is wrong with
-them would be learnt, and another run of the model is wrong otherwise. Besides:
+kept for each token that any step needs, and a step starts from them. Those of what is to be learnt
+a 16-bit model computes in float32, and rounds once: each step reads the same ones, so that whatever
+is wrong with them would be learnt, and another run of the model is wrong otherwise. Besides:
 
 - the tokens that all prompts begin with (a chat template's) are run once a batch, not once a
   record: a batch is packed into one sequence in which every record attends to the shared prefix
@@ -121,17 +121,23 @@ class CachedEngine:
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start.
 
-        And what it makes of the held examples, where steps end.
+        And what it makes of the held examples, where steps end. What is to be learnt comes last:
+        of a prefix that all share, what counts is what it reads.
         """
+        learnt = [row for row in range(len(self.examples)) if row not in self.base.lengths]
+        self._keep_constants(self.base.rows, self.sites)
+        with self._constants_exact() if self.in_float32 else nullcontext():
+            self._keep_constants(learnt)
+
+    def _keep_constants(self, rows: Sequence[int], held_at: Sequence[Site] = ()) -> None:
+        """Of some rows; and, of held ones, what those sites read."""
         layer = self.layers[self.lowest]
-        rows = iter(range(len(self.examples)))  # packs keep their order
-        sites = self.sites if self.base.rows else ()
-        for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
+        in_order = iter(rows)  # packs keep it
+        for pack, _ in self.packed.packs([list(rows)]):
             with (
                 torch.no_grad(),
-                self._constants_exact() if self.in_float32 else nullcontext(),
                 _recording(layer, self.sites[0].module, self.model) as seen,
-                site_reads(self.model, sites) as reads,
+                site_reads(self.model, held_at) as reads,
             ):
                 final = self.packed.run(pack)
             self.returns_tuple = seen["returns_tuple"]
@@ -139,11 +145,12 @@ class CachedEngine:
             if self.site_input is not None:
                 self.site_input.write(pack.places, seen["site_in"][0])
             at = pack.keep.nonzero()[:, 0]
-            while len(at) and sites:
-                row = next(rows)
+            while len(at) and held_at:
+                row = next(in_order)
                 here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
-                at_sites = [reads[site.module].flatten(0, -2)[here] for site in sites]
-                self.base.add(row, final[here], [read.to(final.dtype) for read in at_sites])
+                self.base.add(
+                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in held_at]
+                )
 
     def _constants_exact(self) -> AbstractContextManager[None]:
         """Within the block, what steps start from is computed in float32, the rest as usual."""
