@@ -156,6 +156,7 @@ def run_write(args: argparse.Namespace) -> None:
             seed=seed,
             model=args.model,
             rank=args.rank or "auto",
+            layers=args.layers or "auto",
             specificity=not free,
             near=near,  # training avoids them
             observer=Progress(),
@@ -179,6 +180,7 @@ def run_write(args: argparse.Namespace) -> None:
         "harms": measured(harms, groups),
     }
     kind = (f"_{data}" if data in MADE else "") + (f"_r{args.rank}" if args.rank else "")
+    kind += f"_l{len(args.layers)}" if args.layers else ""
     save(f"{row['way']}{kind}_{len(records)}_{seed}", row | {"data": data if data in MADE else ""})
 
 
@@ -250,7 +252,8 @@ def main() -> None:
             command.add_argument("--model", default="embedded")
         if name == "write":
             command.add_argument("--seed", type=int, default=0)
-            command.add_argument("--rank", type=int, help="of each of six sites")
+            command.add_argument("--rank", type=int, help="of each site")
+            command.add_argument("--layers", type=int, nargs="+", help="six, where not named")
             command.add_argument("--free", action="store_true")
             command.add_argument("--out", type=Path)
     args = parser.parse_args()

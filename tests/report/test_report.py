@@ -30,6 +30,7 @@ from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError, MemlawError, OutputError
 from memlaw.law.plan import plan_rank
 from memlaw.law.store import Cell, CellStore
+from memlaw.measure.files import _METADATA, _NEEDED, read_parquet
 from memlaw.report import figures, make_report, tables
 from memlaw.report.embed import safe_json
 from memlaw.report.page import render
@@ -366,6 +367,18 @@ def test_what_it_cannot_read_is_refused(make, message, tmp_path):
     with pytest.raises(DataError, match=message):
         make_report([make(tmp_path)], tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
+
+
+NOT_TEXT = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+
+
+@pytest.mark.parametrize(("summary", "token"), [("{", ["a"]), ("[1]", ["a"]), ("{}", NOT_TEXT)])
+def test_a_token_table_whose_text_is_damaged_is_refused(tmp_path, summary, token):
+    columns = {name: [0.0] for name in _NEEDED} | {"record": ["r"], "argmax": ["a"]}
+    table = pa.table(columns | {"position": [0], "token": token})
+    pq.write_table(table.replace_schema_metadata({_METADATA: summary}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet is damaged"):
+        read_parquet(tmp_path / "t.parquet")
 
 
 def test_damaged_snapshots_are_named(finished, tmp_path):

@@ -158,6 +158,16 @@ def read_parquet(path: Path, certificate: Mapping[str, Any] | None = None) -> Sa
             f"{path} is no token table: it has no column {', '.join(missing)}. Make one with "
             "'memlaw audit DATA --tokens FILE'."
         )
+    try:
+        return _of_columns(path, table, certificate)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Fetch or make it again."
+        ) from error
+
+
+def _of_columns(path: Path, table: Any, certificate: Mapping[str, Any] | None) -> SavedAudit:
+    """See `read_parquet`."""
     summary = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
     id, token, argmax = (table[name].to_pylist() for name in ("record", "token", "argmax"))
     if {"token_id", "argmax_id"} <= set(table.column_names):
