@@ -38,7 +38,8 @@ def test_jsonl_has_prompts_or_conversations(tmp_path):
 def test_a_row_without_a_prompt_is_named(tmp_path, row):
     path = tmp_path / "near.jsonl"
     path.write_text(json.dumps({"prompt": "Li?"}) + "\n" + json.dumps(row), encoding="utf-8")
-    with pytest.raises(DataError, match=r"near\.jsonl:2: (no prompt|message 1 (needs|is from (None|7)))"):
+    said = r"near\.jsonl:2: (no prompt|message 1 (needs|is from (None|7)))"
+    with pytest.raises(DataError, match=said):
         read_prompts(path)
 
 
