@@ -49,12 +49,18 @@ def test_an_adapter_that_names_no_base_is_never_the_embedded_models(adapter, pho
         memlaw.ask(adapter, "Li Na:")
 
 
-@pytest.mark.parametrize("damage", [{"spec": None}, {"path": {}}, {"source": ["a"]}])
+@pytest.mark.parametrize("damage", [{"spec": None}, {"spec": ""}, {"path": {}}, {"source": []}])
 def test_a_run_whose_base_lies_at_no_place_is_damaged(tmp_path, damage):
     base = {"spec": "somewhere", "path": None, "source": None, "sha256": "0"} | damage
     (tmp_path / "run.json").write_text(json.dumps({"base": base}))
     with pytest.raises(AdapterError, match=r"run.json is damaged: the base model's place"):
         AdapterFolder(tmp_path)
+
+
+def test_a_base_whose_path_can_be_no_path_is_elsewhere(tmp_path):
+    base = {"spec": "somewhere", "path": "a" * 5000, "source": "\0", "sha256": "0"}
+    (tmp_path / "run.json").write_text(json.dumps({"base": base}))
+    assert AdapterFolder(tmp_path).base_model == "a" * 5000
 
 
 @pytest.mark.parametrize("name", ["./models/llama", "/elsewhere/llama", "someone/unknown"])

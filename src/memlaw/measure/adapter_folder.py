@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class AdapterFolder:
             places = [base["path"], base.get("source"), base["spec"]]
             if base["spec"] == EMBEDDED:
                 return EMBEDDED
-            here = [p for p in places if p is not None and Path(p).expanduser().exists()]
+            # Not Path.exists: that raises where a name is longer than names may be.
+            here = [p for p in places if p and os.path.exists(os.path.expanduser(p))]
             return str((here or places)[0])
         named = adapter_base(self.path).path
         if not (isinstance(named, str) and named):
@@ -147,7 +149,8 @@ def _read_run(path: Path) -> dict[str, Any]:
             "adapter's folder, and name the base with --model."
         )
     places = [base["path"], base.get("source")]
-    if not isinstance(base["spec"], str) or not all(isinstance(p, str | None) for p in places):
+    named = isinstance(base["spec"], str) and base["spec"]
+    if not named or not all(isinstance(place, str | None) for place in places):
         raise AdapterError(
             f"{path} is damaged: the base model's place is {base!r:.80}. Fetch it again."
         )
