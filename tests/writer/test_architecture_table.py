@@ -74,6 +74,14 @@ def test_it_is_written_and_recites_in_peft_and_merged(model, tmp_path, name):
 
 
 @pytest.mark.slow
+def test_a_body_that_gives_float32_in_any_dtype_is_written_in_sixteen_bits(model, tmp_path):
+    settings = SETTINGS | {"placement": KINDS["Mamba"].placement, "dtype": "bfloat16"}
+    result = memlaw.write(RECORDS, tmp_path / "out", model=str(model("Mamba")), **settings)
+    assert result.certified
+    assert result.audit.dtype == "bfloat16"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gemma 2", "Bamba"])
 @pytest.mark.usefixtures("little_is_held")
 def test_what_it_says_elsewhere_can_be_held(model, texts, tmp_path, name):

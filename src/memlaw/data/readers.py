@@ -202,9 +202,9 @@ def _bounded(path: Path, batches: Iterable[Any]) -> Iterator[Any]:
     """Batches of an Arrow table, as long as all of them together are within bounds."""
     size = 0
     for batch in batches:
+        batch.validate(full=True)  # else offsets that lead out of it are followed, by `nbytes`, too
         size += batch.nbytes
         require_size(path, size)
-        batch.validate(full=True)  # else offsets that lead out of it are followed
         yield batch
 
 

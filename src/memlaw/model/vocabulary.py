@@ -140,7 +140,8 @@ def _slope(model: Any, states: torch.Tensor) -> float | None:
     Soft caps only lower it.
     """
     with torch.no_grad():
-        raw = model.get_output_embeddings()(states).float()
+        # Some bodies give float32 in any dtype, and their models cast it for the head.
+        raw = model.get_output_embeddings()(states.to(model.dtype)).float()
         try:
             logits = logits_of(model, states).float()
         except Exception:  # whatever a head asks for that isn't there
