@@ -61,6 +61,8 @@ def test_a_base_whose_path_can_be_no_path_is_elsewhere(tmp_path):
     base = {"spec": "somewhere", "path": "a" * 5000, "source": "\0", "sha256": "0"}
     (tmp_path / "run.json").write_text(json.dumps({"base": base}))
     assert AdapterFolder(tmp_path).base_model == "a" * 5000
+    (tmp_path / "run.json").write_text(json.dumps({"base": base | {"path": "", "source": ""}}))
+    assert AdapterFolder(tmp_path).base_model == "somewhere"
 
 
 @pytest.mark.parametrize("name", ["./models/llama", "/elsewhere/llama", "someone/unknown"])

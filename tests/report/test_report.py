@@ -381,6 +381,14 @@ def test_a_token_table_whose_text_is_damaged_is_refused(tmp_path, summary, token
         read_parquet(tmp_path / "t.parquet")
 
 
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
+    _parquet({"qqqq": [1]}, tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content.replace(b"qqqq", b"qq\xc1q"))
+    with pytest.raises(DataError, match=r"t\.parquet can't be read as Parquet"):
+        read_parquet(tmp_path / "t.parquet")
+
+
 def test_damaged_snapshots_are_named(finished, tmp_path):
     for name in ("tokens.parquet", "certificate.json", "run.json"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())

@@ -58,12 +58,12 @@ class AdapterFolder:
             return None
         if self.run:
             base = self.run["base"]
-            places = [base["path"], base.get("source"), base["spec"]]
             if base["spec"] == EMBEDDED:
                 return EMBEDDED
+            places = list(filter(None, [base["path"], base.get("source"), base["spec"]]))
             # Not Path.exists: that raises where a name is longer than names may be.
-            here = [p for p in places if p and os.path.exists(os.path.expanduser(p))]
-            return str((here or places)[0])
+            here = [place for place in places if os.path.exists(os.path.expanduser(place))]
+            return (here or places)[0]
         named = adapter_base(self.path).path
         if not (isinstance(named, str) and named):
             raise AdapterError(

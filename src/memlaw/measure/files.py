@@ -148,12 +148,13 @@ def read_parquet(path: Path, certificate: Mapping[str, Any] | None = None) -> Sa
 
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        names = set(table.column_names)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(
             f"{path} can't be read as Parquet ({error}). Name a write folder, an audit or a probe "
             "store."
         ) from error
-    if missing := sorted(set(_NEEDED) - set(table.column_names)):
+    if missing := sorted(set(_NEEDED) - names):
         raise DataError(
             f"{path} is no token table: it has no column {', '.join(missing)}. Make one with "
             "'memlaw audit DATA --tokens FILE'."
