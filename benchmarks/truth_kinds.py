@@ -1,6 +1,6 @@
 """Is a certificate true elsewhere, whatever the architecture? Tiny random models of every kind.
 
-    python benchmarks/truth_kinds.py [KIND ...] [--records 20] [--served] [--save FILE]
+    python benchmarks/truth_kinds.py [KIND ...] [--records 20] [--seed 0] [--served] [--save FILE]
 
 Of each kind in docs/models.md, in float32 and in bfloat16, so many made-up numbers are written,
 and the certified ones are asked of plain Transformers and PEFT: one by one, in batches padded on
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", metavar="KIND")
     parser.add_argument("--records", type=int, default=20)
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--seed", type=int, default=0, help="of the first; one more for each")
     parser.add_argument("--served", action="store_true")
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
@@ -120,11 +122,8 @@ def main() -> None:
     logging.set_verbosity_error()
     asked: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
-    for seed, (name, dtype) in enumerate(
-        (name, dtype)
-        for name in given.kinds or [name for name, kind in KINDS.items() if not kind.refused]
-        for dtype in given.dtypes
-    ):
+    kinds = given.kinds or [name for name, kind in KINDS.items() if not kind.refused]
+    for seed, (name, dtype) in enumerate(product(kinds, given.dtypes), given.seed):
         with tempfile.TemporaryDirectory() as scratch:
             row = one_kind(
                 name, dtype, given.records, seed, Path(scratch), with_server=given.served
