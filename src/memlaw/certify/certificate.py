@@ -291,7 +291,14 @@ def read_certificate(path: Path) -> Certificate:
         return certificate
     except OSError as error:
         raise CertificateError(f"{path}: can't be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        OverflowError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CertificateError(
             f"{path} is not a certificate ({type(error).__name__}: {error}). Name the "
             f"{CERTIFICATE_FILE} that 'memlaw write' made."

@@ -161,7 +161,7 @@ def read_parquet(path: Path, certificate: Mapping[str, Any] | None = None) -> Sa
         )
     try:
         return _of_columns(path, table, certificate)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}). Fetch or make it again."
         ) from error
@@ -222,7 +222,7 @@ def read_audit_json(path: Path) -> SavedAudit:
             nll=np.array(column["nll_nats"], np.float32),
             margin=np.array(column["margin_nats"], np.float32),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is no audit ({type(error).__name__}: {error}). Make one with 'memlaw audit "
             "DATA --json > FILE'."
