@@ -17,7 +17,7 @@ from memlaw.model.sites import resolve_sites
 from memlaw.settings.train import TrainConfig
 from memlaw.train import cached, packing
 from memlaw.train.cached import CachedEngine
-from memlaw.train.engine import EngineError, Job, PlainEngine, target_losses
+from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
 from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import shared_prefix
@@ -255,77 +255,6 @@ def _losses_of_fixed_adapters(kind, base):
             adapter.b[0].normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
         jobs.append(Job(adapter, list(range(len(examples)))))
     return torch.cat([engine.forward([job]).nll for job in jobs])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("layers", [(1,), (2,), (1, 2)])
-def test_in_bfloat16_every_other_step_starts_from_what_float32_gives_rounded_once(
-    make_model, architecture, layers
-):
-    folder = make_model(architecture)
-    starts = []
-    for dtype in ("float32", "bfloat16"):
-        base = load_model(folder, dtype=dtype)
-        before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-        base.model.load_state_dict(  # the weights are those of 16 bits in both
-            {name: weight.bfloat16().to(weight) for name, weight in before.items()}
-        )
-        examples = encode(
-            BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto")
-        )
-        engine = CachedEngine(
-            base.model, resolve_sites(base.model, "down_proj", layers), examples, held=[0]
-        )
-        assert engine.n_roundings == (2 if dtype == "bfloat16" else 1)
-        assert {weight.dtype for weight in base.model.parameters()} == {base.model.dtype}
-        learnt = [1, 2, 3, 4]
-        places = torch.cat([pack.places for pack, _ in engine.packed.packs([learnt])])
-        kept = [engine.hidden_in] + ([engine.site_input] if engine.site_input else [])
-        starts.append([rows.read(engine.kept_at[-1][places]) for rows in kept])
-    assert len(starts[0]) == len(starts[1])
-    for exact, found in zip(*starts, strict=True):
-        assert found.dtype == torch.bfloat16
-        # Rounding is to half a unit of eight bits; where float32's own sums differ, to the next.
-        torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-5)
-
-
-def test_roundings_take_turns_and_the_worse_one_counts(llama):
-    base = load_model(llama, dtype="bfloat16")
-    examples = encode(BOOK, base.tokenizer, format="chat")
-    sites = resolve_sites(base.model, "down_proj", (1,))
-    engine, rows = CachedEngine(base.model, sites, examples), list(range(len(examples)))
-    adapter = Adapter(sites, rank=4, seed=0)
-    with torch.no_grad():
-        adapter.b[0].normal_(std=0.2, generator=torch.Generator().manual_seed(0))
-    first, other, again = (engine.forward([Job(adapter, rows, draw=n)]).nll for n in range(3))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    ((_, worst),) = target_losses(engine, adapter, rows)
-    assert torch.equal(worst, torch.maximum(first, other))
-    # Jobs of one pass each have their own.
-    both = engine.forward([Job(adapter, rows, draw=1), Job(adapter, rows, draw=0)]).nll
-    torch.testing.assert_close(both, torch.cat([other, first]), rtol=0, atol=1e-2)
-    # The first is what the model says of whole records, but for the rounding of upper layers.
-    whole = PlainEngine(base.model, examples).forward([Job(adapter, rows)]).nll
-    assert (first - whole).abs().mean() < (other - whole).abs().mean()
-
-
-def test_a_model_that_wants_one_dtype_throughout_starts_from_sixteen_bits(llama, monkeypatch):
-    base = load_model(llama, dtype="bfloat16")
-    examples = encode(BOOK, base.tokenizer, format="chat")
-    sites = resolve_sites(base.model, "down_proj", (1,))
-    narrow = type(base.model.model.layers[0].mlp).forward
-
-    def forward(self, hidden):
-        if hidden.dtype != torch.bfloat16:
-            raise TypeError("made for bfloat16")
-        return narrow(self, hidden)
-
-    monkeypatch.setattr(type(base.model.model.layers[0].mlp), "forward", forward)
-    engine = CachedEngine(base.model, sites, examples)
-    assert engine.n_roundings == 1
-    assert {weight.dtype for weight in base.model.parameters()} == {torch.bfloat16}
-    assert engine.hidden_in.rows.isfinite().all()
 
 
 def test_a_model_whose_layers_talk_past_each_other_is_not_shortened(llama, monkeypatch):

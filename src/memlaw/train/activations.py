@@ -58,8 +58,8 @@ class Activations:
         return found
 
     def write(self, places: Int64[Tensor, "S"], values: Shaped[Tensor, "S width"]) -> None:
-        """Put [S, width], rounded to the dtype of what is kept, at `places` [S] (on the CPU)."""
-        self.rows[places.to(self.rows.device)] = values.to(self.rows)
+        """Put [S, width] at `places` [S] (on the CPU)."""
+        self.rows[places.to(self.rows.device)] = values.to(self.rows.device)
         self._let_go()
 
     def _let_go(self) -> None:

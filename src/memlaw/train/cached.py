@@ -1,7 +1,7 @@
 """The fast engine: what training can't change is computed once and kept.
 
 Below the lowest adapted module everything is frozen, so its activations are constants. They are
-kept for each token that any step needs, and a step starts from them. Besides:
+kept for each token that any step needs, and a step starts from them:
 
 - the tokens that all prompts begin with (a chat template's) are run once a batch, not once a
   record: a batch is packed into one sequence in which every record attends to the shared prefix
@@ -12,19 +12,13 @@ kept for each token that any step needs, and a step starts from them. Besides:
   the residual stream, that whole layer is a constant, too;
 - the head runs on target positions only, and backwards only for tokens with a weight.
 
-A 16-bit model rounds what it computes, and what is constant is rounded once and for all: steps that
-read it would learn the rounding, too, that of another run being another, and float32 having none.
-So what is to be learnt is kept in two roundings, of which steps take turns: what the model's own
-attention gives it in 16 bits, which has what all runs in 16 bits have in common; and what float32
-gives it, rounded at the end.
-
 Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +29,6 @@ from memlaw.data.record import Example
 from memlaw.model.adapter import Adapter, add_deltas, attached
 from memlaw.model.forward import head_is_apart, logits_of
 from memlaw.model.head import Losses, head_losses
-from memlaw.model.lower_layers import in_float32
 from memlaw.model.sites import Site, decoder_layers
 from memlaw.train.activations import Activations
 from memlaw.train.engine import Job, held_positions
@@ -89,17 +82,15 @@ class CachedEngine:
         self.returns_tuple = False
         alone = [site.layer for site in sites].count(self.lowest) == 1  # and so the first of them
         self.folds = alone and self._site_is_added()
-        self.base = BaseStates(examples, held)
-        self.n_roundings = 1 + self._runs_in_float32()
-        self.kept_at = self._places()
         # What the first layer that runs reads, without adapter; and what the adapter reads there.
         widths = [config.hidden_size] + ([sites[0].d_in] if self.folds else [])
-        size = int(self.kept_at[-1].max()) + 1
+        size = int(self.packed.packer.starts[-1])
         on_disk = size * sum(widths) * model.dtype.itemsize > cache_mb * 1e6
         self.hidden_in, *rest = (
             Activations(size, width, model.dtype, self.device, on_disk=on_disk) for width in widths
         )
         self.site_input = rest[0] if rest else None
+        self.base = BaseStates(examples, held)
         self._fill_cache()
         self._check_steps(self.packed.samples)
 
@@ -112,93 +103,43 @@ class CachedEngine:
             for b in adapter.b:
                 b.fill_(0.1)
             try:
-                found = [
-                    self.hidden([Job(adapter, rows, draw=draw)])[0]
-                    for draw in range(self.n_roundings)
-                ]
+                found, _ = self.hidden([Job(adapter, rows)])
             except Exception as error:
                 raise self.packed.unfit("cached activations") from error
             with adapter.attached(self.model):
                 expected = [self.packed.whole(row) for row in rows]
                 apart = head_is_apart(self.model, self.examples[rows[0]])
-        if not all(self.packed.agree(each, expected) for each in found):
+        if not self.packed.agree(found, expected):
             raise self.packed.unfit("cached activations")
         if not apart:
             raise self.packed.unfit("final hidden states")
 
-    def _places(self) -> list[Int64[Tensor, "tokens"]]:
-        """Where each token's activations are kept, in each rounding; what is held has only one."""
-        size = int(self.packed.packer.starts[-1])
-        is_learnt = torch.zeros(size, dtype=torch.bool)
-        for pack, _ in self.packed.packs([self._learnt()]):
-            is_learnt[pack.places] = True
-        further = torch.arange(size)
-        further[is_learnt] = size + torch.arange(int(is_learnt.sum()))
-        return [torch.arange(size), further][: self.n_roundings]
-
-    def _learnt(self) -> list[int]:
-        return [row for row in range(len(self.examples)) if row not in self.base.lengths]
-
     def _fill_cache(self) -> None:
-        """Run the bare model over everything, and keep what it says where steps start.
+        """Run the bare model once over everything, and keep what it says where steps start.
 
-        And what it makes of the held examples, where steps end. What is to be learnt comes last:
-        of a prefix that all share, what counts is what it reads.
+        And what it makes of the held examples, where steps end.
         """
-        self._keep_constants(self.base.rows, self.kept_at[0], self.sites)
-        if self.n_roundings == 1:
-            self._keep_constants(self._learnt(), self.kept_at[0])
-            return
-        with self.packed.laid(self.packed.layouts[-1]):
-            self._keep_constants(self._learnt(), self.kept_at[0])
-        with self._constants_exact():
-            self._keep_constants(self._learnt(), self.kept_at[1])
-
-    def _keep_constants(
-        self, rows: list[int], kept_at: Int64[Tensor, "tokens"], held_at: Sequence[Site] = ()
-    ) -> None:
-        """Of some rows, in one rounding; and, of held ones, what those sites read."""
         layer = self.layers[self.lowest]
-        in_order = iter(rows)  # packs keep it
-        for pack, _ in self.packed.packs([rows]):
+        rows = iter(range(len(self.examples)))  # packs keep their order
+        sites = self.sites if self.base.rows else ()
+        for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
             with (
                 torch.no_grad(),
                 _recording(layer, self.sites[0].module, self.model) as seen,
-                site_reads(self.model, held_at) as reads,
+                site_reads(self.model, sites) as reads,
             ):
                 final = self.packed.run(pack)
             self.returns_tuple = seen["returns_tuple"]
-            places = kept_at[pack.places]
-            self.hidden_in.write(places, seen["layer_out" if self.folds else "layer_in"][0])
+            self.hidden_in.write(pack.places, seen["layer_out" if self.folds else "layer_in"][0])
             if self.site_input is not None:
-                self.site_input.write(places, seen["site_in"][0])
+                self.site_input.write(pack.places, seen["site_in"][0])
             at = pack.keep.nonzero()[:, 0]
-            while len(at) and held_at:
-                row = next(in_order)
+            while len(at) and sites:
+                row = next(rows)
                 here, at = at.split([n := len(self.examples[row].target_ids), len(at) - n])
                 self.base.add(
-                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in held_at]
+                    row, final[here], [reads[site.module].flatten(0, -2)[here] for site in sites]
                 )
-
-    def _constants_exact(self) -> AbstractContextManager[None]:
-        """Within the block, what steps start from is computed in float32, the rest as usual."""
-        return in_float32(self.model, self.lowest + self.folds)
-
-    def _runs_in_float32(self) -> bool:
-        """Whether a 16-bit model can be run so: some want all their numbers in one type."""
-        if self.model.dtype == torch.float32 or not self._learnt():
-            return False
-        rows = self.packed.samples
-        packs = [pack for pack, _ in self.packed.packs([rows])]
-        try:
-            with torch.no_grad(), self._constants_exact():
-                found = torch.cat([self.packed.run(pack)[pack.keep] for pack in packs])
-            with torch.no_grad():
-                return self.packed.agree(found, [self.packed.whole(row) for row in rows])
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # whatever a model says to what it wasn't made for
-            return False
 
     def _site_is_added(self) -> bool:
         """Whether a change of the site's output changes its layer's output by just that much."""
@@ -261,7 +202,10 @@ class CachedEngine:
         """See `Engine.hidden`."""
         found, targets = [], []
         for pack, owners in self.packed.packs([[*job.rows, *job.held] for job in jobs]):
-            parts = [(jobs[job], length) for job, length in zip(owners, pack.lengths, strict=True)]
+            parts = [
+                (jobs[job].adapter, length)
+                for job, length in zip(owners, pack.lengths, strict=True)
+            ]
             with self._shortened(pack, parts):
                 found.append(self.packed.run(pack)[pack.keep])
             targets.append(pack.target_ids)
@@ -279,15 +223,14 @@ class CachedEngine:
                 width = self.sites[0].d_out
                 probe = torch.zeros(n, width, device=self.device, requires_grad=True)
             with (
-                self._shortened(pack, [(job, len(pack.places))], probe),
+                self._shortened(pack, [(job.adapter, 0)], probe),
                 probing(self.model, above, pack.keep[None]) as (reads, probes),
             ):
                 hidden = self.packed.run(pack)[pack.keep]
             if probe is not None:
                 assert self.site_input is not None
                 at = list(modules).index(constant)
-                places = self._kept_at(pack, [(job, len(pack.places))])
-                reads.insert(at, self.site_input.read(places[pack.keep.cpu()]))
+                reads.insert(at, self.site_input.read(pack.places[pack.keep.cpu()]))
                 probes.insert(at, probe)
             parts.append((hidden, reads, probes))
         return Probed.joined(parts)
@@ -296,23 +239,21 @@ class CachedEngine:
     def _shortened(
         self,
         pack: Pack,
-        parts: Sequence[tuple[Job, int]],
+        parts: Sequence[tuple[Adapter, int]],
         probe: Float[Tensor, "N D"] | None = None,
     ) -> Iterator[None]:
         """Within the block, the model starts from the cache, and computes with the adapters.
 
         Args:
             pack: what is run.
-            parts: its jobs, each with its number of tokens.
+            parts: its adapters, each with its number of tokens.
             probe: is added to the constant layer's output before the targets.
         """
-        places = self._kept_at(pack, parts)
-        adapters = [(job.adapter, length) for job, length in parts]
-        hidden = self.hidden_in.read(places)[None]  # [1, S, D]
+        hidden = self.hidden_in.read(pack.places)[None]  # [1, S, D]
         skipped = self.lowest
         if self.site_input is not None:
-            site_input = self.site_input.read(places)[None]
-            hidden = add_deltas(adapters, self.sites[0].module, site_input, hidden, pack.active)
+            site_input = self.site_input.read(pack.places)[None]
+            hidden = add_deltas(parts, self.sites[0].module, site_input, hidden, pack.active)
             skipped += 1
         if probe is not None:
             hidden = hidden.clone()
@@ -322,17 +263,11 @@ class CachedEngine:
             self.layers[i] = _Constant(hidden, self.returns_tuple)
         try:
             but = [self.sites[0].module] if self.folds else []
-            with attached(self.model, adapters, but=but, active=pack.active):
+            with attached(self.model, parts, but=but, active=pack.active):
                 yield
         finally:
             for i in range(skipped):
                 self.layers[i] = usual[i]
-
-    def _kept_at(self, pack: Pack, parts: Sequence[tuple[Job, int]]) -> Int64[Tensor, "S"]:
-        """Where what a pack starts from is kept, in the rounding of each of its jobs."""
-        kept_at = [self.kept_at[job.draw % self.n_roundings] for job, _ in parts]
-        tokens = pack.places.split([length for _, length in parts])
-        return torch.cat([at[places] for at, places in zip(kept_at, tokens, strict=True)])
 
 
 class _Constant(nn.Module):

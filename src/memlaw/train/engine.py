@@ -39,14 +39,12 @@ class Job(NamedTuple):
         dense: every target token will have a weight on the way back. A hint: an engine may get
             ready for it, the numbers are the same.
         held: rows of the examples that are held to the bare model.
-        draw: which of an engine's roundings it is run in: this number, modulo `n_roundings`.
     """
 
     adapter: Adapter
     rows: list[int]
     dense: bool = True
     held: Sequence[int] = ()
-    draw: int = 0
 
 
 @runtime_checkable
@@ -57,7 +55,6 @@ class Engine(Protocol):
     examples: Sequence[Example]
     n_tokens: int  # that have been sent through the model, forwards, so far
     base: BaseStates  # what the bare model computes on the held examples
-    n_roundings: int  # ways to round what it doesn't compute anew in each step; at least 1
 
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of final hidden states, as `hidden` gives them."""
@@ -96,12 +93,11 @@ class Engine(Protocol):
         ...
 
 
+@torch.no_grad()
 def target_losses(
     engine: Engine, adapter: Adapter, rows: Sequence[int]
 ) -> list[tuple[list[int], Float32[Tensor, "N"]]]:
     """The NLL of target tokens of an engine's examples, in nats, in parts: rows, and their tokens'.
-
-    In the rounding that is the worst for a token.
 
     Args:
         engine: runs them.
@@ -109,12 +105,7 @@ def target_losses(
         rows: of its examples.
     """
     return [
-        (
-            part,
-            torch.stack([_nll(engine, adapter, part, n) for n in range(engine.n_roundings)]).amax(
-                0
-            ),
-        )
+        (part, engine.forward([Job(adapter, part, False)]).nll)
         for part in in_batches(engine.examples, rows)
     ]
 
@@ -131,13 +122,7 @@ def bare_losses(
         device: the model's.
     """
     nothing = Adapter(sites, rank=1, seed=0).to(device)
-    parts = in_batches(engine.examples, range(n))
-    return torch.cat([_nll(engine, nothing, part, 0) for part in parts]).float().cpu()
-
-
-@torch.no_grad()
-def _nll(engine: Engine, adapter: Adapter, rows: list[int], draw: int) -> Float32[Tensor, "N"]:
-    return engine.forward([Job(adapter, rows, False, draw=draw)]).nll
+    return torch.cat([nll for _, nll in target_losses(engine, nothing, range(n))]).float().cpu()
 
 
 def held_positions(
@@ -176,7 +161,6 @@ class PlainEngine:
         self.examples = examples
         self.device = next(model.parameters()).device
         self.n_tokens = 0
-        self.n_roundings = 1
         self.head_is_apart = head_is_apart(model, examples[0])
         self.base = self._base_states(sites, held)
 

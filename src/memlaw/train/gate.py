@@ -65,7 +65,7 @@ class _Problem:
 
     Attributes:
         b: its output directions, of length 1.
-        want: log-odds that each record must have, in each rounding.
+        want: log-odds that each record must have.
         weights: what each record's missing them counts, beside another's.
         limits: log-odds that each near miss may have.
         factor, pull: what it costs; see `_harm`.
@@ -126,16 +126,14 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     close = torch.arange(len(near), device=limits.device)
     for _ in range(_ROUNDS):
         now = _column(adapter, sites, holding.gate)
-        at_records = _look_in_all_roundings(engine, adapter, sites, records, first)
+        at_records = _look(engine, adapter, sites, records, first)
         at_near = _look(engine, adapter, sites, [near[i] for i in close.tolist()], first)
         if problem is None:
             b = b or _outputs([at_records, at_near])
             problem = _Problem(
                 b=b,
                 want=at_records.z.clamp(*_SURE),
-                weights=(_FAILED_WEIGHT**holding.failed)
-                .repeat(engine.n_roundings)
-                .to(limits.device),
+                weights=(_FAILED_WEIGHT**holding.failed).to(limits.device),
                 limits=limits,
                 **_harm(learner, sites, holding.gate, b, at_records.later),
             )
@@ -163,28 +161,10 @@ def _odds_of(logits: Tensor, first: list[int]) -> Float32[Tensor, "N"]:
     return logits[:, first].logsumexp(dim=1) - rest.logsumexp(dim=1)
 
 
-def _look_in_all_roundings(
+def _look(
     engine: Engine, adapter: Adapter, sites: Sequence[int], rows: Sequence[int], first: list[int]
 ) -> _Look:
-    """Look at prompts in each rounding, one after the other."""
-    looks = [_look(engine, adapter, sites, rows, first, n) for n in range(engine.n_roundings)]
-    return _Look(
-        z=torch.cat([look.z for look in looks]),
-        reads=torch.cat([look.reads for look in looks]),
-        gradients=[torch.cat(parts) for parts in zip(*(k.gradients for k in looks), strict=True)],
-        later=torch.cat([look.later for look in looks]),
-    )
-
-
-def _look(
-    engine: Engine,
-    adapter: Adapter,
-    sites: Sequence[int],
-    rows: Sequence[int],
-    first: list[int],
-    draw: int = 0,
-) -> _Look:
-    """Look at prompts, in one of the engine's roundings."""
+    """Look at prompts."""
     plain = adapter.folded().requires_grad_(False)
     modules = [adapter.sites[i].module for i in sites]
     z, reads, later = [], [], []
@@ -193,7 +173,7 @@ def _look(
         part = list(rows[start : start + _AT_ONCE])
         lengths = torch.tensor([len(engine.examples[row].target_ids) for row in part])
         starts = (lengths.cumsum(0) - lengths).to(adapter.a[0].device)
-        hidden, seen, probes = engine.probed(Job(plain, part, draw=draw), modules)
+        hidden, seen, probes = engine.probed(Job(plain, part), modules)
         odds = _odds_of(engine.head(hidden[starts]), first)
         is_first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         is_first[starts] = True

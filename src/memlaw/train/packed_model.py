@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -34,9 +34,7 @@ class PackedModel:
     Attributes:
         packer: makes the packs.
         samples: the shortest, the middle and the longest record's rows: what is compared.
-        layouts: ways to pack records from which the model computes the right things, the cheapest
-            first; at most two.
-        layout: the one that is used.
+        layout: how records are packed.
 
     Raises:
         EngineError: no layout gives what whole records one by one give.
@@ -52,11 +50,10 @@ class PackedModel:
         by_length = sorted(range(len(examples)), key=lambda row: n_tokens(examples[row]))
         self.samples = list(dict.fromkeys(by_length[i] for i in (0, len(by_length) // 2, -1)))
         window = getattr(model.config.get_text_config(), "sliding_window", None)
-        self.layouts = self._find_layouts(self.samples, window or math.inf)
-        self.layout = self.layouts[0]
+        self.layout = self._find_layout(self.samples, window or math.inf)
 
-    def _find_layouts(self, rows: list[int], window: float) -> list[Layout]:
-        """The cheapest ways to pack from which this model computes the right things for `rows`."""
+    def _find_layout(self, rows: list[int], window: float) -> Layout:
+        """The cheapest way to pack from which this model computes the right things for `rows`."""
         with torch.no_grad():
             expected = [self.whole(row) for row in rows]
         can_pack = self.takes_positions and window >= max(n_tokens(e) for e in self.examples)
@@ -65,7 +62,6 @@ class PackedModel:
             tried.append("trees")
         if can_pack:
             tried.append("mask")
-        right: list[Layout] = []
         for layout in (*tried, "alone"):
             self.layout = layout
             packs = [pack for pack, _ in self.packs([rows, rows[:1]])]
@@ -75,12 +71,8 @@ class PackedModel:
             except Exception:  # whatever a model says to what it wasn't made for
                 continue
             if self.agree(found, [*expected, expected[0]]):
-                right.append(layout)
-            if len(right) == 2:
-                break
-        if not right:
-            raise self.unfit("packed records")
-        return right
+                return layout
+        raise self.unfit("packed records")
 
     def packs(self, jobs: Sequence[list[int]]) -> Iterator[tuple[Pack, list[int]]]:
         """The rows of jobs in packs, and the job of each of a pack's trees."""
@@ -89,15 +81,6 @@ class PackedModel:
                 self.packer.pack([tree for _, tree in trees], self.layout),
                 [job for job, _ in trees],
             )
-
-    @contextmanager
-    def laid(self, layout: Layout) -> Iterator[None]:
-        """Within the block, records are packed so."""
-        usual, self.layout = self.layout, layout
-        try:
-            yield
-        finally:
-            self.layout = usual
 
     def run(self, pack: Pack) -> Tensor:
         """Final hidden states [S, D] of a pack."""

@@ -81,7 +81,7 @@ class AdapterBank:
         with _counter(self.flop_there is None, device) as forward:
             losses = self.engine.forward(
                 [
-                    Job(epoch.learner.adapter, [*rows, *more], hint, drawn, epoch.learner.n_steps)
+                    Job(epoch.learner.adapter, [*rows, *more], hint, drawn)
                     for (epoch, rows), more, hint, drawn in zip(
                         jobs, pushed, hints, held, strict=True
                     )
