@@ -295,7 +295,7 @@ def test_a_number_too_long_to_be_one_is_refused(tmp_path):
     path = tmp_path / "certificate.json"
     damage = DAMAGE.to_json() | {"delta_nll_ci95": [-(10**400), 10**400]}
     path.write_text(json.dumps(_certificate(BOTH).to_json() | {"damage": damage}))
-    with pytest.raises(CertificateError, match="is not a certificate .OverflowError"):
+    with pytest.raises(CertificateError, match=r"is not a certificate .OverflowError"):
         read_certificate(path)
 
 
