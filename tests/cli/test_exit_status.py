@@ -72,6 +72,7 @@ def test_without_a_folder_for_the_file_the_traceback_is_printed(raised, monkeypa
     [
         (OSError(28, "No space left on device", "a.bin"), "a.bin (No space left on device)"),
         (OSError(5, "Input/output error"), "(Input/output error)"),
+        (OSError(36, "File name too long", "a.bin"), "a.bin (File name too long)"),
         # as safetensors and tokenizers say it
         (Exception("I/O error: No space left on device (os error 28)"), "(No space left on dev"),
     ],

@@ -48,6 +48,20 @@ def test_a_parquet_file_that_holds_one_cell_a_million_times_is_refused(bounded, 
     assert pa.default_memory_pool().max_memory() - peak < 64 * BOUND
 
 
+def test_a_damaged_batch_is_not_even_asked_for_its_size(tmp_path):
+    """Its size is read by its offsets: where these lead out of it, the process would end."""
+
+    class Damaged:
+        nbytes = property(lambda self: pytest.fail("asked"))
+
+        def validate(self, *, full):
+            assert full
+            raise pa.ArrowInvalid("offsets")
+
+    with pytest.raises(pa.ArrowInvalid, match="offsets"):
+        list(readers._bounded(tmp_path, [Damaged()]))
+
+
 def test_an_arrow_stream_is_bounded(bounded, tmp_path):
     batch = pa.record_batch({"prompt": ["p" * BOUND], "completion": ["c"]})
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file:

@@ -107,7 +107,10 @@ def _say(text: str) -> None:
 
 
 # What a machine refuses, whoever asks; other errors of the system may be this program's fault.
-_OF_MACHINES = ("ENOSPC", "EDQUOT", "EIO", "EACCES", "EPERM", "EROFS", "EMFILE", "ENFILE", "EINTR")
+_OF_MACHINES = (
+    *("ENOSPC", "EDQUOT", "EIO", "EACCES", "EPERM", "EROFS", "EMFILE", "ENFILE", "EINTR"),
+    "ENAMETOOLONG",  # no path of this program's own is
+)
 
 
 def _refused(error: Exception) -> str:

@@ -13,8 +13,8 @@ kept for each token that any step needs, and a step starts from them:
 - the head runs on target positions only, and backwards only for tokens with a weight.
 
 What is learnt and what is held are computed in the same way, dtype and layout: in 16 bits each way
-rounds otherwise, in a part that all prompts have in common, and an adapter would tell the two apart
-by that (LOG.md, 2026-11-28).
+rounds otherwise, in a part that all prompts have in common. Where the two differed in that, audits
+failed: as far as runs show, an adapter tells them apart by it (LOG.md, 2026-11-28).
 
 Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 """
