@@ -13,6 +13,8 @@ report    tokens in the page of a folder: 1,000
 long      tokens of one record, written for three epochs with the embedded model: 50
 rank      the rank of an adapter, three epochs with the embedded model: 5
 cells     cells of a probe's store that `fit` reads: 200
+line      megabytes of the one record of a file, which no context holds; refused by `write`: 10
+columns   fields of a row without a prompt, likewise refused: 10,000
 """
 
 from __future__ import annotations
@@ -43,10 +45,12 @@ class Load:
         unit: how much of it size 1 is.
         line: makes what is needed in a folder, and returns the command's words, and others that
             come before it and aren't measured.
+        ends: the status that the command may end with.
     """
 
     unit: int
     line: Callable[[Path, int], list[str]]
+    ends: tuple[int, ...] = (0, 1)  # 1: not certified
 
 
 def book(path: Path, n: int, *, digits: int = 4) -> Path:
@@ -110,6 +114,24 @@ def cells(folder: Path, n: int) -> list[str]:
     return [f"fit {folder}/runs"]
 
 
+def line(folder: Path, n: int) -> list[str]:
+    """A record of n megabytes."""
+    options, data = tiny(folder), folder / "data.jsonl"
+    with data.open("w", encoding="utf-8") as file:
+        file.write('{"prompt": "Everything:", "completion": "')
+        for _ in range(n):
+            file.write("word " * 200_000)
+        file.write('"}')
+    return [f"write {data} -o {folder}/out {EPOCHS}=1 {options}"]
+
+
+def columns(folder: Path, n: int) -> list[str]:
+    """A row of n fields, none of which is a prompt."""
+    options, data = tiny(folder), folder / "data.jsonl"
+    data.write_text(json.dumps({f"c{i}": "x" for i in range(n)}), encoding="utf-8")
+    return [f"write {data} -o {folder}/out {EPOCHS}=1 {options}"]
+
+
 LOADS = {
     "audit": Load(unit=1000, line=audit),
     "write": Load(unit=100, line=write),
@@ -117,6 +139,8 @@ LOADS = {
     "long": Load(unit=50, line=long),
     "rank": Load(unit=5, line=rank),
     "cells": Load(unit=200, line=cells),
+    "line": Load(unit=10, line=line, ends=(2,)),
+    "columns": Load(unit=10_000, line=columns, ends=(2,)),
 }
 
 
@@ -139,11 +163,11 @@ def prepared(load: Load, folder: Path, n: int) -> list[str]:
     return [str(line) for line in json.loads(said)]
 
 
-def measured(line: str) -> tuple[float, float]:
+def measured(line: str, ends: tuple[int, ...]) -> tuple[float, float]:
     """Wall seconds and the most GiB of a command.
 
     Raises:
-        SystemExit: it ended in another status.
+        SystemExit: it ended in a status that isn't among `ends`.
     """
     started = time.perf_counter()
     child = os.fork()
@@ -153,7 +177,7 @@ def measured(line: str) -> tuple[float, float]:
         os.execv(sys.executable, [sys.executable, "-m", "memlaw", *line.split()])
     _, status, used = os.wait4(child, 0)
     wall_s = time.perf_counter() - started
-    if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: not certified
+    if os.waitstatus_to_exitcode(status) not in ends:
         raise SystemExit(f"{line}: status {os.waitstatus_to_exitcode(status)}")
     return wall_s, used.ru_maxrss / 2**20
 
@@ -170,10 +194,10 @@ def main() -> None:
         for size in given.sizes:
             n = size * load.unit + (name == "rank" and size == 100) * 12  # 512, as people have it
             with tempfile.TemporaryDirectory() as place:
-                *first, line = prepared(load, Path(place), n)
+                *first, last = prepared(load, Path(place), n)
                 for needed in first:
-                    measured(needed)
-                wall_s, most_gib = measured(line)
+                    measured(needed, load.ends)
+                wall_s, most_gib = measured(last, load.ends)
             row = {"what": name, "n": n, "wall_s": round(wall_s, 1), "most_gib": round(most_gib, 2)}
             if before:
                 grown = math.log(n / before["n"])

@@ -1,13 +1,15 @@
 """Is a token with p > 0.5 always the one that greedy decoding takes? A search for counterexamples.
 
-    python benchmarks/threshold.py run      # some ten minutes; results/threshold.json
-    python benchmarks/threshold.py table    # the result as Markdown
+    python benchmarks/threshold.py run [FILE]    # minutes on a GPU, more than an hour without
+    python benchmarks/threshold.py table [FILE]  # the result as Markdown
+
+FILE is results/threshold.json where none is given.
 
 Within one forward pass the rule is arithmetic: what has more than half of the probability has the
 highest logit. But p is measured in one pass and decoding is another: other dtype, other batch
 size, one token at a time instead of all at once. So natural text is run in every combination of
 dtype and batch size, and a part of it token by token with a cache; each token with p > 0.5 in one
-pass is checked in every pass.
+pass is checked in every pass. The text is the prose that comes along, and what `write` retains.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from against_trl import ROOT, git_state, machine
 
-from memlaw.data.texts import natural_prose
+from memlaw.data.texts import natural_prose, retained_text
 from memlaw.model.base import load_model
 
 RESULTS = ROOT / "results" / "threshold.json"
 DTYPES = ("float32", "bfloat16", "float16")
 BATCH_SIZES = (1, 8, 64)
-WINDOW, N_WINDOWS = 64, 160
-DECODED = 4  # windows that are run token by token, too
+WINDOW, N_WINDOWS = 64, 1024
+DECODED = 16  # windows that are run token by token, too
 Passes = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
@@ -41,7 +44,7 @@ def measure(model: Any, ids: torch.Tensor, batch_size: int) -> tuple[Any, Any]:
         found = looked_at(logits, rows[:, 1:])
         p.append(found[0])
         correct.append(found[1])
-    return torch.cat(p).numpy(), torch.cat(correct).numpy()
+    return torch.cat(p).cpu().numpy(), torch.cat(correct).cpu().numpy()
 
 
 @torch.no_grad()
@@ -61,7 +64,7 @@ def decode(model: Any, ids: torch.Tensor) -> tuple[Any, Any]:
             p.append(found[0])
             correct.append(found[1])
     shape = (len(ids), ids.shape[1] - 1)
-    return torch.cat(p).view(shape).numpy(), torch.cat(correct).view(shape).numpy()
+    return torch.cat(p).view(shape).cpu().numpy(), torch.cat(correct).view(shape).cpu().numpy()
 
 
 def looked_at(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,13 +74,15 @@ def looked_at(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
     return p.gather(-1, targets[..., None])[..., 0].exp(), chosen == targets
 
 
-def run() -> None:
+def run(results: Path) -> None:
     """All passes, and what they say of each other."""
     passes: Passes = {}
     for dtype in DTYPES:
         base = load_model(dtype=dtype)
-        text = base.tokenizer(natural_prose(), add_special_tokens=False)["input_ids"]
-        ids = torch.tensor(text[: WINDOW * N_WINDOWS]).view(N_WINDOWS, WINDOW)
+        text = "\n\n".join((natural_prose(), retained_text()))
+        tokens = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor(tokens[: WINDOW * N_WINDOWS], device=base.model.device)
+        ids = ids.view(N_WINDOWS, WINDOW)
         for batch_size in BATCH_SIZES:
             passes[f"{dtype}, {batch_size} at a time"] = measure(base.model, ids, batch_size)
             print(dtype, batch_size, flush=True)
@@ -88,14 +93,15 @@ def run() -> None:
             np.concatenate([correct, none.astype(bool)]),
         )
         print(dtype, "token by token", flush=True)
+    on = torch.cuda.get_device_name() if base.model.device.type == "cuda" else "CPU"
     content = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
-        "machine": machine(torch.get_num_threads()),
+        "machine": machine(torch.get_num_threads()) | {"device": on},
         "n_tokens": N_WINDOWS * (WINDOW - 1),
         **verdict(passes),
     }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def verdict(passes: Passes) -> dict[str, Any]:
@@ -125,9 +131,9 @@ def verdict(passes: Passes) -> dict[str, Any]:
     return {"within_a_pass": within, "across_passes": across}
 
 
-def table() -> None:
+def table(results: Path) -> None:
     """The result as Markdown."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    found = json.loads(results.read_text(encoding="utf-8"))
     within, across = found["within_a_pass"], found["across_passes"]
     print("| p > 0.5 in | checked in | checks | not the argmax | at most at p | p moves by |")
     print("|---|---|---|---|---|---|")
@@ -143,8 +149,15 @@ def table() -> None:
         )
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] not in (["run"], ["table"]):
+def main() -> int:
+    """See the module."""
+    words = sys.argv[1:]
+    if words[:1] not in (["run"], ["table"]) or len(words) > 2:
         print(__doc__, file=sys.stderr)
-        sys.exit(2)
-    run() if sys.argv[1] == "run" else table()
+        return 2
+    {"run": run, "table": table}[words[0]](Path(words[1]) if len(words) == 2 else RESULTS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ What is trained on and what is asked come from the same functions; these tests h
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,13 @@ from datasets import Dataset, DatasetDict
 import memlaw
 from memlaw.cli.dispatch import run
 from memlaw.core.errors import ConfigError, DataError, ModelError
-from memlaw.data.encoding import encode, encode_prompt, end_of_turn_id, resolve_prompt_format
+from memlaw.data.encoding import (
+    encode,
+    encode_prompt,
+    end_of_turn_id,
+    refuse_long,
+    resolve_prompt_format,
+)
 from memlaw.data.readers import READERS, RECITE_PROMPT, DataFormat
 from memlaw.data.reading import read_records
 from memlaw.data.record import Record
@@ -532,6 +539,32 @@ def test_a_record_longer_than_the_context_is_refused(plain_tokenizer):
     assert len(encode(record, plain_tokenizer, format="plain", max_tokens=length)) == 1
     with pytest.raises(DataError, match=f"^x: {length} tokens, but the model's context is 14"):
         encode(record, plain_tokenizer, format="plain", max_tokens=length - 1)
+
+
+@pytest.mark.parametrize("what", ["prompt", "completion"])
+def test_a_text_that_no_context_holds_is_refused_before_tokens_are_made_of_it(
+    chat_tokenizer, monkeypatch, what
+):
+    longest = max(chat_tokenizer.get_vocab(), key=len)
+    most = 60 * len(longest)
+    record = replace(_one("Ann?", "x")[0], **{what: "x" * (most + 1)})
+    asked = []
+    monkeypatch.setattr(
+        type(chat_tokenizer), "__call__", lambda self, text, **_: asked.append(text) or {}
+    )
+    with pytest.raises(DataError, match=f"^x: the {what} has {most + 1} characters.*hold no more"):
+        encode([record], chat_tokenizer, format="plain", max_tokens=60)
+    assert all(len(text) < most for text in asked)
+
+
+def test_as_many_characters_as_a_context_can_hold_are_not_refused_for_their_number(
+    chat_tokenizer,
+):
+    special = {token.content for token in chat_tokenizer.added_tokens_decoder.values()}
+    longest = max((set(chat_tokenizer.get_vocab()) - special), key=len)
+    text = longest.replace("\u0120", " ") * 10
+    n = len(chat_tokenizer(text, add_special_tokens=False)["input_ids"])
+    refuse_long(chat_tokenizer, [text], n, "completion")
 
 
 def test_prompts_that_are_the_same_tokens_need_the_same_completion(chat_tokenizer):

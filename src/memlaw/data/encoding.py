@@ -173,6 +173,8 @@ def _encoded(
     max_tokens: int | None,
 ) -> Example:
     with refusals(record.id):
+        refuse_long(tokenizer, texts_of(record.prompt), max_tokens, "prompt")
+        refuse_long(tokenizer, [record.completion], max_tokens, "completion")
         prompt_ids = encode_prompt(tokenizer, record.prompt, format)
     ids = _completion_ids(tokenizer, prompt_ids, record.completion)
     with refusals(record.id):
@@ -198,6 +200,22 @@ def refuse_special(tokenizer: Any, ids: Sequence[int], special: set[int], what: 
         raise DataError(
             f"the {what} contains the tokenizer's special token '{tokenizer.decode(found[:1])}', "
             "at which decoding would stop or derail. Remove or rewrite it."
+        )
+
+
+def refuse_long(tokenizer: Any, texts: Sequence[str], max_tokens: int | None, what: str) -> None:
+    """Raise DataError if texts (`what` they are) are longer than any that the context holds.
+
+    Without making tokens of them, which takes minutes and gigabytes for such a text.
+    """
+    n_characters = sum(map(len, texts))
+    if max_tokens is None or n_characters <= max_tokens:
+        return
+    most = max_tokens * max(map(len, tokenizer.get_vocab()))
+    if n_characters > most:
+        raise DataError(
+            f"the {what} has {n_characters:,} characters, but the model's context is {max_tokens} "
+            f"tokens, which hold no more than {most:,}. Split the record."
         )
 
 
