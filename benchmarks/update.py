@@ -11,7 +11,8 @@
 ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at random
 moments; whatever is left must be the old generation or the new one. Records are made-up phone
 numbers. Each command prints a line of JSON a step; --save adds them to results/update.jsonl.
-`--specificity` trains with specificity; without it, harm elsewhere is not held.
+`--specificity` trains with specificity; without it, harm elsewhere is not held. `stream --folder`
+keeps what it makes, and goes on from there when it is called again.
 """
 
 from __future__ import annotations
@@ -123,12 +124,19 @@ def change(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def stream(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Generation after generation; each removal is looked for again at the end."""
+    """Generation after generation; each removal is looked for again at the end.
+
+    Those that `folder` has from an earlier call are drawn again, and not made again.
+    """
     people, out = People(args.seed), folder / "out"
-    book = people.more(args.records)
-    started = time.perf_counter()
-    result = memlaw.write(list(book.items()), out, observer=Progress(), **settings(args))
-    lines = [told("write", result, time.perf_counter() - started, out)]
+    book, lines = people.more(args.records), []
+    run = out / "run.json"
+    done = len(json.loads(run.read_text(encoding="utf-8"))["generations"]) if run.is_file() else 0
+    if not done:
+        started = time.perf_counter()
+        result = memlaw.write(list(book.items()), out, observer=Progress(), **settings(args))
+        lines.append(told("write", result, time.perf_counter() - started, out))
+        print(json.dumps(lines[-1]), flush=True)
     gone: Book = {}
     for generation in range(2, args.generations + 2):
         for who in people.draw.sample(sorted(book), args.removals):
@@ -136,6 +144,8 @@ def stream(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for who in people.draw.sample(sorted(book), args.edits):
             book[who] = people.number()
         book |= people.more(args.adds)
+        if generation <= done:
+            continue
         started = time.perf_counter()
         update = memlaw.update(out, list(book.items()), observer=Progress())
         line = told(f"generation {generation}", update.written, time.perf_counter() - started, out)
@@ -215,10 +225,12 @@ def main() -> None:
         command.add_argument("--max-damage", type=float)
         command.add_argument("--specificity", action="store_true")
         command.add_argument("--save", action="store_true")
+        if name == "stream":
+            command.add_argument("--folder", type=Path, help="keep it here, and go on from there")
     args = parser.parse_args()
     run = {"change": change, "stream": stream, "kill": kill}[args.command]
-    with tempfile.TemporaryDirectory() as folder:
-        lines = run(args, Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = run(args, getattr(args, "folder", None) or Path(scratch))
     about = {
         "command": sys.argv[1:],
         "git": git_state(),
