@@ -92,3 +92,24 @@ def test_whitening_changes_the_coordinates_and_not_the_penalty(drawn):
     outside = Retention(1000.0, [_joint(drawn)], plain, n_tokens=10)
     assert float(within.loss(adapter, 0)) == pytest.approx(float(outside.loss(plain, 0)), rel=1e-4)
     assert float(within.loss(adapter, 0)) == pytest.approx(float(within.penalty(adapter)), rel=1e-6)
+
+
+def test_dropping_out_what_is_read_adds_a_share_of_its_diagonal():
+    generator = torch.Generator().manual_seed(1)
+    n, mixed = 40_000, torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.3, 0.5]])
+    x = torch.randn(n, 2, generator=generator) @ mixed / n**0.5  # entries that go together
+    term = Term(sites=[0, 1], reads=[x, 2 * x], writes=[torch.eye(2), torch.eye(2)])
+    assert term.dropped_out(0.0, seed=5) is term
+    both = torch.cat([x, 2 * x], dim=1)
+    wanted = both.T @ both
+    wanted += 0.5 * torch.diag(wanted.diagonal())
+    kept = 1 / 1.5
+    reads = term.dropped_out(0.5, seed=5).reads
+    found = torch.cat(reads, dim=1)
+    # Five standard errors of the largest entry, a mean of n values (x m)² with E x² = 3.6.
+    atol = 5 * 3.6 * (3 / kept**3 - 1 / kept**2) ** 0.5 / n**0.5
+    assert torch.allclose(found.T @ found, wanted, atol=atol)
+    assert not torch.allclose(both.T @ both, wanted, atol=atol)
+    again = term.dropped_out(0.5, seed=5).reads
+    assert all(torch.equal(one, two) for one, two in zip(reads, again, strict=True))
+    assert not torch.equal(reads[0], term.dropped_out(0.5, seed=6).reads[0])

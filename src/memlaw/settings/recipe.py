@@ -49,6 +49,8 @@ class Recipe:
             model's own.
         most_positions, most_chat_positions: of each text of retention, and of conversations, that
             are looked at, drawn from all over it.
+        shrinkage: how much less counts what these positions say of how the entries of what a site
+            reads go together: an adapter lies where they cancel, and elsewhere they cancel less.
         retention_parts: these are dealt to so many parts, and each step looks at one of them.
         mean: what a step leaves of the running mean of the weights.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
@@ -92,6 +94,7 @@ class Recipe:
     chat_share: float = 2 / 3
     most_positions: int = 6000
     most_chat_positions: int = 16000
+    shrinkage: float = 0.3
     retention_parts: int = 8
     mean: float = 0.95
     look_epochs: int = 3

@@ -54,6 +54,29 @@ class Term:
             ],
         )
 
+    def dropped_out(self, shrinkage: float, seed: int) -> Term:
+        """The term with entries of what is read dropped out at random, and the others scaled up.
+
+        In the mean S becomes `S + shrinkage · diag(S)`: what is known of how entries of `x` go
+        together, by so many positions, counts for less (Wager et al. 2013 on dropout as a penalty;
+        Ledoit and Wolf 2004 on shrinking a covariance).
+
+        Args:
+            shrinkage: ≥ 0; 0: the term as it is.
+            seed: of what is dropped.
+        """
+        if not shrinkage:
+            return self
+        kept = 1 / (1 + shrinkage)
+        generator = torch.Generator().manual_seed(seed)
+        return replace(
+            self,
+            reads=[
+                x * (torch.rand(x.shape, generator=generator) < kept).to(x.device) / kept
+                for x in self.reads
+            ],
+        )
+
     def part(self, index: int, n: int) -> Term:
         """Of every n-th position, the one that part `index` begins with; as if these were all.
 

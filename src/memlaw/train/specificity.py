@@ -84,8 +84,10 @@ def held_learner(
         seed=config.seed,
     )
     terms = [
-        Term(sites=everywhere, reads=d.reads, writes=d.writes, weight=d.share)
-        for d in domains
+        Term(sites=everywhere, reads=d.reads, writes=d.writes, weight=d.share).dropped_out(
+            recipe.shrinkage, seed=recipe.seed + i
+        )
+        for i, d in enumerate(domains)
         if config.retention
     ]
     return Learner(adapter, records, config, terms, max_epochs=max_epochs, holding=holding)
