@@ -1,21 +1,19 @@
 """Is a token with p > 0.5 always the one that greedy decoding takes? A search for counterexamples.
 
-    python benchmarks/threshold.py run [FILE]    # minutes on a GPU, more than an hour without
-    python benchmarks/threshold.py table [FILE]  # the result as Markdown
-
-FILE is results/threshold.json where none is given.
+    python benchmarks/threshold.py run      # three quarters of an hour of one core
+    python benchmarks/threshold.py table    # the result as Markdown
 
 Within one forward pass the rule is arithmetic: what has more than half of the probability has the
 highest logit. But p is measured in one pass and decoding is another: other dtype, other batch
-size, one token at a time instead of all at once. So natural text is run in every combination of
-dtype and batch size, and a part of it token by token with a cache; each token with p > 0.5 in one
+size, one token at a time instead of all at once. So natural text is run in several dtypes
+and batch sizes, and a part of it token by token with a cache; each token with p > 0.5 in one
 pass is checked in every pass. The text is the prose that comes along, and what `write` retains.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from memlaw.model.base import load_model
 
 RESULTS = ROOT / "results" / "threshold.json"
 BATCH_SIZES = {
-    "float32": (8, 64),  # which differ by 0.000004 of p
+    "float32": (8, 64),  # which differ by 0.000005 of p
     "bfloat16": (1, 2, 4, 8, 16, 32, 64),
     "float16": (1, 8, 64),
 }
@@ -156,15 +154,19 @@ def table(results: Path) -> None:
         )
 
 
-def main() -> int:
+def main() -> None:
     """See the module."""
-    words = sys.argv[1:]
-    if words[:1] not in (["run"], ["table"]) or len(words) > 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    {"run": run, "table": table}[words[0]](Path(words[1]) if len(words) == 2 else RESULTS)
-    return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.results)
+    elif given.results.is_file():
+        table(given.results)
+    else:
+        raise SystemExit(f"{given.results} isn't there. Make it: threshold.py run")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,19 @@ def change(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def stream(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def stream(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Generation after generation; each removal is looked for again at the end.
 
     Those that `folder` has from an earlier call are drawn again, and not made again.
     """
     people, out = People(args.seed), folder / "out"
-    book, lines = people.more(args.records), []
+    book = people.more(args.records)
     run = out / "run.json"
     done = len(json.loads(run.read_text(encoding="utf-8"))["generations"]) if run.is_file() else 0
     if not done:
         started = time.perf_counter()
         result = memlaw.write(list(book.items()), out, observer=Progress(), **settings(args))
-        lines.append(told("write", result, time.perf_counter() - started, out))
-        print(json.dumps(lines[-1]), flush=True)
+        yield told("write", result, time.perf_counter() - started, out)
     gone: Book = {}
     for generation in range(2, args.generations + 2):
         for who in people.draw.sample(sorted(book), args.removals):
@@ -150,8 +150,7 @@ def stream(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         update = memlaw.update(out, list(book.items()), observer=Progress())
         line = told(f"generation {generation}", update.written, time.perf_counter() - started, out)
         line |= {"taken": update.taken, "forgotten": [one.to_json() for one in update.forgotten]}
-        lines.append(line)
-        print(json.dumps(line), flush=True)
+        yield line
         if not update.taken:
             break
     audit = memlaw.audit(list(book.items()), adapter=out)
@@ -159,7 +158,7 @@ def stream(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if gone:
         end["removed"] = len(gone)
         end["removed_decoded"] = memlaw.audit(list(gone.items()), adapter=out).n_recalled
-    return [*lines, end]
+    yield end
 
 
 def _update(out: Path, pairs: list[tuple[str, str]], new: Path | None = None) -> None:
@@ -229,18 +228,17 @@ def main() -> None:
             command.add_argument("--folder", type=Path, help="keep it here, and go on from there")
     args = parser.parse_args()
     run = {"change": change, "stream": stream, "kill": kill}[args.command]
-    with tempfile.TemporaryDirectory() as scratch:
-        lines = run(args, getattr(args, "folder", None) or Path(scratch))
     about = {
         "command": sys.argv[1:],
         "git": git_state(),
         "machine": machine(torch.get_num_threads()),
     }
-    for line in lines:
-        print(json.dumps(line), flush=True)
-        if args.save:
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, **about}) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        for line in run(args, getattr(args, "folder", None) or Path(scratch)):
+            print(json.dumps(line), flush=True)
+            if args.save:
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**line, **about}) + "\n")
 
 
 if __name__ == "__main__":

@@ -546,15 +546,29 @@ def test_a_text_that_no_context_holds_is_refused_before_tokens_are_made_of_it(
     chat_tokenizer, monkeypatch, what
 ):
     longest = max(chat_tokenizer.get_vocab(), key=len)
-    most = 60 * len(longest)
+    most = 60 * (1 + len(longest))
     record = replace(_one("Ann?", "x")[0], **{what: "x" * (most + 1)})
     asked = []
     monkeypatch.setattr(
         type(chat_tokenizer), "__call__", lambda self, text, **_: asked.append(text) or {}
     )
-    with pytest.raises(DataError, match=f"^x: the {what} has {most + 1} characters.*hold no more"):
+    with pytest.raises(
+        DataError, match=f"^x: the {what} has {most + 1:,} characters.*hold no more"
+    ):
         encode([record], chat_tokenizer, format="plain", max_tokens=60)
     assert all(len(text) < most for text in asked)
+
+
+def test_what_a_template_leaves_out_of_a_prompt_does_not_count(chat_tokenizer, monkeypatch):
+    """As templates do with the reasoning of earlier turns."""
+    short = "{% if m.content|length < 100 %}{{ m.content }}{% endif %}"
+    template = "{% for m in messages %}" + short + "{% endfor %}"
+    monkeypatch.setattr(chat_tokenizer, "chat_template", template)
+    prompt = ({"role": "user", "content": "x" * 10_000}, {"role": "user", "content": "Ann?"})
+    assert encode(_one(prompt, "1"), chat_tokenizer, format="plain", end=False)
+    with pytest.raises(DataError, match="the prompt has"):
+        encode(_one(prompt, "1"), chat_tokenizer, format="plain", max_tokens=60, end=False)
+    assert encode(_one(prompt, "1"), chat_tokenizer, format="chat", max_tokens=60, end=False)
 
 
 def test_as_many_characters_as_a_context_can_hold_are_not_refused_for_their_number(
@@ -564,7 +578,7 @@ def test_as_many_characters_as_a_context_can_hold_are_not_refused_for_their_numb
     longest = max((set(chat_tokenizer.get_vocab()) - special), key=len)
     text = longest.replace("\u0120", " ") * 10
     n = len(chat_tokenizer(text, add_special_tokens=False)["input_ids"])
-    refuse_long(chat_tokenizer, [text], n, "completion")
+    refuse_long(chat_tokenizer, text, n, "completion")
 
 
 def test_prompts_that_are_the_same_tokens_need_the_same_completion(chat_tokenizer):

@@ -74,7 +74,11 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def encode_prompt(
-    tokenizer: Any, prompt: Prompt, format: Literal["chat", "plain"]
+    tokenizer: Any,
+    prompt: Prompt,
+    format: Literal["chat", "plain"],
+    *,
+    max_tokens: int | None = None,
 ) -> tuple[int, ...]:
     """Token ids of a prompt, the same in training and in generation.
 
@@ -84,12 +88,13 @@ def encode_prompt(
     breaks.
 
     Raises:
-        DataError: the prompt has what its format can't show.
+        DataError: the prompt has what its format can't show, or more characters than `max_tokens`
+            tokens hold.
     """
+    text = prompt_text(tokenizer, prompt) if format == "chat" else _bare_text(prompt)
+    refuse_long(tokenizer, text, max_tokens, "prompt")
     if format == "chat":
-        text = prompt_text(tokenizer, prompt)
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    text = _bare_text(prompt)
     ids = tokenizer(text)["input_ids"]
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = len(ids) - len(bare)
@@ -173,9 +178,8 @@ def _encoded(
     max_tokens: int | None,
 ) -> Example:
     with refusals(record.id):
-        refuse_long(tokenizer, texts_of(record.prompt), max_tokens, "prompt")
-        refuse_long(tokenizer, [record.completion], max_tokens, "completion")
-        prompt_ids = encode_prompt(tokenizer, record.prompt, format)
+        refuse_long(tokenizer, record.completion, max_tokens, "completion")
+        prompt_ids = encode_prompt(tokenizer, record.prompt, format, max_tokens=max_tokens)
     ids = _completion_ids(tokenizer, prompt_ids, record.completion)
     with refusals(record.id):
         refuse_special(tokenizer, ids, special, "completion")
@@ -203,18 +207,18 @@ def refuse_special(tokenizer: Any, ids: Sequence[int], special: set[int], what: 
         )
 
 
-def refuse_long(tokenizer: Any, texts: Sequence[str], max_tokens: int | None, what: str) -> None:
-    """Raise DataError if texts (`what` they are) are longer than any that the context holds.
+def refuse_long(tokenizer: Any, text: str, max_tokens: int | None, what: str) -> None:
+    """Raise DataError if a text (`what` it is) is longer than any that the context holds.
 
-    Without making tokens of them, which takes minutes and gigabytes for such a text.
+    Without making tokens of it, which takes minutes and gigabytes for such a text.
     """
-    n_characters = sum(map(len, texts))
-    if max_tokens is None or n_characters <= max_tokens:
+    if max_tokens is None or len(text) <= max_tokens:
         return
-    most = max_tokens * max(map(len, tokenizer.get_vocab()))
-    if n_characters > most:
+    # Some decoders put a space before a token.
+    most = max_tokens * (1 + max(map(len, tokenizer.get_vocab())))
+    if len(text) > most:
         raise DataError(
-            f"the {what} has {n_characters:,} characters, but the model's context is {max_tokens} "
+            f"the {what} has {len(text):,} characters, but the model's context is {max_tokens} "
             f"tokens, which hold no more than {most:,}. Split the record."
         )
 
