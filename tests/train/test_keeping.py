@@ -15,9 +15,13 @@ from memlaw.model.base import load_model
 from memlaw.model.forward import in_batches
 from memlaw.model.head import log_odds
 from memlaw.model.sites import decoder_layers, resolve_sites
+from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import Job, PlainEngine, bare_losses
-from memlaw.train.keeping import odds_gradients
+from memlaw.train.keeping import Keeping, odds_gradients
+from memlaw.train.learner import Learner
+from memlaw.train.retention import Term
+from memlaw.train.solver import Solver
 
 ROWS = [0, 1, 3]
 
@@ -120,3 +124,31 @@ def test_batches_are_bounded_by_records_and_by_tokens(ready):
     assert max(map(len, batches)) == 64
     long = replace(examples[0], prompt_ids=(1,) * 5000)
     assert [len(batch) for batch in in_batches([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("still", "share"), [(2, 1.0), (0, 0.2)])
+def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
+    """AdamW's first step moves each number by the learning rate."""
+    _, _, examples, adapter = ready
+    learner = Learner(adapter, examples, TrainConfig(learning_rate=0.01, retention=0))
+    learner.adapter = adapter.grown(4)
+    learner.solver = Solver(learner.adapter, learner.config)
+    drawn = torch.Generator().manual_seed(0)
+    term = Term(
+        sites=(0,),
+        reads=[torch.randn(5, adapter.sites[0].d_in, generator=drawn)],
+        writes=[torch.randn(5, adapter.sites[0].d_out, generator=drawn)],
+    )
+    learner.keeping = Keeping(learner.adapter, [term], 1.0, still)
+    before = [weights.detach().clone() for weights in learner.adapter.parameters()]
+    for weights in learner.adapter.parameters():
+        weights.grad = torch.full_like(weights, 1e-3)
+    learner.n_looks = 1
+    learner.step()
+    moved = max(
+        float((now.detach() - was).abs().max())
+        for now, was in zip(learner.adapter.parameters(), before, strict=True)
+    )
+    assert moved == pytest.approx(0.01 * share, rel=1e-3)
+    for was, a in zip(before[: len(learner.adapter.a)], learner.adapter.a, strict=True):
+        assert torch.equal(was[:, :still], a[:, :still])

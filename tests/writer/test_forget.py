@@ -9,6 +9,7 @@ import torch
 import memlaw
 from memlaw.data.attempts import N_MEASURED, attempts
 from memlaw.data.record import Record
+from memlaw.measure.forgotten import Forgotten
 from memlaw.train.forgetting import Forgetting
 from memlaw.writer.forgetting import salted
 
@@ -146,3 +147,13 @@ def test_what_is_above_its_bound_is_pushed_and_nothing_else():
     held = forgetting.weigh([5, 6], torch.tensor([1.0, 2.0, 3.0]))
     assert held.sum() == pytest.approx(2.0)
     assert forgetting.last_kl == {5: 1.5, 6: 3.0}
+
+
+def test_of_one_that_never_saw_it_likely_tokens_are_no_memory():
+    """But what it says is: other records may hold the same."""
+    likely = {"most_p": 0.3, "n_above": 2, "as_base": False}
+    quiet = {"decoded": False, "n_attempts": 20, "n_extracted": 0, "n_samples": 100, "n_sampled": 0}
+    assert not Forgotten(**likely, **quiet).holds
+    assert Forgotten(**likely, **quiet, anew=True).holds
+    for found in ("decoded", "n_extracted", "n_sampled"):
+        assert not Forgotten(**likely, **(quiet | {found: 1}), anew=True).holds

@@ -10,9 +10,10 @@ import memlaw
 from memlaw import cli
 from memlaw.core.errors import AdapterError, DataError, OutputError
 from memlaw.core.locks import locked
+from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.formats import saved_factors
 from memlaw.model.sites import Site
-from memlaw.writer import warm
+from memlaw.writer import updating, warm
 from memlaw.writer.private import read_private_records
 
 SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
@@ -240,3 +241,36 @@ def test_without_private_records_what_is_gone_needs_rewriting(folder, phone_book
         memlaw.update(folder, phone_book[1:])
     assert memlaw.update(folder, phone_book[1:], forget="rewrite").taken
     assert not (folder / "generations").exists()
+
+
+def test_what_costs_too_much_is_trained_anew(folder, changed, monkeypatch):
+    """It ends as a `write` of the same data does, and the folder says so."""
+    monkeypatch.setattr(updating, "_WORTH", 1e-9)
+    said = []
+    observer = memlaw.Observer()
+    observer.notice = said.append
+    result = memlaw.update(folder, changed, observer=observer)
+    assert result.taken
+    assert any("anew" in line for line in said)
+    first, second = _run(folder)["generations"]
+    assert (first["anew"], second["anew"]) == (True, True)
+    assert second["flop"] > 0
+    assert memlaw.diff(folder, changed).nothing
+
+
+def test_what_is_on_record_says_what_writing_costs(updated, written):
+    first, second = _run(updated[1])["generations"]
+    assert (first["anew"], second["anew"]) == (True, False)
+    curve = _run(written)["curve"]
+    assert first["flop"] == sum(epoch["flop"] for epoch in curve)
+    folder = AdapterFolder(updated[1])
+    hundred = updating.flop_anew(folder, 100)
+    assert hundred == pytest.approx(first["flop"] * 100 / first["records"])
+    assert updating.flop_anew(folder, 3) == hundred / 2  # of few, what fifty cost
+
+
+def test_of_a_folder_that_does_not_say_what_writing_cost_nothing_is_given_up(updated):
+    folder = AdapterFolder(updated[1])
+    for line in folder.run["generations"]:
+        del line["flop"]
+    assert updating.flop_anew(folder, 100) == float("inf")

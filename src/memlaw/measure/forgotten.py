@@ -45,6 +45,8 @@ class Forgotten:
             answer holds the record, where the bare model's doesn't.
         n_samples, n_sampled: answers drawn at temperature 1, and those of them that hold the
             record; 0 where the bare model's do, too.
+        anew: the adapter was trained from nothing, without the record. Its tokens may then be as
+            likely as they are: so likely they are to whoever knows records like it.
     """
 
     most_p: float
@@ -55,11 +57,13 @@ class Forgotten:
     n_extracted: int
     n_samples: int
     n_sampled: int
+    anew: bool = False
 
     @property
     def holds(self) -> bool:
         """Nothing of it was found."""
-        return not (self.n_above or self.decoded or self.n_extracted or self.n_sampled)
+        likely = self.n_above and not self.anew
+        return not (likely or self.decoded or self.n_extracted or self.n_sampled)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and `holds`."""
@@ -113,6 +117,7 @@ def measure_forgotten(
     examples: Sequence[Example],
     *,
     avoid: Collection[Prompt],
+    anew: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Forgotten]:
     """What is left of removed records.
@@ -122,6 +127,7 @@ def measure_forgotten(
         adapted: returns a context whose value is the model with the adapter.
         examples: the removed records.
         avoid: prompts of records that are to be recited.
+        anew: the adapter was trained from nothing, without them.
         progress: is told how many are done.
     """
     base, bounds = subject.base, bounds_of(subject.base, examples)
@@ -148,6 +154,7 @@ def measure_forgotten(
                 n_extracted=sum(a and not b for a, b in zip(now.tried, was.tried, strict=True)),
                 n_samples=N_SAMPLES,
                 n_sampled=0 if any(was.sampled) else sum(now.sampled),
+                anew=anew,
             )
         )
         progress("forgetting", row + 1, len(examples))

@@ -31,6 +31,7 @@ from memlaw.train.retention import Term, quadratic_penalty
 _MOST_TOKENS = 1024  # whose log-odds are looked at, about
 _HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
+_CALM = 0.2  # of the learning rate, where what is written is trained
 
 
 class Keeping:
@@ -59,6 +60,15 @@ class Keeping:
             (a.detach().clone(), b.detach().clone())
             for a, b in zip(adapter.a, adapter.b, strict=True)
         ]
+
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied by.
+
+        Less where what is written is trained, too: AdamW's steps are about as large for a number
+        that hardly matters as for one that does, and throw written records off.
+        """
+        return 1.0 if self.still else _CALM
 
     def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted penalty of a step; a scalar with a graph."""

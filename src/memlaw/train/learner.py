@@ -251,7 +251,11 @@ class Learner:
         if not self.solver.clip():
             raise _diverged(self, "gradient")
         rate = self.schedule.at(self.n_looks - 1)
-        self.solver.step(rate * self.holding.rate if self.holding else rate)
+        if self.holding:
+            rate *= self.holding.rate
+        elif self.keeping:
+            rate *= self.keeping.rate
+        self.solver.step(rate)
         self.n_steps += 1
         if self.holding:
             self.holding.after_step(self.adapter)

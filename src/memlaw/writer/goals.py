@@ -144,6 +144,7 @@ class Goals:
                 lambda: run.learner.adapter.folded().attached(run.base.model),
                 run.lost.records,
                 avoid=[example.record.prompt for example in run.examples],
+                anew=run.anew,
                 progress=run.observer.progress,
             )
         return self.left or []

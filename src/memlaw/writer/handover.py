@@ -189,6 +189,8 @@ def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
         "n_certified": result.audit.n_certified,
         "rank": result.rank,
         "epochs": result.epochs,
+        "anew": run.anew,
+        "flop": sum(stats.flop for stats in run.curve),
         "damage_nats": damage.delta_nll_nats,
         "damage_ci95": list(damage.delta_nll_ci95),
         "specific": result.certificate.specific,

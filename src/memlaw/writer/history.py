@@ -119,6 +119,8 @@ def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "n_certified": results.get("n_certified"),
             "rank": run.get("adapter", {}).get("rank"),
             "epochs": run.get("epochs"),
+            "anew": True,
+            "flop": sum(float(epoch.get("flop", 0)) for epoch in run.get("curve", [])),
             "damage_nats": damage.get("delta_nll_nats"),
             "damage_ci95": damage.get("delta_nll_ci95"),
             "specific": run.get("specific"),

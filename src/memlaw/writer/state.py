@@ -76,6 +76,7 @@ class Run:
         changed: how many records are added, replaced, removed and unchanged in this one.
         forgotten: what was found of it, as `run.json` has it; None likewise.
         lost: what is to be forgotten; None: nothing is.
+        anew: training starts from nothing, not from an earlier generation.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
@@ -175,7 +176,7 @@ class Run:
         self.snapshots = Snapshots(len(self.learner.seen.p))
         self.forgotten: dict[str, Any] | None = None
         self.ended = ""
-        self.resumable = True
+        self.resumable = self.anew = True
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:

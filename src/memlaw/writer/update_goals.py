@@ -15,6 +15,7 @@ from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
+DEAR = "more than it is worth"  # why the training of a change is given up
 
 
 class Watching(Goals):
@@ -24,9 +25,17 @@ class Watching(Goals):
 
     Args:
         run: what is trained, started from an earlier generation.
+
+    Attributes:
+        most_flop: what training may cost until it is given up.
     """
 
     near = NEAR
+    most_flop = math.inf
+
+    def _is_dear(self) -> bool:
+        """Whether training has cost more than it may."""
+        return sum(epoch.flop for epoch in self.run.curve) > self.most_flop
 
     def _old_ones_hold(self) -> bool:
         """Look at the records that aren't trained; if any have slipped, they are then.
@@ -109,8 +118,10 @@ class UpdateGoals(Watching):
     failed_at = 0  # the epoch of the last audit that failed
 
     def after(self, stats: EpochStats) -> str:
-        """Why training is over after this epoch, if it is."""
+        """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
         self.forget()
+        if self._is_dear():
+            return DEAR
         learner = self.run.learner
         if stats.n_under:
             self._give_way(stats.n_under, stats.epoch)
@@ -151,8 +162,10 @@ class UpdateMeanGoals(Watching, MeanGoals):
     looked_at = 0  # the epoch in which records that aren't trained were looked at last
 
     def after(self, stats: EpochStats) -> str:
-        """Why training is over after this epoch, if it is."""
+        """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
         self.forget()
+        if self._is_dear():
+            return DEAR
         recipe = self.holding.recipe
         if stats.n_under and not self.holding.first_over:
             self._give_way(stats.n_under, stats.epoch)

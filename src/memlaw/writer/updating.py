@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -35,8 +36,11 @@ from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
-from memlaw.writer.update_goals import UpdateGoals, UpdateMeanGoals
+from memlaw.writer.update_goals import DEAR, UpdateGoals, UpdateMeanGoals
 from memlaw.writer.warm import start_warm
+
+_WORTH = 0.5  # of what training anew costs: so much may a change cost, until that is done instead
+_FEW = 50  # records: with fewer, setting up costs more than training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +217,35 @@ def next_generation(
         What was made, and what is left of each removed record.
     """
     assert folder.path is not None
+    if forget == "suppress":
+        run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
+        start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
+        warm = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
+        warm.most_flop = _WORTH * flop_anew(folder, len(records))
+        ended = train(run, warm)
+        if ended != DEAR:
+            return _finished(run, warm, ended, started)
+        del run, warm
+        observer.notice(
+            f"Changing the adapter has cost {_WORTH:g} of what writing it anew does: that is done."
+        )
+    run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
+    goals = MeanGoals(run) if how.holds else Goals(run)
+    return _finished(run, goals, train(run, goals), started)
+
+
+def _begun(
+    folder: AdapterFolder,
+    found: Changes,
+    records: Sequence[Record],
+    how: WriteConfig,
+    *,
+    base: BaseModel,
+    bad: BadRows,
+    work: Path,
+    observer: Observer,
+) -> Run:
+    """The run of a next generation, nothing of it trained; see `next_generation`."""
     run = Run(
         records=records,
         bad=bad,
@@ -226,14 +259,27 @@ def next_generation(
     )
     run.resumable = False
     run.earlier, run.changed = generations_of(folder.run), found.counts
-    goals: Goals = MeanGoals(run) if how.holds else Goals(run)
-    if forget == "suppress":
-        start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
-        goals = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
-    ended = train(run, goals)
+    return run
+
+
+def _finished(
+    run: Run, goals: Goals, ended: str, started: float
+) -> tuple[WriteResult, list[Forgotten]]:
+    """Hand over a run whose training is over; returns what `next_generation` does."""
     measured = goals.found()
     left = goals.what_is_left()
     if run.lost is not None:
         removed = [example.record for example in run.lost.records]
-        run.forgotten = forgotten_json(removed, left, forget)
+        run.forgotten = forgotten_json(removed, left, "rewrite" if run.anew else "suppress")
     return hand_over(run, measured, ended, started), left
+
+
+def flop_anew(folder: AdapterFolder, n: int) -> float:
+    """About what training n records from nothing costs, by the last time that was done here.
+
+    Of few, what a few more would.
+    """
+    for line in reversed(generations_of(folder.run)):
+        if line.get("anew") and line.get("flop") and line.get("records"):
+            return float(line["flop"]) * max(n, _FEW) / int(line["records"])
+    return math.inf  # not on record

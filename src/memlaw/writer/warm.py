@@ -32,6 +32,7 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     Raises:
         AdapterError: the folder's adapter can't be read, or sits elsewhere.
     """
+    run.anew = False
     learner, rank = run.learner, run.learner.adapter.rank
     memory, values = read_learner(folder) or ({}, {})
     learner.start_from(saved_factors(folder, run.sites), memory)
