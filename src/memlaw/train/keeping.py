@@ -66,7 +66,8 @@ class Keeping:
         """What the learning rate is multiplied by.
 
         Less where what is written is trained, too: AdamW's steps are about as large for a number
-        that hardly matters as for one that does, and throw written records off.
+        that hardly matters as for one that does, so that who slipped and is trained again makes
+        others slip in turn.
         """
         return 1.0 if self.still else _CALM
 
