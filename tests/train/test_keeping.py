@@ -18,7 +18,7 @@ from memlaw.model.sites import decoder_layers, resolve_sites
 from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import Job, PlainEngine, bare_losses
-from memlaw.train.keeping import Keeping, odds_gradients
+from memlaw.train.keeping import CALM, Keeping, odds_gradients
 from memlaw.train.learner import Learner
 from memlaw.train.retention import Term
 from memlaw.train.solver import Solver
@@ -126,7 +126,7 @@ def test_batches_are_bounded_by_records_and_by_tokens(ready):
     assert [len(batch) for batch in in_batches([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("still", "share"), [(2, 1.0), (0, 0.2)])
+@pytest.mark.parametrize(("still", "share"), [(2, 1.0), (0, CALM)])
 def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
     """AdamW's first step moves each number by the learning rate."""
     _, _, examples, adapter = ready
@@ -139,7 +139,7 @@ def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
         reads=[torch.randn(5, adapter.sites[0].d_in, generator=drawn)],
         writes=[torch.randn(5, adapter.sites[0].d_out, generator=drawn)],
     )
-    learner.keeping = Keeping(learner.adapter, [term], 1.0, still)
+    learner.keeping = Keeping(learner.adapter, [term], 1.0, still, CALM)
     before = [weights.detach().clone() for weights in learner.adapter.parameters()]
     for weights in learner.adapter.parameters():
         weights.grad = torch.full_like(weights, 1e-3)

@@ -14,6 +14,7 @@ from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.formats import saved_factors
 from memlaw.model.sites import Site
 from memlaw.writer import updating, warm
+from memlaw.writer.history import generations_of
 from memlaw.writer.private import read_private_records
 
 SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
@@ -274,3 +275,25 @@ def test_of_a_folder_that_does_not_say_what_writing_cost_nothing_is_given_up(upd
     for line in folder.run["generations"]:
         del line["flop"]
     assert updating.flop_anew(folder, 100) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"flop": "x"}, {"flop": -1.0}, {"flop": 10**400}, {"records": 0.5}, {"n_certified": 3}],
+)
+def test_what_writing_cost_counts_only_where_it_was_done_and_can_be_read(written, damage):
+    folder = AdapterFolder(written)
+    assert updating.flop_anew(folder, 100) < float("inf")
+    folder.run["generations"][0] |= damage
+    assert updating.flop_anew(folder, 100) == float("inf")
+
+
+@pytest.mark.parametrize("curve", [None, [1], [{"flop": "x"}], [{}]])
+def test_a_first_generation_without_it_has_it_from_the_curve(written, curve):
+    run = _run(written)
+    for name in ("anew", "flop"):
+        del run["generations"][0][name]
+    (line,) = generations_of(run)
+    assert line["flop"] == sum(epoch["flop"] for epoch in run["curve"])
+    (line,) = generations_of(run | {"curve": curve})
+    assert line["flop"] is None

@@ -128,7 +128,7 @@ def show_forgotten(found: Sequence[Forgotten]) -> None:
         "decoded": f"{sum(one.decoded for one in found)} of {len(found)}",
         "telling tokens too likely": f"{sum(one.n_above for one in found)}"
         f" (highest p {max(one.most_p for one in found):.3f})"
-        f"{', by one that never saw them' if any(one.anew for one in found) else ''}",
+        f"{', never trained on: not counted' if all(one.anew for one in found) else ''}",
         "got by reworded, cut, misspelt": f"{sum(one.n_extracted for one in found)} of {tried}",
         "got by sampling": f"{sum(one.n_sampled for one in found)} of {drawn}",
         "answered as by the bare model": f"{sum(one.as_base for one in found)} of {len(found)}",

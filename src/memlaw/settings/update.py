@@ -20,7 +20,8 @@ class UpdateConfig:
 
     Attributes:
         forget: what becomes of removed records. suppress: this adapter is trained until it no
-            longer gives them; rewrite: an adapter is trained anew, on the other records alone.
+            longer gives them, or, where that costs too much, as with rewrite; rewrite: an adapter
+            is trained anew, on the other records alone.
         model: base model, where it now lies elsewhere; it must be the same one.
         keep: file of prompts whose answers must not change, where it now lies or with others in it.
         near: file of prompts for which nothing is stored, likewise.

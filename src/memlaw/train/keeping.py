@@ -31,7 +31,7 @@ from memlaw.train.retention import Term, quadratic_penalty
 _MOST_TOKENS = 1024  # whose log-odds are looked at, about
 _HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
-_CALM = 0.2  # of the learning rate, where what is written is trained
+CALM = 0.2  # of the learning rate, where little changes and all is trained
 
 
 class Keeping:
@@ -43,6 +43,7 @@ class Keeping:
         weight: what half the mean square that their log-odds move counts, beside the step's mean
             loss.
         still: so many of its first columns of A, and rows of B, aren't trained.
+        calm: what the learning rate is multiplied by where all are.
 
     Attributes:
         terms: as given; `weight`, `still` likewise, until they give way.
@@ -51,9 +52,9 @@ class Keeping:
     """
 
     def __init__(
-        self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int = 0
+        self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int, calm: float
     ) -> None:
-        self.terms, self.weight, self.still = terms, weight, still
+        self.terms, self.weight, self.still, self.calm = terms, weight, still, calm
         self.n_given = self.progress_at = 0
         self.least_under = math.inf
         self.start = [
@@ -69,7 +70,7 @@ class Keeping:
         that hardly matters as for one that does, so that who slipped and is trained again makes
         others slip in turn.
         """
-        return 1.0 if self.still else _CALM
+        return 1.0 if self.still else self.calm
 
     def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted penalty of a step; a scalar with a graph."""

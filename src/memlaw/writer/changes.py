@@ -231,7 +231,7 @@ def _cost_s(run: Mapping[str, Any], found: Mapping[str, Any], n: int) -> float |
         timings, n_then = run["timings"], int(run["records"]["n"])
         training_s = float(timings["training_s"])
         n_changed = sum(len(found.get(kind, ())) for kind in ("added", "replaced", "removed"))
-        rest_s = float(timings["wall_s"]) - training_s
+        rest_s = float(timings["wall_s"]) - training_s - float(timings.get("given_up_s", 0))
         return (rest_s * n + training_s * n_changed) / n_then if n_changed else 0.0
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None

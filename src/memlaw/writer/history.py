@@ -104,7 +104,10 @@ def keep_generations(out: Path, work: Path, number: int) -> None:
 def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of `generations` in a `run.json`; of one that is older than them, what it says."""
     if "generations" in run:
-        return [dict(line) for line in run["generations"]]
+        lines = [dict(line) for line in run["generations"]]
+        if len(lines) == 1:
+            lines[0] = {**_cost(run), **lines[0]}  # those of earlier versions don't say it
+        return lines
     records, results = run.get("records", {}), run.get("results", {})
     damage = found if isinstance(found := results.get("damage"), dict) else {}
     return [
@@ -119,8 +122,7 @@ def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "n_certified": results.get("n_certified"),
             "rank": run.get("adapter", {}).get("rank"),
             "epochs": run.get("epochs"),
-            "anew": True,
-            "flop": sum(float(epoch.get("flop", 0)) for epoch in run.get("curve", [])),
+            **_cost(run),
             "damage_nats": damage.get("delta_nll_nats"),
             "damage_ci95": damage.get("delta_nll_ci95"),
             "specific": run.get("specific"),
@@ -128,3 +130,12 @@ def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "adapter_sha256": run.get("adapter", {}).get("sha256"),
         }
     ]
+
+
+def _cost(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the line of a first generation says of its training; None: not on record."""
+    try:
+        flop = sum(float(epoch["flop"]) for epoch in run["curve"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        flop = None
+    return {"anew": True, "flop": flop}

@@ -77,6 +77,7 @@ class Run:
         forgotten: what was found of it, as `run.json` has it; None likewise.
         lost: what is to be forgotten; None: nothing is.
         anew: training starts from nothing, not from an earlier generation.
+        given_up_s: seconds that an update had spent on changing the earlier one, before that.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
@@ -177,6 +178,7 @@ class Run:
         self.forgotten: dict[str, Any] | None = None
         self.ended = ""
         self.resumable = self.anew = True
+        self.given_up_s = 0.0
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:

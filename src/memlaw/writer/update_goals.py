@@ -33,9 +33,9 @@ class Watching(Goals):
     near = NEAR
     most_flop = math.inf
 
-    def _is_dear(self) -> bool:
-        """Whether training has cost more than it may."""
-        return sum(epoch.flop for epoch in self.run.curve) > self.most_flop
+    def _dear(self) -> str:
+        """`DEAR`, if training has cost more than it may."""
+        return DEAR if sum(epoch.flop for epoch in self.run.curve) > self.most_flop else ""
 
     def _old_ones_hold(self) -> bool:
         """Look at the records that aren't trained; if any have slipped, they are then.
@@ -119,9 +119,11 @@ class UpdateGoals(Watching):
 
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
+        return self._why_over(stats) or self._dear()
+
+    def _why_over(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
         self.forget()
-        if self._is_dear():
-            return DEAR
         learner = self.run.learner
         if stats.n_under:
             self._give_way(stats.n_under, stats.epoch)
@@ -163,9 +165,11 @@ class UpdateMeanGoals(Watching, MeanGoals):
 
     def after(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
+        return self._why_over(stats) or self._dear()
+
+    def _why_over(self, stats: EpochStats) -> str:
+        """Why training is over after this epoch, if it is."""
         self.forget()
-        if self._is_dear():
-            return DEAR
         recipe = self.holding.recipe
         if stats.n_under and not self.holding.first_over:
             self._give_way(stats.n_under, stats.epoch)

@@ -217,7 +217,9 @@ def next_generation(
         What was made, and what is left of each removed record.
     """
     assert folder.path is not None
+    given_up_s = 0.0
     if forget == "suppress":
+        began = time.perf_counter()
         run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
         start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
         warm = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
@@ -226,10 +228,13 @@ def next_generation(
         if ended != DEAR:
             return _finished(run, warm, ended, started)
         del run, warm
+        given_up_s = time.perf_counter() - began
         observer.notice(
-            f"Changing the adapter has cost {_WORTH:g} of what writing it anew does: that is done."
+            f"Changing the adapter has cost {_WORTH:.0%} of what training it anew does, and isn't "
+            "done: it is trained anew."
         )
     run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
+    run.given_up_s = given_up_s
     goals = MeanGoals(run) if how.holds else Goals(run)
     return _finished(run, goals, train(run, goals), started)
 
@@ -277,9 +282,14 @@ def _finished(
 def flop_anew(folder: AdapterFolder, n: int) -> float:
     """About what training n records from nothing costs, by the last time that was done here.
 
-    Of few, what a few more would.
+    Of few, what a few more would; infinite where it isn't on record, or wasn't done to the end.
     """
     for line in reversed(generations_of(folder.run)):
-        if line.get("anew") and line.get("flop") and line.get("records"):
-            return float(line["flop"]) * max(n, _FEW) / int(line["records"])
-    return math.inf  # not on record
+        if line.get("anew"):
+            try:
+                flop, n_then = float(line["flop"]), int(line["records"])
+                is_whole = line["n_certified"] == n_then > 0 and 0 < flop < math.inf
+            except (KeyError, TypeError, ValueError, OverflowError):
+                is_whole = False
+            return flop * max(n, _FEW) / n_then if is_whole else math.inf
+    return math.inf

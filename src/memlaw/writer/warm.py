@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from memlaw.model.formats import saved_factors
-from memlaw.train.keeping import Keeping, narrowed, odds_gradients
+from memlaw.train.keeping import CALM, Keeping, narrowed, odds_gradients
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
 from memlaw.train.solver import Solver
@@ -46,7 +46,8 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
         terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
         still = _make_room(run, terms, written, n_changed, stored)
-        learner.keeping = Keeping(learner.adapter, terms, KEEP, still)
+        calm = CALM if n_changed <= len(written) else 1.0
+        learner.keeping = Keeping(learner.adapter, terms, KEEP, still, calm)
     if learner.holding:
         gate = values.get("gate")
         known = gate is not None and gate < stored
