@@ -21,6 +21,7 @@ from memlaw.writer.robust import Robust
 from memlaw.writer.state import Run, State
 
 REACHED = "certified"  # begins why training is over, where all is met that was asked for
+DEAR = "it had cost more than it may"  # likewise, where training is given up for that
 PATIENCE_EPOCHS = 40
 # Shares of the way from the line to certainty, p .7 and .8 for .55. Two ways through an adapted
 # model in bfloat16 differ by about half a unit of a token's log-odds; .7 is .65 above the line.
@@ -59,9 +60,13 @@ class Goals:
 
     Args:
         run: what is trained. Its retention, rank and aim are changed where that helps.
+
+    Attributes:
+        most_flop: what training may cost until it is given up.
     """
 
     safe = SAFE
+    most_flop = math.inf
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -98,6 +103,10 @@ class Goals:
         elif self._is_stuck():
             self._give_room()
         return ""
+
+    def dear(self) -> str:
+        """`DEAR`, if training has cost more than it may."""
+        return DEAR if sum(stats.flop for stats in self.run.curve) > self.most_flop else ""
 
     def at_end(self) -> str:
         """Why training is over when all epochs are done.

@@ -168,7 +168,7 @@ def train(run: Run, goals: Goals) -> str:
             confirmed = good
             run.note(stats)
             with kept_whatever_happens(run, good):
-                ended = goals.after(stats)
+                ended = goals.after(stats) or goals.dear()
             if ended:
                 return ended
             good = learner.state()

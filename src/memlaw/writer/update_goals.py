@@ -15,7 +15,6 @@ from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
-DEAR = "more than it is worth"  # why the training of a change is given up
 
 
 class Watching(Goals):
@@ -25,17 +24,9 @@ class Watching(Goals):
 
     Args:
         run: what is trained, started from an earlier generation.
-
-    Attributes:
-        most_flop: what training may cost until it is given up.
     """
 
     near = NEAR
-    most_flop = math.inf
-
-    def _dear(self) -> str:
-        """`DEAR`, if training has cost more than it may."""
-        return DEAR if sum(epoch.flop for epoch in self.run.curve) > self.most_flop else ""
 
     def _old_ones_hold(self) -> bool:
         """Look at the records that aren't trained; if any have slipped, they are then.
@@ -118,10 +109,6 @@ class UpdateGoals(Watching):
     failed_at = 0  # the epoch of the last audit that failed
 
     def after(self, stats: EpochStats) -> str:
-        """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
-        return self._why_over(stats) or self._dear()
-
-    def _why_over(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
         learner = self.run.learner
@@ -164,10 +151,6 @@ class UpdateMeanGoals(Watching, MeanGoals):
     looked_at = 0  # the epoch in which records that aren't trained were looked at last
 
     def after(self, stats: EpochStats) -> str:
-        """Why training is over after this epoch, if it is; `DEAR`: it is given up."""
-        return self._why_over(stats) or self._dear()
-
-    def _why_over(self, stats: EpochStats) -> str:
         """Why training is over after this epoch, if it is."""
         self.forget()
         recipe = self.holding.recipe

@@ -28,7 +28,7 @@ from memlaw.settings.write import WriteConfig
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
 from memlaw.writer.folder import check_out
 from memlaw.writer.forgetting import forgotten_json
-from memlaw.writer.goals import Goals
+from memlaw.writer.goals import DEAR, Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.history import generations_of, keep_generations
 from memlaw.writer.mean_goals import MeanGoals
@@ -36,7 +36,7 @@ from memlaw.writer.records import records_of
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
-from memlaw.writer.update_goals import DEAR, UpdateGoals, UpdateMeanGoals
+from memlaw.writer.update_goals import UpdateGoals, UpdateMeanGoals
 from memlaw.writer.warm import start_warm
 
 _WORTH = 0.5  # of what training anew costs: so much may a change cost, until that is done instead
