@@ -11,7 +11,8 @@
 ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at random
 moments; whatever is left must be the old generation or the new one. Records are made-up phone
 numbers. Each command prints a line of JSON a step; --save adds them to results/update.jsonl.
-`--specificity` trains with specificity; without it, harm elsewhere is not held. `stream --folder`
+`--specificity` trains with specificity; without it, harm elsewhere is not held. `--max-rank` lets
+updates grow the adapter; without it they may to what `write` may. `stream --folder`
 keeps what it makes, and goes on from there when it is called again.
 """
 
@@ -84,6 +85,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "max_damage": args.max_damage}
 
 
+def room(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `update`."""
+    return {} if args.max_rank is None else {"max_rank": args.max_rank}
+
+
 def told(what: str, result: Any, wall_s: float, out: Path) -> dict[str, Any]:
     """What a step was."""
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -112,7 +118,9 @@ def change(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             book |= people.more(args.changed - len(edited))
         started = time.perf_counter()
         if name == "update":
-            update = memlaw.update(folder / "write", list(book.items()), observer=Progress())
+            update = memlaw.update(
+                folder / "write", list(book.items()), observer=Progress(), **room(args)
+            )
             result, out = update.written, folder / "write"
             assert update.taken, "refused"
         else:
@@ -147,7 +155,7 @@ def stream(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         if generation <= done:
             continue
         started = time.perf_counter()
-        update = memlaw.update(out, list(book.items()), observer=Progress())
+        update = memlaw.update(out, list(book.items()), observer=Progress(), **room(args))
         line = told(f"generation {generation}", update.written, time.perf_counter() - started, out)
         line |= {"taken": update.taken, "forgotten": [one.to_json() for one in update.forgotten]}
         yield line
@@ -223,6 +231,7 @@ def main() -> None:
         command.add_argument("--max-epochs", type=int, default=300)
         command.add_argument("--max-damage", type=float)
         command.add_argument("--specificity", action="store_true")
+        command.add_argument("--max-rank", type=int, help="that updates may grow to")
         command.add_argument("--save", action="store_true")
         if name == "stream":
             command.add_argument("--folder", type=Path, help="keep it here, and go on from there")

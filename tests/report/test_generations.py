@@ -62,6 +62,33 @@ def test_the_page_shows_them_and_says_what_is_not_kept(out, tmp_path):
     assert "Of 1 earlier one(s) no records are kept" in page.read_text()
 
 
+def test_the_stream_is_drawn(out, tmp_path):
+    """Each generation's seconds in two parts; of a line of an earlier version in one."""
+    from memlaw.report.run_charts import stream
+
+    lines = json.loads((out / "run.json").read_text())["generations"]
+    del lines[0]["training_s"]
+    lines.append({**lines[-1], "number": 4, "wall_s": None, "reverted_to": 3})
+    bars, harms, sizes = (
+        panel["data"] if "data" in panel else panel["layer"][0]["data"]
+        for panel in stream(lines).to_dict()["vconcat"]
+    )
+    assert [(row["generation"], row["part"]) for row in bars["values"]] == [
+        (1, "in all"),
+        (2, "training"),
+        (2, "the rest"),
+        (3, "training"),
+        (3, "the rest"),
+    ]
+    of_second = [row["seconds"] for row in bars["values"] if row["generation"] == 2]
+    assert sum(of_second) == pytest.approx(lines[1]["wall_s"])
+    assert min(of_second) > 0
+    assert [row["generation"] for row in harms["values"]] == [1, 2, 3, 4]
+    assert {row["what"] for row in sizes["values"]} == {"records", "rank"}
+    make_report([out], tmp_path, format="svg")
+    assert (tmp_path / "stream.svg").is_file()
+
+
 def test_a_folder_that_was_never_updated_has_no_such_section(out, tmp_path):
     make_report([out / "generations" / "1"], tmp_path / "page.html")
     assert "the present one last" not in (tmp_path / "page.html").read_text()

@@ -152,3 +152,27 @@ def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
     assert moved == pytest.approx(0.01 * share, rel=1e-3)
     for was, a in zip(before[: len(learner.adapter.a)], learner.adapter.a, strict=True):
         assert torch.equal(was[:, :still], a[:, :still])
+
+
+@pytest.mark.parametrize("still", [0, 2])
+def test_leaving_where_it_started_is_what_is_penalized(ready, still):
+    """Of all columns, or of those that are trained, whatever they held at the start."""
+    adapter = ready[3].grown(4)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for b in adapter.b:
+            b[2:] = torch.randn(b[2:].shape, generator=drawn)
+    term = Term(
+        sites=(0,),
+        reads=[torch.randn(5, adapter.sites[0].d_in, generator=drawn)],
+        writes=[torch.randn(7, adapter.sites[0].d_out, generator=drawn)],
+    )
+    keeping = Keeping(adapter, [term], 3.0, still, CALM)
+    at_start = keeping.loss(adapter).item()
+    was = (adapter.a[0] @ adapter.b[0]).detach()
+    with torch.no_grad():
+        adapter.b[0][2:] += torch.randn(adapter.b[0][2:].shape, generator=drawn)
+    moved = adapter.a[0] @ adapter.b[0] - was
+    expected = 1.5 * (term.reads[0] @ moved @ term.writes[0].T).square().sum().item()
+    assert at_start == pytest.approx(0, abs=1e-6 * expected)
+    assert keeping.loss(adapter).item() == pytest.approx(expected, rel=1e-3)

@@ -58,7 +58,7 @@ def test_the_optimisers_memory_is_kept(written):
     rank = json.loads((written / "run.json").read_text())["adapter"]["rank"]
     assert tensors["exp_avg.0"].shape == (128, rank)
     assert float(tensors["exp_avg_sq.1"].sum()) > 0
-    assert values == {"gate": None}
+    assert values == {"gate": None, "push": None, "still": 0}
 
 
 def test_chats_and_line_breaks_come_back(tmp_path):

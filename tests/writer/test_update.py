@@ -5,17 +5,25 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import memlaw
 from memlaw import cli
 from memlaw.core.errors import AdapterError, DataError, OutputError
 from memlaw.core.locks import locked
+from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.reading import read_records
+from memlaw.data.texts import general_texts
 from memlaw.measure.adapter_folder import AdapterFolder
+from memlaw.model.base import load_model
 from memlaw.model.formats import saved_factors
 from memlaw.model.sites import Site
+from memlaw.settings.write import WriteConfig
 from memlaw.writer import updating, warm
 from memlaw.writer.history import generations_of
-from memlaw.writer.private import read_private_records
+from memlaw.writer.private import read_learner, read_private_records
+from memlaw.writer.state import Run
 
 SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
 ADDED = ("Bo Ek:", "271828")
@@ -93,28 +101,30 @@ def test_in_place_the_folder_holds_the_new_generation_and_keeps_the_old_one(fold
     assert not (folder / "checkpoint.safetensors").exists()
 
 
-def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, texts, tmp_path):
-    """Whitening is undone by its inverse: what each record gets is what the certificate says."""
-    from memlaw.core.observer import Observer
-    from memlaw.data.bad_rows import BadRows
-    from memlaw.data.reading import read_records
-    from memlaw.data.texts import general_texts
-    from memlaw.model.base import load_model
-    from memlaw.settings.write import WriteConfig
-    from memlaw.writer.state import Run
+@pytest.fixture
+def started(llama, texts, tmp_path):
+    """What an update of a folder to records begins with."""
 
-    config = WriteConfig(model=str(llama), **SETTINGS, **texts).resolved()
-    run = Run(
-        records=read_records([*phone_book, ADDED]),
-        bad=BadRows(),
-        texts=general_texts(config.retain, config.damage_text),
-        base=load_model(str(llama)),
-        config=config,
-        out=tmp_path,
-        observer=Observer(),
-    )
-    hashes = {record.sha256 for record in read_private_records(written)}
-    warm.start_warm(run, written, hashes)
+    def start(folder, records, **settings):
+        config = WriteConfig(model=str(llama), **SETTINGS, **settings, **texts).resolved()
+        run = Run(
+            records=read_records(records),
+            bad=BadRows(),
+            texts=general_texts(config.retain, config.damage_text),
+            base=load_model(str(llama)),
+            config=config,
+            out=tmp_path,
+            observer=Observer(),
+        )
+        warm.start_warm(run, folder, {r.sha256 for r in read_private_records(folder)})
+        return run
+
+    return start
+
+
+def test_it_starts_with_the_function_that_is_saved(written, phone_book, started):
+    """Whitening is undone by its inverse: what each record gets is what the certificate says."""
+    run = started(written, [*phone_book, ADDED])
     learner = run.learner
     for (a, b), (was_a, was_b) in zip(
         [learner.adapter.factors(i) for i in range(len(run.sites))],
@@ -136,6 +146,49 @@ def test_it_starts_with_the_function_that_is_saved(written, llama, phone_book, t
     learner.keeping.still = 0
     assert of_new == pytest.approx(learner.keeping.loss(learner.adapter).item(), rel=1e-3)
     assert of_new > 0
+
+
+def test_where_no_rank_is_left_the_columns_that_learnt_changes_learn_more(
+    updated, changed, started
+):
+    """What was written first stands still, as it did before."""
+    new = updated[1]
+    rank = _run(new)["adapter"]["rank"]
+    room = -(-rank // 2)
+    _tell(new, still=rank - room)
+    run = started(new, [*changed, ("Di Roe:", "161803")], rank=rank)
+    learner, still = run.learner, run.learner.keeping.still
+    assert (still, learner.adapter.rank) == (rank - room, rank)
+    assert learner.keeping.loss(learner.adapter).item() == pytest.approx(0, abs=1e-4)
+    before = [p.detach().clone() for p in learner.adapter.parameters()]
+    run.trainer.run_epoch()
+    (a, b), (was_a, was_b) = learner.adapter.parameters(), before
+    assert torch.equal(a[:, :still], was_a[:, :still])
+    assert torch.equal(b[:still], was_b[:still])
+    assert not torch.equal(b[still:], was_b[still:])
+    assert learner.keeping.loss(learner.adapter).item() > 0
+    assert run.held["still"] == rank - room
+    learner.keeping.still = 0  # it has given way
+    assert run.held["still"] == 0
+
+
+def test_it_is_not_narrowed_where_rank_is_left(written, phone_book, started):
+    rank = _run(written)["adapter"]["rank"]
+    run = started(written, [*phone_book, ADDED], max_rank=2 * rank)
+    assert run.learner.keeping.still == rank == run.held["still"]
+    assert run.learner.adapter.rank == 2 * rank
+
+
+def _tell(folder, **values):
+    """Change what is kept of the learner."""
+    path = folder / "private" / "learner.safetensors"
+    save_file(load_file(path), path, {"memlaw": json.dumps({**read_learner(folder)[1], **values})})
+
+
+@pytest.mark.parametrize("damaged", ["many", -1, 1e9, True])
+def test_a_count_of_columns_that_cant_be_is_none(folder, damaged):
+    _tell(folder, still=damaged)
+    assert read_learner(folder) is None
 
 
 @pytest.mark.slow

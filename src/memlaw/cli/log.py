@@ -51,7 +51,8 @@ def show_log(lines: Sequence[Mapping[str, Any]]) -> None:
         damage, wall_s = line["damage_nats"], line["wall_s"]
         table.add_row(
             str(line["number"])
-            + (f" (again {line['reverted_to']})" if "reverted_to" in line else ""),
+            + (f" (again {line['reverted_to']})" if "reverted_to" in line else "")
+            + (" (anew)" if line.get("anew") and line["number"] > 1 else ""),
             *(f"{line[name]:,}" for name in ("records", "added", "replaced", "removed")),
             f"{line['rank']}",
             f"{line['epochs']}",

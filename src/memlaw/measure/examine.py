@@ -255,6 +255,7 @@ def _decode_some(
                 for i in picked
             ],
             use_cache=use_cache,
+            together=True,
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -158,6 +158,104 @@ def damage(run: Mapping[str, Any]) -> Any:
     return (zero + ticks + interval + mean).properties(width=WIDTH, height=110)
 
 
+def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Seconds, damage and size of each generation; of `generations` in run.json.
+
+    What a line doesn't say is left out: a generation that was reverted to has no seconds, and
+    earlier versions didn't tell training from the rest.
+    """
+    rows = [
+        {
+            "generation": line["number"],
+            "part": part,
+            "seconds": seconds,
+            "how": "anew" if line.get("anew") else "changed",
+        }
+        for line in lines
+        for part, seconds in _parts(line)
+    ]
+    harms = [
+        {
+            "generation": line["number"],
+            "mean": line["damage_nats"],
+            "low": line["damage_ci95"][0],
+            "high": line["damage_ci95"][1],
+        }
+        for line in lines
+        if line.get("damage_nats") is not None and line.get("damage_ci95")
+    ]
+    sizes = [
+        {"generation": line["number"], "what": what, "n": line[what]}
+        for line in lines
+        for what in ("records", "rank")
+        if line.get(what) is not None
+    ]
+    x = alt.X(
+        "generation:O",
+        title="generation",
+        axis=alt.Axis(labelAngle=0, labelOverlap=True),
+        scale=alt.Scale(domain=[line["number"] for line in lines]),
+    )
+    above = x.title(None)  # the lowest panel says it for all
+    colours = {"training": BLUE, "the rest": "#9ecae1", "in all": "#bbbbbb"}
+    there = [part for part in colours if any(row["part"] == part for row in rows)]
+    parts = alt.Scale(domain=there, range=[colours[part] for part in there])
+    seconds = (
+        alt.Chart(data(rows))
+        .mark_bar()
+        .encode(
+            x=above,
+            y=alt.Y("seconds:Q", title="seconds", axis=alt.Axis(tickCount=4)),
+            color=alt.Color("part:N", title=None, scale=parts),
+            order=alt.Order("part:N", sort="descending"),
+            tooltip=["generation:O", "part:N", alt.Tooltip("seconds:Q", format=",.0f"), "how:N"],
+        )
+    )
+    interval = (
+        alt.Chart(data(harms))
+        .mark_rule(color=BLUE, strokeWidth=2)
+        .encode(x=above, y="low:Q", y2="high:Q")
+    )
+    mean = (
+        alt.Chart(data(harms))
+        .mark_point(color=BLUE, fill=BLUE, size=40, shape="diamond")
+        .encode(
+            x=above,
+            y=alt.Y("mean:Q", title="ΔNLL, nats a token", axis=alt.Axis(tickCount=4)),
+            tooltip=["generation:O", alt.Tooltip("mean:Q", format="+.4f")],
+        )
+    )
+    size = (
+        alt.Chart(data(sizes))
+        .mark_line(point=True, strokeWidth=2)
+        .encode(
+            x=x,
+            y=alt.Y("n:Q", title="records, rank", axis=alt.Axis(tickCount=4)),
+            color=alt.Color(
+                "what:N",
+                title=None,
+                scale=alt.Scale(domain=["records", "rank"], range=[BLUE, ORANGE]),
+            ),
+            strokeDash=alt.StrokeDash("what:N", legend=None),
+            tooltip=["generation:O", "what:N", "n:Q"],
+        )
+    )
+    panels = [
+        panel.properties(width=2 * WIDTH - 60, height=110)
+        for panel in (seconds, interval + mean, size)
+    ]
+    return alt.vconcat(*panels).resolve_scale(color="independent")
+
+
+def _parts(line: Mapping[str, Any]) -> list[tuple[str, float]]:
+    wall_s, training_s = line.get("wall_s"), line.get("training_s")
+    if not isinstance(wall_s, int | float):
+        return []
+    if not isinstance(training_s, int | float):
+        return [("in all", wall_s)]
+    return [("training", training_s), ("the rest", wall_s - training_s)]
+
+
 def run_figures(view: RunView) -> list[Figure]:
     """The figures of a write folder or an audit."""
     recall, line = view.recall, f"{view.recall.criterion.line:g}"
@@ -197,6 +295,21 @@ def run_figures(view: RunView) -> list[Figure]:
                 chart=spec(
                     damage(view.run),
                     "Change of the negative log-likelihood and KL divergence on unseen texts.",
+                ),
+                columns=1,
+            )
+        )
+    lines = (view.run or {}).get("generations", [])
+    if len(lines) > 1:
+        found.append(
+            Figure(
+                name="stream",
+                title="Generation by generation",
+                caption="What each took, what it does to unseen text (mean and 95 % interval), and "
+                "how many records and columns it has.",
+                chart=spec(
+                    stream(lines),
+                    f"Seconds, damage, records and rank of {len(lines)} generations.",
                 ),
                 columns=1,
             )

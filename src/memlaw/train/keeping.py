@@ -75,14 +75,10 @@ class Keeping:
     def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted penalty of a step; a scalar with a graph."""
         n = self.still
-        change = (
-            [(a[:, n:], b[n:]) for a, b in zip(adapter.a, adapter.b, strict=True)]
-            if n
-            else [
-                (torch.cat([a, a0], dim=1), torch.cat([b, -b0]))
-                for a, b, (a0, b0) in zip(adapter.a, adapter.b, self.start, strict=True)
-            ]
-        )
+        change = [
+            (torch.cat([a[:, n:], a0[:, n:]], dim=1), torch.cat([b[n:], -b0[n:]]))
+            for a, b, (a0, b0) in zip(adapter.a, adapter.b, self.start, strict=True)
+        ]
         return self.weight * quadratic_penalty(self.terms, change)
 
     def hold_still(self, adapter: Adapter) -> None:

@@ -196,6 +196,7 @@ def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
         "damage_ci95": list(damage.delta_nll_ci95),
         "specific": result.certificate.specific,
         "wall_s": result.wall_s,
+        "training_s": sum(stats.wall_s for stats in run.curve),
         "adapter_sha256": result.certificate.adapter_sha256,
         **({"forgotten": run.forgotten} if run.forgotten else {}),
     }

@@ -138,4 +138,6 @@ def _cost(run: Mapping[str, Any]) -> dict[str, Any]:
         flop = sum(float(epoch["flop"]) for epoch in run["curve"])
     except (KeyError, TypeError, ValueError, OverflowError):
         flop = None
-    return {"anew": True, "flop": flop}
+    timings = run.get("timings")
+    training_s = timings.get("training_s") if isinstance(timings, dict) else None
+    return {"anew": True, "flop": flop, "training_s": training_s}

@@ -101,6 +101,9 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         gate, push = values.get("gate"), values.get("push")
         if not (gate is None or (type(gate) is int and gate >= 0)):
             raise ValueError(f"a gate in column {gate!r}")
+        still = values.get("still", 0)
+        if not (type(still) is int and still >= 0):
+            raise ValueError(f"{still!r} columns that stand still")
         if not (push is None or (type(push) is float and 0 < push < math.inf)):
             raise ValueError(f"a hold of {push!r}")
     except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):

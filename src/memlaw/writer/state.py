@@ -77,6 +77,7 @@ class Run:
         forgotten: what was found of it, as `run.json` has it; None likewise.
         lost: what is to be forgotten; None: nothing is.
         anew: training starts from nothing, not from an earlier generation.
+        stood: of an update: columns of the adapter that haven't been trained since all were.
         given_up_s: seconds that an update had spent on changing the earlier one, before that.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
@@ -178,6 +179,7 @@ class Run:
         self.forgotten: dict[str, Any] | None = None
         self.ended = ""
         self.resumable = self.anew = True
+        self.stood = 0
         self.given_up_s = 0.0
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
@@ -206,8 +208,12 @@ class Run:
     @property
     def held(self) -> dict[str, Any]:
         """What an update has to know of how this was held, JSON-able; see `Holding.start_warm`."""
-        holding = self.learner.holding
-        return {"gate": holding.gate, "push": holding.kept_push} if holding else {"gate": None}
+        holding, keeping = self.learner.holding, self.learner.keeping
+        return {
+            "gate": holding.gate if holding else None,
+            "push": holding.kept_push if holding else None,
+            "still": self.stood if keeping and keeping.still else 0,
+        }
 
     def note(self, stats: EpochStats) -> None:
         """Keep what an epoch saw, and tell of it."""

@@ -33,19 +33,20 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
         AdapterError: the folder's adapter can't be read, or sits elsewhere.
     """
     run.anew = False
-    learner, rank = run.learner, run.learner.adapter.rank
+    learner, planned = run.learner, run.learner.adapter.rank
     memory, values = read_learner(folder) or ({}, {})
     learner.start_from(saved_factors(folder, run.sites), memory)
     stored = learner.adapter.rank
-    if run.config.rank == "auto" and rank > stored:
-        learner.grow(rank)
+    if run.config.rank == "auto" and planned > stored:
+        learner.grow(planned)
     hashes = [example.record.sha256 for example in run.examples]
     written = [row for row, found in enumerate(hashes) if found in unchanged]
     new = [row for row, found in enumerate(hashes) if found not in unchanged]
     if written:
         terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
-        still = _make_room(run, terms, written, n_changed, stored)
+        run.stood = values.get("still") or 0
+        still = run.stood = _make_room(run, terms, written, n_changed, stored)
         calm = CALM if n_changed <= len(written) else 1.0
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still, calm)
     if learner.holding:
@@ -61,13 +62,15 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
 def _make_room(
     run: Run, terms: Sequence[Term], written: Sequence[int], n_changed: int, stored: int
 ) -> int:
-    """Put columns into the adapter in which a few changes are learnt, the others standing still.
+    """Put columns into the adapter in which changes are learnt, the others standing still.
 
-    What is written is narrowed by as many, so that the rank stays, if that can't be told from what
-    it recites.
+    Those in which earlier changes were learnt, if there are any. Otherwise new ones, as many as are
+    written, if so much rank is allowed; or, where none is, what is written is narrowed, if that
+    can't be told from what it recites.
 
     Args:
-        run: its adapter recites what is written.
+        run: its adapter recites what is written; `stood` of its columns haven't been trained since
+            all were.
         terms: of that, in the coordinates that A is trained in.
         written: its rows.
         n_changed: records that are added, replaced or removed.
@@ -80,17 +83,21 @@ def _make_room(
     learner, rank = run.learner, run.learner.adapter.rank
     if n_changed > len(written):
         return 0
-    room = max(min(_ROOM, -(-rank // 2)), -(-rank * n_changed // len(written)))
-    if rank > room and not learner.holding:  # a gate has a column of its own
-        wide, n_under = learner.adapter, _n_under(run, written)
-        learner.adapter = narrowed(wide, terms, rank - room)
+    room = max(min(_ROOM, -(-stored // 2)), -(-stored * n_changed // len(written)))
+    most = run.max_rank if run.config.rank == "auto" else run.config.rank
+    if run.stood and run.stood + room <= rank:
+        still = run.stood
+    elif stored + room <= most:
+        still, rank = stored, max(rank, stored + room, min(2 * stored, most))
+    elif rank > room and not learner.holding:  # a gate has a column of its own
+        still, n_under = rank - room, _n_under(run, written)
+        wide, learner.adapter = learner.adapter, narrowed(learner.adapter, terms, still)
         if _n_under(run, written) > n_under:
             learner.adapter = wide
-    still = min(stored, learner.adapter.rank)
-    most = run.max_rank if run.config.rank == "auto" else run.config.rank
-    if still + room > most:
+            return 0
+    else:
         return 0
-    learner.adapter = learner.adapter.grown(max(rank, still + room))
+    learner.adapter = learner.adapter.grown(rank)
     learner.solver = Solver(learner.adapter, learner.config)  # what stands still has no momentum
     return still
 
