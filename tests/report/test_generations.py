@@ -68,7 +68,10 @@ def test_the_stream_is_drawn(out, tmp_path):
 
     lines = json.loads((out / "run.json").read_text())["generations"]
     del lines[0]["training_s"]
-    lines.append({**lines[-1], "number": 4, "wall_s": None, "reverted_to": 3})
+    lines[2] |= {"given_up_s": 0.1}
+    # One that was resumed: its seconds are the last process's.
+    lines.append({**lines[-1], "number": 4, "wall_s": 1.0, "training_s": 3.0, "given_up_s": 0})
+    lines.append({**lines[-1], "number": 5, "wall_s": None, "damage_ci95": [0.1]})
     bars, harms, sizes = (
         panel["data"] if "data" in panel else panel["layer"][0]["data"]
         for panel in stream(lines).to_dict()["vconcat"]
@@ -78,7 +81,9 @@ def test_the_stream_is_drawn(out, tmp_path):
         (2, "training"),
         (2, "the rest"),
         (3, "training"),
+        (3, "given up"),
         (3, "the rest"),
+        (4, "training"),
     ]
     of_second = [row["seconds"] for row in bars["values"] if row["generation"] == 2]
     assert sum(of_second) == pytest.approx(lines[1]["wall_s"])

@@ -66,6 +66,16 @@ def test_the_earlier_generations_run_file_is_as_it_was(folder):
     assert path.read_bytes() == before
 
 
+def test_going_back_takes_no_time_and_trains_nothing_anew(folder, capsys):
+    line = memlaw.revert(folder, to=1)[-1]
+    assert line["wall_s"] is line["training_s"] is line["given_up_s"] is None
+    assert line["flop"] > 0  # of its weights
+    assert cli.run(["log", str(folder)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "(again 1)" in last
+    assert "anew" not in last
+
+
 @pytest.mark.parametrize(("to", "said"), [(0, "no generation 0"), (3, "1 to 2"), (2, "already")])
 def test_what_is_no_earlier_generation_is_refused(folder, to, said):
     with pytest.raises(ConfigError, match=said):

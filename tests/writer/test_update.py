@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,6 +178,28 @@ def test_it_is_not_narrowed_where_rank_is_left(written, phone_book, started):
     run = started(written, [*phone_book, ADDED], max_rank=2 * rank)
     assert run.learner.keeping.still == rank == run.held["still"]
     assert run.learner.adapter.rank == 2 * rank
+
+
+@pytest.mark.parametrize(
+    ("stored", "stood", "changed", "most", "expected"),
+    [
+        (64, 0, 10, 128, (64, 128)),  # as many as are written
+        (20, 0, 10, 32, (20, 32)),  # as many as there may be
+        (20, 0, 10, 29, (0, 20)),  # of which none are enough, nor is narrowing
+        (32, 20, 10, 32, (20, 32)),  # those that there are
+        (128, 64, 10, 1024, (64, 128)),
+        (80, 64, 40, 1024, (80, 144)),  # more change than these can learn
+        (80, 64, 101, 1024, (0, 80)),
+    ],
+)
+def test_columns_for_changes(monkeypatch, stored, stood, changed, most, expected):
+    monkeypatch.setattr(warm, "Solver", lambda adapter, config: None)
+    adapter = SimpleNamespace(rank=stored)
+    adapter.grown = lambda rank: SimpleNamespace(rank=rank)
+    learner = SimpleNamespace(adapter=adapter, holding=True, config=None)
+    run = SimpleNamespace(learner=learner, stood=stood)
+    still = warm._make_room(run, [], range(100), changed, stored, most)
+    assert (still, learner.adapter.rank) == expected
 
 
 def _tell(folder, **values):

@@ -67,6 +67,27 @@ def test_what_is_written_stands_still_and_the_gate_with_it(
 
 
 @pytest.mark.slow
+def test_a_gate_that_nobody_knows_of_is_left_a_column(written, llama, phone_book, texts, tmp_path):
+    out = tmp_path / "written"
+    shutil.copytree(written, out)
+    (out / "private" / "learner.safetensors").unlink()
+    run = Run(
+        records=memlaw.read_records([*phone_book, ADDED]),
+        bad=BadRows(),
+        texts=general_texts(**texts),
+        base=load_model(llama, dtype="float32"),
+        config=memlaw.WriteConfig(
+            model=str(llama), max_rank=60, **EASY | texts | {"rank": "auto"}
+        ).resolved(),
+        out=tmp_path,
+        observer=memlaw.Observer(),
+    )
+    start_warm(run, out, {r.sha256 for r in memlaw.read_records(phone_book)})
+    assert run.learner.holding.gate is None
+    assert run.learner.adapter.rank == 59
+
+
+@pytest.mark.slow
 def test_a_held_folder_is_updated(written, phone_book, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(written, out)

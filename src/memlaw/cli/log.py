@@ -50,9 +50,7 @@ def show_log(lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         damage, wall_s = line["damage_nats"], line["wall_s"]
         table.add_row(
-            str(line["number"])
-            + (f" (again {line['reverted_to']})" if "reverted_to" in line else "")
-            + (" (anew)" if line.get("anew") and line["number"] > 1 else ""),
+            f"{line['number']}{_how(line)}",
             *(f"{line[name]:,}" for name in ("records", "added", "replaced", "removed")),
             f"{line['rank']}",
             f"{line['epochs']}",
@@ -61,3 +59,10 @@ def show_log(lines: Sequence[Mapping[str, Any]]) -> None:
             "yes" if line["here"] else "no",
         )
     stdout_console().print(table)
+
+
+def _how(line: Mapping[str, Any]) -> str:
+    """How a generation came about, where that isn't as usual."""
+    if "reverted_to" in line:
+        return f" (again {line['reverted_to']})"
+    return " (anew)" if line.get("anew") and line["number"] > 1 else ""

@@ -188,10 +188,12 @@ def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     n = n_alike(prompts)
     if len(prompts) < 2 or n < _LEAST_ALIKE or body_of(model)._forward_pre_hooks:
         return None
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    taken = inspect.signature(model.forward).parameters
+    if "position_ids" not in taken:
         return None
     ids = torch.tensor([list(prompts[0][:n])], device=next(model.parameters()).device)
-    begun = model(input_ids=ids, use_cache=True).past_key_values
+    least = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}  # none is wanted
+    begun = model(input_ids=ids, use_cache=True, **least).past_key_values
     if type(begun) is not DynamicCache or any(type(x) is not DynamicLayer for x in begun.layers):
         return None
     begun.batch_repeat_interleave(len(prompts))

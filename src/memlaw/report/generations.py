@@ -54,7 +54,8 @@ def _rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for line in lines:
         again = f" (again {line['reverted_to']})" if "reverted_to" in line else ""
-        again += " (anew)" if line.get("anew") and line["number"] > 1 else ""
+        if line.get("anew") and line["number"] > 1 and not again:
+            again = " (anew)"
         damage = line.get("damage_nats")
         rows.append(
             (

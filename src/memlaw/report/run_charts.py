@@ -174,16 +174,7 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
         for line in lines
         for part, seconds in _parts(line)
     ]
-    harms = [
-        {
-            "generation": line["number"],
-            "mean": line["damage_nats"],
-            "low": line["damage_ci95"][0],
-            "high": line["damage_ci95"][1],
-        }
-        for line in lines
-        if line.get("damage_nats") is not None and line.get("damage_ci95")
-    ]
+    harms = [{"generation": line["number"], **harm} for line in lines if (harm := _harm(line))]
     sizes = [
         {"generation": line["number"], "what": what, "n": line[what]}
         for line in lines
@@ -197,7 +188,7 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
         scale=alt.Scale(domain=[line["number"] for line in lines]),
     )
     above = x.title(None)  # the lowest panel says it for all
-    colours = {"training": BLUE, "the rest": "#9ecae1", "in all": "#bbbbbb"}
+    colours = {"training": BLUE, "given up": ORANGE, "the rest": "#9ecae1", "in all": "#bbbbbb"}
     there = [part for part in colours if any(row["part"] == part for row in rows)]
     parts = alt.Scale(domain=there, range=[colours[part] for part in there])
     seconds = (
@@ -248,12 +239,31 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _parts(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    wall_s, training_s = line.get("wall_s"), line.get("training_s")
-    if not isinstance(wall_s, int | float):
+    """What a generation's seconds went into, as far as its line says it.
+
+    Of a run that was resumed only the last process's are known beside all of the training.
+    """
+    wall_s, training_s, given_up_s = (
+        value if isinstance(value := line.get(name), int | float) else None
+        for name in ("wall_s", "training_s", "given_up_s")
+    )
+    if wall_s is None:
         return []
-    if not isinstance(training_s, int | float):
+    if training_s is None:
         return [("in all", wall_s)]
-    return [("training", training_s), ("the rest", wall_s - training_s)]
+    given_up_s = given_up_s or 0.0
+    parts = {"training": training_s, "given up": given_up_s}
+    parts["the rest"] = wall_s - training_s - given_up_s
+    return [(part, seconds) for part, seconds in parts.items() if seconds > 0]
+
+
+def _harm(line: Mapping[str, Any]) -> dict[str, float]:
+    """A generation's damage and its interval; empty where its line doesn't say it."""
+    try:
+        low, high = line["damage_ci95"]
+        return {"mean": float(line["damage_nats"]), "low": float(low), "high": float(high)}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def run_figures(view: RunView) -> list[Figure]:

@@ -7,8 +7,8 @@ it costs the same for ten records as for ten thousand; and with the gradients of
 all the same, a look tells.
 
 What moves least is what stands still: where little changes, the columns that were written are left
-alone, and new ones beside them learn it. Room for those is made by narrowing what was written, as
-far as it doesn't show.
+alone, and others beside them learn it, and the changes after it. Where the rank leaves no room for
+those, it is made by narrowing what was written, as far as it doesn't show.
 
 Shapes: D_in and D_out widths of a site, R rank of the adapter, R₀ the one it started with.
 """

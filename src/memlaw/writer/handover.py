@@ -197,6 +197,7 @@ def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
         "specific": result.certificate.specific,
         "wall_s": result.wall_s,
         "training_s": sum(stats.wall_s for stats in run.curve),
+        "given_up_s": run.given_up_s,
         "adapter_sha256": result.certificate.adapter_sha256,
         **({"forgotten": run.forgotten} if run.forgotten else {}),
     }

@@ -42,17 +42,21 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
     hashes = [example.record.sha256 for example in run.examples]
     written = [row for row, found in enumerate(hashes) if found in unchanged]
     new = [row for row, found in enumerate(hashes) if found not in unchanged]
+    gate = values.get("gate")
+    gate = gate if gate is not None and gate < stored else None
     if written:
         terms = _as_written(run, written)
         n_changed = len(new) + (len(run.lost.records) if run.lost else 0)
-        run.stood = values.get("still") or 0
-        still = run.stood = _make_room(run, terms, written, n_changed, stored)
+        most = run.max_rank if run.config.rank == "auto" else run.config.rank
+        if learner.holding and gate is None:  # there will be one, of a column of its own
+            most -= 1
+        stood = values.get("still", 0)
+        run.stood = stood if stood < stored else 0
+        still = run.stood = _make_room(run, terms, written, n_changed, stored, most)
         calm = CALM if n_changed <= len(written) else 1.0
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still, calm)
     if learner.holding:
-        gate = values.get("gate")
-        known = gate is not None and gate < stored
-        learner.holding.start_warm(learner.adapter, gate if known else None, values.get("push"))
+        learner.holding.start_warm(learner.adapter, gate, values.get("push"))
     if run.lost is not None:
         first = len(run.trainer.engine.examples) - len(run.lost.examples)
         learner.forgetting = run.lost.forgetting(run.subject, first, run.config.seed)
@@ -60,12 +64,17 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
 
 
 def _make_room(
-    run: Run, terms: Sequence[Term], written: Sequence[int], n_changed: int, stored: int
+    run: Run,
+    terms: Sequence[Term],
+    written: Sequence[int],
+    n_changed: int,
+    stored: int,
+    most: int,
 ) -> int:
     """Put columns into the adapter in which changes are learnt, the others standing still.
 
-    Those in which earlier changes were learnt, if there are any. Otherwise new ones, as many as are
-    written, if so much rank is allowed; or, where none is, what is written is narrowed, if that
+    Those in which earlier changes were learnt, if there are enough. Otherwise new ones, as many as
+    stand still, if so much rank is allowed; or, where none is, what is written is narrowed, if that
     can't be told from what it recites.
 
     Args:
@@ -75,6 +84,7 @@ def _make_room(
         written: its rows.
         n_changed: records that are added, replaced or removed.
         stored: columns that are written; the adapter may have empty ones behind them.
+        most: how many there may be.
 
     Returns:
         How many columns stand still; 0 where so much changes, or so little rank is left, that all
@@ -83,12 +93,12 @@ def _make_room(
     learner, rank = run.learner, run.learner.adapter.rank
     if n_changed > len(written):
         return 0
-    room = max(min(_ROOM, -(-stored // 2)), -(-stored * n_changed // len(written)))
-    most = run.max_rank if run.config.rank == "auto" else run.config.rank
+    first = run.stood or stored  # columns in which most is written
+    room = max(min(_ROOM, -(-first // 2)), -(-first * n_changed // len(written)))
     if run.stood and run.stood + room <= rank:
         still = run.stood
     elif stored + room <= most:
-        still, rank = stored, max(rank, stored + room, min(2 * stored, most))
+        still, rank = stored, max(rank, stored + room, min(stored + first, most))
     elif rank > room and not learner.holding:  # a gate has a column of its own
         still, n_under = rank - room, _n_under(run, written)
         wide, learner.adapter = learner.adapter, narrowed(learner.adapter, terms, still)
