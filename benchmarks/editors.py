@@ -2,7 +2,7 @@
 
     python benchmarks/editors.py ultraedit [--rate 3e-5] [--most 1000]
     python benchmarks/editors.py memit [--weight 100] [--most 100]
-    python benchmarks/editors.py memlaw [--most 100] [--specificity]
+    python benchmarks/editors.py memlaw [--most 100] [--anew] [--specificity]
 
 200 made-up people live in one of some towns. The first 200 edits tell where each of them lives, all
 later ones move somebody: one edit, then nine, then ten at a time, each of them sequential. Then
@@ -348,14 +348,17 @@ def edited_models(editor: Editor, args: argparse.Namespace, judge: Judge) -> Ite
 
 
 def updated(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[dict[str, Any]]:
-    """The states of a folder that is written, and then updated with each batch."""
+    """The states of a folder that is written, and then updated with each batch, or written anew."""
     state: State = {}
-    out, spent = folder / "out", 0.0
+    spent = 0.0
     for n, batch in batches(args.seed, args.most):
         state |= batch
+        if args.anew and n not in args.states:
+            continue
         started = time.perf_counter()
         data = [(prompt(who), town) for who, town in state.items()]
-        if n == 1:
+        if n == 1 or args.anew:
+            out = folder / f"written-{n}"
             written = memlaw.write(data, out, specificity=args.specificity, observer=Progress())
             taken = written.certified
         else:
@@ -382,6 +385,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, nargs="+", default=STATES, help="looked at")
     parser.add_argument("--max-rank", type=int, default=64)
     parser.add_argument("--specificity", action="store_true")
+    parser.add_argument("--anew", action="store_true", help="write each state, without updates")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     dtype = "auto" if args.who == "memlaw" else "float32"
