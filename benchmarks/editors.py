@@ -348,7 +348,7 @@ def edited_models(editor: Editor, args: argparse.Namespace, judge: Judge) -> Ite
 
 
 def updated(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[dict[str, Any]]:
-    """The states of a folder that is written, and then updated with each batch, or written anew."""
+    """The states of a folder that is updated with each batch, or of one written for each state."""
     state: State = {}
     spent = 0.0
     for n, batch in batches(args.seed, args.most):
