@@ -26,6 +26,7 @@ Each has one number that matters most; it was chosen for them on the first ten e
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import random
@@ -368,10 +369,7 @@ def updated(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[di
             yield {"edits": n, "edit_s": spent, "refused": True}
             return
         if n in args.states:
-
-            def adapted() -> Any:
-                return loaded_adapter(out, judge.base.model)
-
+            adapted = functools.partial(loaded_adapter, out, judge.base.model)
             yield {"edits": n, "edit_s": spent, **judge(state, adapted)}
 
 

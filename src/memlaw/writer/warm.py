@@ -125,7 +125,8 @@ def _as_written(run: Run, rows: Sequence[int]) -> list[Term]:
     that, by the gradients at their outputs.
     """
     written = [run.examples[row] for row in rows]
-    reads = record_inputs(run.base.model, run.sites, written)
+    with run.learner.adapter.folded().attached(run.base.model):  # upper sites read what lower add
+        reads = record_inputs(run.base.model, run.sites, written)
     writes = odds_gradients(run.trainer.engine, run.learner.adapter, rows, seed=run.config.seed)
     alone = [(i,) for i in range(len(run.sites))]
     together = dict.fromkeys(tuple(term.sites) for term in run.learner.retention.terms) or alone
