@@ -19,7 +19,7 @@ Two editors, after their papers and in a few lines of our own:
   answer to come is found by 25 steps of Adam; five layers' down projections bring it about, in the
   least-squares sense, against the covariance of what they read on general text.
 
-Each has one number that matters most, `--rate` and `--weight`, chosen for it on the first ten edits.
+Each has one number that matters most, `--rate` and `--weight`, chosen on the first ten edits.
 A line of JSON a state.
 """
 
