@@ -72,10 +72,8 @@ def test_the_stream_is_drawn(out, tmp_path):
     # One that was resumed: its seconds are the last process's.
     lines.append({**lines[-1], "number": 4, "wall_s": 1.0, "training_s": 3.0, "given_up_s": 0})
     lines.append({**lines[-1], "number": 5, "wall_s": None, "damage_ci95": [0.1]})
-    bars, harms, sizes = (
-        panel["data"] if "data" in panel else panel["layer"][0]["data"]
-        for panel in stream(lines).to_dict()["vconcat"]
-    )
+    bars, harms, sizes = (chart.to_dict() for chart in stream(lines))
+    bars, harms, sizes = bars["data"], harms["layer"][0]["data"], sizes["data"]
     assert [(row["generation"], row["part"]) for row in bars["values"]] == [
         (1, "in all"),
         (2, "training"),
@@ -91,7 +89,8 @@ def test_the_stream_is_drawn(out, tmp_path):
     assert [row["generation"] for row in harms["values"]] == [1, 2, 3, 4]
     assert {row["what"] for row in sizes["values"]} == {"records", "rank"}
     make_report([out], tmp_path, format="svg")
-    assert (tmp_path / "stream.svg").is_file()
+    for name in ("seconds", "damage", "size"):
+        assert (tmp_path / f"generations_{name}.svg").is_file()
 
 
 def test_a_folder_that_was_never_updated_has_no_such_section(out, tmp_path):

@@ -158,8 +158,8 @@ def damage(run: Mapping[str, Any]) -> Any:
     return (zero + ticks + interval + mean).properties(width=WIDTH, height=110)
 
 
-def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """Seconds, damage and size of each generation; of `generations` in run.json.
+def stream(lines: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
+    """Seconds, damage and size of each generation, a chart each; of `generations` in run.json.
 
     What a line doesn't say is left out: a generation that was reverted to has no seconds, and
     earlier versions didn't tell training from the rest.
@@ -187,7 +187,6 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
         axis=alt.Axis(labelAngle=0, labelOverlap=True),
         scale=alt.Scale(domain=[line["number"] for line in lines]),
     )
-    above = x.title(None)  # the lowest panel says it for all
     colours = {"training": BLUE, "given up": ORANGE, "the rest": "#9ecae1", "in all": "#bbbbbb"}
     there = [part for part in colours if any(row["part"] == part for row in rows)]
     parts = alt.Scale(domain=there, range=[colours[part] for part in there])
@@ -195,7 +194,7 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
         alt.Chart(data(rows))
         .mark_bar()
         .encode(
-            x=above,
+            x=x,
             y=alt.Y("seconds:Q", title="seconds", axis=alt.Axis(tickCount=4)),
             color=alt.Color("part:N", title=None, scale=parts),
             order=alt.Order("part:N", sort="descending"),
@@ -205,13 +204,13 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
     interval = (
         alt.Chart(data(harms))
         .mark_rule(color=BLUE, strokeWidth=2)
-        .encode(x=above, y="low:Q", y2="high:Q")
+        .encode(x=x, y="low:Q", y2="high:Q")
     )
     mean = (
         alt.Chart(data(harms))
         .mark_point(color=BLUE, fill=BLUE, size=40, shape="diamond")
         .encode(
-            x=above,
+            x=x,
             y=alt.Y("mean:Q", title="ΔNLL, nats a token", axis=alt.Axis(tickCount=4)),
             tooltip=["generation:O", alt.Tooltip("mean:Q", format="+.4f")],
         )
@@ -231,11 +230,9 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> Any:
             tooltip=["generation:O", "what:N", "n:Q"],
         )
     )
-    panels = [
-        panel.properties(width=2 * WIDTH - 60, height=110)
-        for panel in (seconds, interval + mean, size)
-    ]
-    return alt.vconcat(*panels).resolve_scale(color="independent")
+    return tuple(
+        chart.properties(width=WIDTH, height=150) for chart in (seconds, interval + mean, size)
+    )
 
 
 def _parts(line: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -311,17 +308,22 @@ def run_figures(view: RunView) -> list[Figure]:
         )
     lines = (view.run or {}).get("generations", [])
     if len(lines) > 1:
-        found.append(
-            Figure(
-                name="stream",
-                title="Generation by generation",
-                caption="What each took, what it does to unseen text (mean and 95 % interval), and "
-                "how many records and columns it has.",
-                chart=spec(
-                    stream(lines),
-                    f"Seconds, damage, records and rank of {len(lines)} generations.",
-                ),
-                columns=1,
-            )
-        )
+        found += _stream_figures(lines)
     return found
+
+
+def _stream_figures(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    told = (
+        ("seconds", "What each generation took", "All seconds, by what they went into."),
+        ("damage", "What each does to unseen text", "ΔNLL: the mean and its 95 % interval."),
+        ("size", "How large each is", "Records, and columns of the adapter."),
+    )
+    return [
+        Figure(
+            name=f"generations_{name}",
+            title=title,
+            caption=caption,
+            chart=spec(chart, f"{title}, of {len(lines)} generations."),
+        )
+        for (name, title, caption), chart in zip(told, stream(lines), strict=True)
+    ]
