@@ -1,6 +1,6 @@
 """Who still knows what after 1, 10, 100 and 1,000 edits: model editors beside `write` and `update`.
 
-    python benchmarks/editors.py ultraedit [--rate 3e-5] [--most 1000]
+    python benchmarks/editors.py ultraedit [--rate 1e-4] [--most 1000]
     python benchmarks/editors.py memit [--weight 100] [--most 100]
     python benchmarks/editors.py memlaw [--most 100] [--anew] [--specificity]
 
@@ -335,7 +335,9 @@ class Memit(Editor):
         return found["keys"], found["stream"]
 
 
-def edited_models(editor: Editor, args: argparse.Namespace, judge: Judge) -> Iterator[Any]:
+def edited_models(
+    editor: UltraEdit | Memit, args: argparse.Namespace, judge: Judge
+) -> Iterator[Any]:
     """An editor's states, as lines."""
     state: State = {}
     spent = 0.0
@@ -377,7 +379,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("who", choices=("ultraedit", "memit", "memlaw"))
-    parser.add_argument("--rate", type=float, default=3e-5)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--weight", type=float, default=100.0)
     parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--states", type=int, nargs="+", default=STATES, help="looked at")

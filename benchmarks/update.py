@@ -85,11 +85,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "max_damage": args.max_damage}
 
 
-def room(args: argparse.Namespace) -> dict[str, Any]:
-    """Of `update`."""
-    return {} if args.max_rank is None else {"max_rank": args.max_rank}
-
-
 def told(what: str, result: Any, wall_s: float, out: Path) -> dict[str, Any]:
     """What a step was."""
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -119,7 +114,7 @@ def change(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         started = time.perf_counter()
         if name == "update":
             update = memlaw.update(
-                folder / "write", list(book.items()), observer=Progress(), **room(args)
+                folder / "write", list(book.items()), observer=Progress(), max_rank=args.max_rank
             )
             result, out = update.written, folder / "write"
             assert update.taken, "refused"
@@ -155,7 +150,7 @@ def stream(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         if generation <= done:
             continue
         started = time.perf_counter()
-        update = memlaw.update(out, list(book.items()), observer=Progress(), **room(args))
+        update = memlaw.update(out, list(book.items()), observer=Progress(), max_rank=args.max_rank)
         line = told(f"generation {generation}", update.written, time.perf_counter() - started, out)
         line |= {"taken": update.taken, "forgotten": [one.to_json() for one in update.forgotten]}
         yield line

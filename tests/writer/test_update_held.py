@@ -27,22 +27,31 @@ def written(llama, phone_book, texts, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def started(llama, phone_book, texts, tmp_path):
+    """What an update of a folder that adds a record begins with."""
+
+    def start(folder, max_rank):
+        run = Run(
+            records=memlaw.read_records([*phone_book, ADDED]),
+            bad=BadRows(),
+            texts=general_texts(**texts),
+            base=load_model(llama, dtype="float32"),
+            config=memlaw.WriteConfig(
+                model=str(llama), max_rank=max_rank, **EASY | texts | {"rank": "auto"}
+            ).resolved(),
+            out=tmp_path,
+            observer=memlaw.Observer(),
+        )
+        start_warm(run, folder, {r.sha256 for r in memlaw.read_records(phone_book)})
+        return run
+
+    return start
+
+
 @pytest.mark.slow
-def test_what_is_written_stands_still_and_the_gate_with_it(
-    written, llama, phone_book, texts, tmp_path
-):
-    run = Run(
-        records=memlaw.read_records([*phone_book, ADDED]),
-        bad=BadRows(),
-        texts=general_texts(**texts),
-        base=load_model(llama, dtype="float32"),
-        config=memlaw.WriteConfig(
-            model=str(llama), max_rank=64, **EASY | texts | {"rank": "auto"}
-        ).resolved(),
-        out=tmp_path,
-        observer=memlaw.Observer(),
-    )
-    start_warm(run, written, {r.sha256 for r in memlaw.read_records(phone_book)})
+def test_what_is_written_stands_still_and_the_gate_with_it(written, phone_book, started):
+    run = started(written, max_rank=64)
     learner, holding = run.learner, run.learner.holding
     saved = saved_factors(written, run.sites)
     rank = saved[0][0].shape[1]
@@ -67,22 +76,11 @@ def test_what_is_written_stands_still_and_the_gate_with_it(
 
 
 @pytest.mark.slow
-def test_a_gate_that_nobody_knows_of_is_left_a_column(written, llama, phone_book, texts, tmp_path):
+def test_a_gate_that_nobody_knows_of_is_left_a_column(written, started, tmp_path):
     out = tmp_path / "written"
     shutil.copytree(written, out)
     (out / "private" / "learner.safetensors").unlink()
-    run = Run(
-        records=memlaw.read_records([*phone_book, ADDED]),
-        bad=BadRows(),
-        texts=general_texts(**texts),
-        base=load_model(llama, dtype="float32"),
-        config=memlaw.WriteConfig(
-            model=str(llama), max_rank=60, **EASY | texts | {"rank": "auto"}
-        ).resolved(),
-        out=tmp_path,
-        observer=memlaw.Observer(),
-    )
-    start_warm(run, out, {r.sha256 for r in memlaw.read_records(phone_book)})
+    run = started(out, max_rank=60)
     assert run.learner.holding.gate is None
     assert run.learner.adapter.rank == 59
 

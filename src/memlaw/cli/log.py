@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from memlaw.cli.dispatch import DONE
 from memlaw.cli.parse import parse
 from memlaw.cli.terminal import duration, plain_table, print_json, stdout_console
+from memlaw.core.generations import generation_name
 
 GROUPS = {"run": ("json",)}
 
@@ -50,7 +51,7 @@ def show_log(lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         damage, wall_s = line["damage_nats"], line["wall_s"]
         table.add_row(
-            f"{line['number']}{_how(line)}",
+            generation_name(line),
             *(f"{line[name]:,}" for name in ("records", "added", "replaced", "removed")),
             f"{line['rank']}",
             f"{line['epochs']}",
@@ -59,10 +60,3 @@ def show_log(lines: Sequence[Mapping[str, Any]]) -> None:
             "yes" if line["here"] else "no",
         )
     stdout_console().print(table)
-
-
-def _how(line: Mapping[str, Any]) -> str:
-    """How a generation came about, where that isn't as usual."""
-    if "reverted_to" in line:
-        return f" (again {line['reverted_to']})"
-    return " (anew)" if line.get("anew") and line["number"] > 1 else ""

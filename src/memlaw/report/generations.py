@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.commitment import PRIVATE_FOLDER
+from memlaw.core.generations import generation_name
 from memlaw.report.run_view import RunView
 from memlaw.report.tables import Table, signed
 
@@ -53,13 +54,10 @@ def _rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
     rows = []
     for line in lines:
-        again = f" (again {line['reverted_to']})" if "reverted_to" in line else ""
-        if line.get("anew") and line["number"] > 1 and not again:
-            again = " (anew)"
         damage = line.get("damage_nats")
         rows.append(
             (
-                f"{line['number']}{again}",
+                generation_name(line),
                 *(number(line.get(name)) for name in ("records", "added", "replaced", "removed")),
                 number(line.get("n_certified")),
                 number(line.get("rank")),

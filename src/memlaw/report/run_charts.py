@@ -1,4 +1,4 @@
-"""Charts of a run: probabilities of its tokens, its training, its damage."""
+"""Charts of a run: probabilities of its tokens, its training, its damage, its generations."""
 
 from __future__ import annotations
 

@@ -98,10 +98,9 @@ def read_learner(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | 
         with safe_open(out / PRIVATE_FOLDER / LEARNER_FILE, framework="pt") as file:
             values = json.loads(file.metadata()["memlaw"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        gate, push = values.get("gate"), values.get("push")
+        gate, push, still = values.get("gate"), values.get("push"), values.get("still", 0)
         if not (gate is None or (type(gate) is int and gate >= 0)):
             raise ValueError(f"a gate in column {gate!r}")
-        still = values.get("still", 0)
         if not (type(still) is int and still >= 0):
             raise ValueError(f"{still!r} columns that stand still")
         if not (push is None or (type(push) is float and 0 < push < math.inf)):

@@ -207,7 +207,7 @@ class Run:
 
     @property
     def held(self) -> dict[str, Any]:
-        """What an update has to know of how this was held, JSON-able; see `Holding.start_warm`."""
+        """What an update has to know of how this was held, JSON-able; see `warm.start_warm`."""
         holding, keeping = self.learner.holding, self.learner.keeping
         return {
             "gate": holding.gate if holding else None,
