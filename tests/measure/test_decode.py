@@ -5,9 +5,10 @@ import inspect
 import pytest
 import torch
 
-from memlaw.measure.decode import greedy_decode, n_alike
+from memlaw.measure.decode import greedy_decode
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
+from memlaw.model.beginning import n_alike
 from memlaw.model.body import body_of
 from memlaw.model.sites import resolve_sites
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from memlaw.core.errors import DataError
 from memlaw.core.intervals import mean_interval
 from memlaw.data.texts import DOCUMENTATION, sha256_of
+from memlaw.model.body import body_of
+from memlaw.model.forward import logits_of
 from memlaw.model.head import row_blocks
 from memlaw.model.lower_layers import recorded, replayed
 
@@ -179,6 +181,7 @@ def measure_damage(
     text_name: str,
     text: str,
     first_layer: int = 0,
+    known: Mapping[str, Tensor] | None = None,
 ) -> Damage:
     """Compare the model without and with an adapter on the same text.
 
@@ -189,14 +192,23 @@ def measure_damage(
         text_name: where the text comes from.
         text: the text, for its hash.
         first_layer: the lowest decoder layer that the adapter changes; those below it are run once.
+        known: what `bare_states` gave for the same; else, or where it is empty, the bare model is
+            run.
     """
     device = next(model.parameters()).device
     base_nll: list[Tensor] = []
     nll: list[Tensor] = []
     kl: list[Tensor] = []
-    for ids in token_windows.to(device).split(_BATCH):
-        with recorded(model, first_layer) as lower:
-            before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    known = known or {}
+    parts = {name: states.split(_BATCH) for name, states in known.items()}
+    for i, ids in enumerate(token_windows.to(device).split(_BATCH)):
+        if "hidden" in parts:
+            states = parts["hidden"][i][:, :-1].flatten(0, 1).to(device)
+            before = logits_of(model, states)
+            lower = [parts["lower"][i].to(device)] if "lower" in parts else []
+        else:
+            with recorded(model, first_layer) as lower:
+                before = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         with adapted() as changed, replayed(model, first_layer, lower):
             now = changed(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         by_token = compare_logits(before, now, ids[:, 1:].flatten())  # three of [batch · (S − 1)]
@@ -216,6 +228,44 @@ def measure_damage(
         text_sha256=sha256_of(text),
         by_window=tuple(zip(delta.tolist(), divergence.tolist(), strict=True)),
     )
+
+
+@torch.inference_mode()
+def bare_states(
+    model: Any, token_windows: Int64[Tensor, "W S"], first_layer: int
+) -> dict[str, Tensor]:
+    """What the bare model computes on windows of text, on the CPU, in its dtype.
+
+    Args:
+        model: the base model.
+        token_windows: token ids.
+        first_layer: the lowest decoder layer that adapters change.
+
+    Returns:
+        `hidden` [W, S, D]: the final hidden states; `lower` [W, S, D]: what goes into that layer,
+        if it isn't the first, and layers give a tensor. Nothing, where logits don't follow from the
+        final hidden states.
+    """
+    device = next(model.parameters()).device
+    found: dict[str, list[Tensor]] = {"hidden": [], "lower": []}
+    for ids in token_windows.to(device).split(_BATCH):
+        with recorded(model, first_layer) as lower:
+            hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+        if not found["hidden"] and not _gives_logits(model, ids[:1], hidden[:1]):
+            return {}
+        found["hidden"].append(hidden.cpu())
+        found["lower"] += [states.cpu() for states in lower]
+    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+
+def _gives_logits(model: Any, ids: Tensor, hidden: Tensor) -> bool:
+    expected = model(ids, use_cache=False).logits[0].float()
+    try:
+        found = logits_of(model, hidden[0]).float()
+    except Exception:  # whatever a head asks for that isn't there
+        return False
+    limit = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool((found - expected).norm() <= limit * expected.norm())
 
 
 def compare_logits(

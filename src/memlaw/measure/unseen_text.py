@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from memlaw.core.errors import DataError
+from memlaw.core.files import json_sha256
 from memlaw.data.texts import sha256_of, unseen_text
 from memlaw.measure.answers import Answered
-from memlaw.measure.damage import Damage, measure_damage, windows
+from memlaw.measure.damage import Damage, bare_states, measure_damage, windows
 from memlaw.measure.decode import decoded_text
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
+from memlaw.model.cache import Kept, kept
 
 
 class UnseenText:
@@ -33,7 +38,8 @@ class UnseenText:
     bound = "max_damage"
 
     def __init__(self, base: BaseModel, text: str, text_name: str, first_layer: int = 0) -> None:
-        self.text, self.text_name, self.first_layer = text, text_name, first_layer
+        self.base, self.first_layer = base, first_layer
+        self.text, self.text_name = text, text_name
         self.windows = windows(base.tokenizer, text, context=base.context_length)
 
     @classmethod
@@ -81,7 +87,18 @@ class UnseenText:
             text_name=self.text_name,
             text=self.text,
             first_layer=self.first_layer,
+            known=self.known,
         )
+
+    @functools.cached_property
+    def known(self) -> dict[str, Tensor]:
+        """What the bare model computes on the windows, from the cache if it is there."""
+
+        def make() -> Kept:
+            return Kept(None, bare_states(self.base.model, self.windows, self.first_layer))
+
+        settings = {"windows": json_sha256(self.windows.tolist()), "first_layer": self.first_layer}
+        return kept(self.base, "unseen-text", settings, make).tensors
 
     def details(self, harm: Damage, tokenizer: Any) -> dict[str, Any]:
         """Each window's text, and what became of it."""
