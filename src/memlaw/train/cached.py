@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import nn
 
 from memlaw.data.record import Example
@@ -201,6 +201,20 @@ class CachedEngine:
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """See `head_losses`: there and back at once, or again for what has a weight."""
         return (2 * n_targets, 0) if dense else (n_targets, 2 * n_weighted)
+
+    def reads(self, rows: Sequence[int]) -> Float32[Tensor, "n D_in"] | None:
+        """See `Engine.reads`."""
+        if self.site_input is None or len(self.sites) > 1:
+            return None
+        packer = self.packed.packer
+        starts, p = packer.starts.tolist(), packer.n_prefix
+        of_rest = torch.cat([torch.arange(starts[row], starts[row + 1]) for row in rows])
+        n_sharing = sum(packer.shares[row] for row in rows)
+        found = self.site_input.read(of_rest).float()
+        if p and n_sharing:  # stands there once
+            prefix = self.site_input.read(torch.arange(p)).float()
+            found = torch.cat([found, n_sharing**0.5 * prefix])
+        return found / (len(of_rest) + p * n_sharing) ** 0.5
 
     def hidden(self, jobs: Sequence[Job]) -> tuple[Float[Tensor, "N_M D"], Int64[Tensor, "N_M"]]:
         """See `Engine.hidden`."""

@@ -80,6 +80,16 @@ class Engine(Protocol):
         """
         ...
 
+    def reads(self, rows: Sequence[int]) -> Float32[Tensor, "n D_in"] | None:
+        """What the only site reads on some examples, whatever its adapter; None: it isn't known.
+
+        So scaled that its Gram is a mean over all their tokens; n may be less than those.
+
+        Args:
+            rows: at least one.
+        """
+        ...
+
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """Through how many rows of logits a job's step goes, in `forward` and in `backward`.
 
@@ -242,6 +252,9 @@ class PlainEngine:
             ):
                 parts.append((self._run(batch)[batch.keep], reads, probes))
         return Probed.joined(parts)
+
+    def reads(self, rows: Sequence[int]) -> None:
+        """See `Engine.reads`."""
 
     def head_rows(self, n_targets: int, n_weighted: int, *, dense: bool) -> tuple[int, int]:
         """All of them, forwards; and backwards, if any has a weight."""

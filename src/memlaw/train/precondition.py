@@ -25,6 +25,7 @@ from memlaw.model.body import body_of
 from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
 from memlaw.model.sites import Site
+from memlaw.train.engine import Engine
 
 GeneralMoments = tuple[Float32[Tensor, "_ _"], Float32[Tensor, "_ _"]]  # sites differ in width
 _MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
@@ -52,6 +53,7 @@ def measure_statistics(
     sites: Sequence[Site],
     examples: Sequence[Example],
     general: Sequence[GeneralMoments],
+    engine: Engine | None = None,
 ) -> list[Statistics]:
     """Measure the records' second moments at every site of the bare model, beside general text's.
 
@@ -60,10 +62,12 @@ def measure_statistics(
         sites: where.
         examples: the records.
         general: of each site, as `measure_general` found it.
+        engine: has the examples as its first ones; it may know what a site reads.
     """
+    records = record_inputs(model, sites, examples, engine, range(len(examples)))
     return [
         Statistics(records_in=r, general_in=x, general_out=g)
-        for r, (x, g) in zip(record_inputs(model, sites, examples), general, strict=True)
+        for r, (x, g) in zip(records, general, strict=True)
     ]
 
 
@@ -86,12 +90,29 @@ def measure_general(
 
 
 def record_inputs(
-    model: nn.Module, sites: Sequence[Site], examples: Sequence[Example]
+    model: nn.Module,
+    sites: Sequence[Site],
+    examples: Sequence[Example],
+    engine: Engine | None = None,
+    rows: Sequence[int] = (),
 ) -> list[Float32[Tensor, "n _"]]:
-    """What each site of the bare model reads on the records, so scaled that its Gram is a mean.
+    """What each site of a model reads on records, so scaled that its Gram is a mean.
 
-    [n, D_in] a site, real positions only, at most about 4,096 of them.
+    Real positions only, about 4,096 of them at most.
+
+    Args:
+        model: the bare one, or with the adapter that the upper sites are to be read with.
+        sites: where.
+        examples: the records.
+        engine: where it knows what the only site reads, the model isn't run.
+        rows: of the records, among the engine's examples.
+
+    Returns:
+        [n, D_in] a site.
     """
+    spread = _spread(examples)
+    if engine is not None and (known := engine.reads([rows[i] for i in spread])) is not None:
+        return [known]
     found: list[list[Tensor]] = [[] for _ in sites]
     hooks = [
         model.get_submodule(site.module).register_forward_hook(
@@ -102,7 +123,7 @@ def record_inputs(
     device = next(model.parameters()).device
     body = body_of(model)
     read: list[list[Tensor]] = [[] for _ in sites]
-    chosen = _spread(examples)
+    chosen = [examples[i] for i in spread]
     longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)
     try:
         with torch.no_grad():
@@ -121,15 +142,15 @@ def record_inputs(
     return [x / max(len(x), 1) ** 0.5 for x in (torch.cat(parts) for parts in read)]
 
 
-def _spread(examples: Sequence[Example]) -> list[Example]:
-    """Examples from all over the data, of about `_MAX_POSITIONS` tokens together."""
+def _spread(examples: Sequence[Example]) -> list[int]:
+    """Which examples, from all over the data, have about `_MAX_POSITIONS` tokens together."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen: list[Example] = []
+    chosen: list[int] = []
     n_tokens = 0
     for i in order:
         if n_tokens >= _MAX_POSITIONS:
             break
-        chosen.append(examples[i])
+        chosen.append(i)
         n_tokens += len(examples[i].prompt_ids) + len(examples[i].target_ids)
     return chosen
 

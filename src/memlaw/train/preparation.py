@@ -66,6 +66,7 @@ def prepare(
     examples: Sequence[Example],
     config: TrainConfig,
     general: Callable[[], Sequence[GeneralMoments]],
+    engine: Engine | None = None,
 ) -> Preparation:
     """Measure what training by `config` needs to know of the records and of general text.
 
@@ -75,10 +76,11 @@ def prepare(
         examples: the records to learn.
         config: how to train.
         general: gives general text's second moments, as `measure_general`; called if needed.
+        engine: has the examples as its first ones, if it is there already.
     """
     statistics: list[Statistics] = []
     if config.whiten or config.retention:
-        statistics = measure_statistics(model, sites, examples, general())
+        statistics = measure_statistics(model, sites, examples, general(), engine)
     whiteners = [
         Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
         for s in statistics

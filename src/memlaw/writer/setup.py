@@ -171,7 +171,7 @@ def plain_training(
     held = range(len(records), len(examples))
     engine = _engine(model, sites, examples, config, notice, held=held)
     base_nll = bare_losses(engine, sites, len(records), model.device)
-    learner = prepare(model, sites, records, config, general).learner(
+    learner = prepare(model, sites, records, config, general, engine).learner(
         model,
         records,
         rank=rank(base_nll),

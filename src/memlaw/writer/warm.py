@@ -126,7 +126,8 @@ def _as_written(run: Run, rows: Sequence[int]) -> list[Term]:
     """
     written = [run.examples[row] for row in rows]
     with run.learner.adapter.folded().attached(run.base.model):  # upper sites read what lower add
-        reads = record_inputs(run.base.model, run.sites, written)
+        engine = run.trainer.engine
+        reads = record_inputs(run.base.model, run.sites, written, engine, rows)
     writes = odds_gradients(run.trainer.engine, run.learner.adapter, rows, seed=run.config.seed)
     alone = [(i,) for i in range(len(run.sites))]
     together = dict.fromkeys(tuple(term.sites) for term in run.learner.retention.terms) or alone
