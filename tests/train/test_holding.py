@@ -92,19 +92,42 @@ def test_kinds_have_their_weights_whatever_the_number_of_positions():
 
 def test_the_mean_begins_with_the_negatives_and_follows():
     holding, adapter = _holding(active=False), _adapter(1.0)
-    holding.after_step(adapter)
+    holding.after_step(adapter, 5)
     assert holding.mean is None
     holding.active = True
     for value in (2.0, 4.0):
         with torch.no_grad():
             adapter.a[0].fill_(value)
-        holding.after_step(adapter)
+        holding.after_step(adapter, 5)
     assert float(holding.mean[0][0, 0]) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("warm", "n_batches", "mean"),
+    [
+        (False, 1, 3.0),
+        (True, 1, 4 - 2 * 0.5**5),
+        (True, 2, 4 - 2 * 0.5**2.5),
+        (True, 5, 3.0),
+        (True, 9, 3.0),
+    ],
+)
+def test_in_an_update_the_mean_follows_as_quickly_in_epochs(warm, n_batches, mean):
+    assert (SMALL.mean, SMALL.steps) == (0.5, 5)
+    holding, adapter = _holding(), _adapter(2.0)
+    if warm:
+        holding.start_warm(adapter, None, 1.0)
+    else:
+        holding.begin_mean(adapter)
+    with torch.no_grad():
+        adapter.a[0].fill_(4.0)
+    holding.after_step(adapter, n_batches)
+    assert float(holding.mean[0][0, 0].detach()) == pytest.approx(mean)
 
 
 def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
     holding = _holding()
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     holding.after_look(6, 0.5, 0.5)
     assert (holding.push, holding.kept) == (1.0, None)
     for epoch in (9, 12):
@@ -122,7 +145,7 @@ def test_it_holds_tighter_while_all_pass_and_looser_when_too_many_dont():
 
 def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again():
     holding = _holding()
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     for epoch in (6, 9, 12):
         holding.after_look(epoch, 1.0, 1.0)
     holding.forget_kept()
@@ -139,7 +162,7 @@ def test_what_failed_its_audit_is_followed_by_looser_looks_until_all_pass_again(
 @pytest.mark.parametrize("n", [4, 100])
 def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way(n):
     holding = _holding(n_records=n)
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     for epoch in (6, 9, 12):
         holding.after_look(epoch, 1.0, 1.0)
     held = holding.kept_push
@@ -162,7 +185,7 @@ def test_what_a_few_records_failed_is_waited_for_before_the_hold_gives_way(n):
 def test_nothing_is_waited_for_once_all_were_safe_again_or_many_failed():
     for happens in (lambda h: h.after_look(12, 1.0, 1.0), lambda h: h.forget_kept()):
         holding = _holding(n_records=100)
-        holding.after_step(_adapter(1.0))
+        holding.after_step(_adapter(1.0), 5)
         for epoch in (6, 9):
             holding.after_look(epoch, 1.0, 1.0)
         assert holding.mend([3])
@@ -175,7 +198,7 @@ def test_nothing_is_waited_for_once_all_were_safe_again_or_many_failed():
 
 def test_what_was_kept_was_trained_under_a_hold_that_is_known():
     holding = _holding()
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     for epoch in (6, 9):
         holding.after_look(epoch, 1.0, 1.0)
     assert holding.kept_push == SMALL.tighter < holding.push
@@ -206,7 +229,7 @@ def test_where_no_hold_is_known_an_update_is_held_as_a_write_is():
 
 def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
     holding = _holding()
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     holding.after_look(6, 0.99, 0.99)
     assert (holding.rate, holding.first_over, holding.kept) == (1.0, 0, None)
     holding.after_look(9, 0.99, 1.0)
@@ -221,7 +244,7 @@ def test_over_the_line_the_rate_falls_and_well_over_it_the_mean_is_kept():
 def test_it_looks_every_few_epochs_once_most_records_are_there():
     holding = _holding()
     assert not holding.is_due(9, 0.0)  # there is no mean
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     assert holding.is_due(9, 0.19)
     assert not holding.is_due(9, 0.21)
     holding.after_look(9, 1.0, 1.0)
@@ -230,7 +253,7 @@ def test_it_looks_every_few_epochs_once_most_records_are_there():
 
 def test_what_is_shown_is_not_what_is_trained():
     holding, adapter = _holding(), _adapter(1.0)
-    holding.after_step(adapter)
+    holding.after_step(adapter, 5)
     with torch.no_grad():
         adapter.a[0].fill_(5.0)
     holding.show(adapter, holding.mean)
@@ -260,7 +283,7 @@ def test_tokens_near_the_line_weigh_more_from_look_to_look():
 
 def test_its_state_comes_back():
     holding = _holding()
-    holding.after_step(_adapter(1.0))
+    holding.after_step(_adapter(1.0), 5)
     holding.after_look(9, 1.0, 1.0)
     holding.weigh([10], torch.tensor([7.0]))
     tensors, values = holding.state()

@@ -18,7 +18,7 @@ from memlaw.model.sites import decoder_layers, resolve_sites
 from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import Job, PlainEngine, bare_losses
-from memlaw.train.keeping import CALM, Keeping, odds_gradients
+from memlaw.train.keeping import CALM, HELD, Keeping, odds_gradients
 from memlaw.train.learner import Learner
 from memlaw.train.retention import Term
 from memlaw.train.solver import Solver
@@ -126,8 +126,8 @@ def test_batches_are_bounded_by_records_and_by_tokens(ready):
     assert [len(batch) for batch in in_batches([long, *examples], [1, 0, 1, 2])] == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("still", "share"), [(2, 1.0), (0, CALM)])
-def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
+@pytest.mark.parametrize(("still", "share"), [(2, HELD), (0, CALM)])
+def test_steps_are_as_much_smaller_as_it_says(ready, still, share):
     """AdamW's first step moves each number by the learning rate."""
     _, _, examples, adapter = ready
     learner = Learner(adapter, examples, TrainConfig(learning_rate=0.01, retention=0))
@@ -139,7 +139,7 @@ def test_what_is_written_is_trained_in_smaller_steps(ready, still, share):
         reads=[torch.randn(5, adapter.sites[0].d_in, generator=drawn)],
         writes=[torch.randn(5, adapter.sites[0].d_out, generator=drawn)],
     )
-    learner.keeping = Keeping(learner.adapter, [term], 1.0, still, CALM)
+    learner.keeping = Keeping(learner.adapter, [term], 1.0, still, beside=HELD, calm=CALM)
     before = [weights.detach().clone() for weights in learner.adapter.parameters()]
     for weights in learner.adapter.parameters():
         weights.grad = torch.full_like(weights, 1e-3)
@@ -167,7 +167,7 @@ def test_leaving_where_it_started_is_what_is_penalized(ready, still):
         reads=[torch.randn(5, adapter.sites[0].d_in, generator=drawn)],
         writes=[torch.randn(7, adapter.sites[0].d_out, generator=drawn)],
     )
-    keeping = Keeping(adapter, [term], 3.0, still, CALM)
+    keeping = Keeping(adapter, [term], 3.0, still)
     at_start = keeping.loss(adapter).item()
     was = (adapter.a[0] @ adapter.b[0]).detach()
     with torch.no_grad():

@@ -52,7 +52,8 @@ class Recipe:
         shrinkage: how much less counts what these positions say of how the entries of what a site
             reads go together: an adapter lies where they cancel, and elsewhere they cancel less.
         retention_parts: these are dealt to so many parts, and each step looks at one of them.
-        mean: what a step leaves of the running mean of the weights.
+        mean: what a step leaves of the running mean of the weights;
+        steps: where an epoch has so many. In an update it may have fewer, which leave less each.
         look_epochs: the running mean is audited every so many epochs, once fewer than `look_share`
             of the records have a token under the line.
         stubborn: a token counts twice as much from look to look, up to `most_focus`, while its
@@ -97,6 +98,7 @@ class Recipe:
     shrinkage: float = 0.3
     retention_parts: int = 8
     mean: float = 0.95
+    steps: int = 5
     look_epochs: int = 3
     look_share: float = 0.2
     stubborn: tuple[float, float] = (0.7, 1.4)

@@ -59,6 +59,7 @@ class Holding:
         last_kept: that of `kept`; 0 where there is none.
         looked: the epoch in which the mean was last audited.
         gate: the rank of the adapter that the gate sits in, once it was put in.
+        is_warm: it goes on where an earlier training ended.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Holding:
         self.n_near = len(near)
         self.lengths = dict(zip(self.rows, lengths, strict=True))
         self.place = {row: i for i, row in enumerate(self.rows)}
-        self.active, self.extra = False, recipe.extra
+        self.active, self.is_warm, self.extra = False, False, recipe.extra
         self.push, self.least_push, self.most_push = 1.0, 1.0, recipe.most_push
         self.last_kl = torch.ones(len(self.rows))
         self.mean: Weights | None = None
@@ -132,13 +133,22 @@ class Holding:
         return self.push * self.recipe.closed * quadratic_penalty([part], factors)
 
     @torch.no_grad()
-    def after_step(self, adapter: Adapter) -> None:
-        """Take the weights into the mean."""
+    def after_step(self, adapter: Adapter, n_batches: int) -> None:
+        """Take the weights into the mean.
+
+        Args:
+            adapter: whose weights.
+            n_batches: how many steps the epoch has. In an update that trains few records they are
+                few, and the mean follows each the more: as quickly, in epochs, as in a `write`.
+        """
         if self.mean is None and self.active:
             self.mean = _copy(adapter)
         elif self.mean is not None:
+            left = self.recipe.mean
+            if self.is_warm:
+                left **= max(1.0, self.recipe.steps / max(1, n_batches))
             for mean, weights in zip(self.mean, adapter.parameters(), strict=True):
-                mean.lerp_(weights, 1 - self.recipe.mean)
+                mean.lerp_(weights, 1 - left)
 
     def after_epoch(self, nll_nats: float) -> None:
         """Let negatives join once the loss is low enough."""
@@ -156,7 +166,7 @@ class Holding:
             gate: the rank of its gate, if it has one.
             push: what it was trained under at last; None: nobody knows.
         """
-        self.active, self.gate = True, gate
+        self.active, self.is_warm, self.gate = True, True, gate
         if push is not None:
             self.push, self.extra = min(self.most_push, push), self.recipe.extra_warm
             self.least_push = min(self.least_push, self.push)

@@ -32,6 +32,7 @@ _MOST_TOKENS = 1024  # whose log-odds are looked at, about
 _HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
 CALM = 0.2  # of the learning rate, where little changes and all is trained
+HELD = 0.3  # likewise, where new columns are trained under all that holds other answers
 
 
 class Keeping:
@@ -43,7 +44,8 @@ class Keeping:
         weight: what half the mean square that their log-odds move counts, beside the step's mean
             loss.
         still: so many of its first columns of A, and rows of B, aren't trained.
-        calm: what the learning rate is multiplied by where all are.
+        beside, calm: what the learning rate is multiplied by where new columns are trained beside
+            those, and where all are.
 
     Attributes:
         terms: as given; `weight`, `still` likewise, until they give way.
@@ -52,9 +54,17 @@ class Keeping:
     """
 
     def __init__(
-        self, adapter: Adapter, terms: Sequence[Term], weight: float, still: int, calm: float
+        self,
+        adapter: Adapter,
+        terms: Sequence[Term],
+        weight: float,
+        still: int,
+        *,
+        beside: float = 1.0,
+        calm: float = 1.0,
     ) -> None:
-        self.terms, self.weight, self.still, self.calm = terms, weight, still, calm
+        self.terms, self.weight, self.still = terms, weight, still
+        self.beside, self.calm = beside, calm
         self.n_given = self.progress_at = 0
         self.least_under = math.inf
         self.start = [
@@ -68,9 +78,10 @@ class Keeping:
 
         Less where what is written is trained, too: AdamW's steps are about as large for a number
         that hardly matters as for one that does, so that who slipped and is trained again makes
-        others slip in turn.
+        others slip in turn. And less with specificity: the change has few records, so an epoch is a
+        step or two, and the first of them, at the full rate, throw far what nothing has damped yet.
         """
-        return 1.0 if self.still else self.calm
+        return self.beside if self.still else self.calm
 
     def loss(self, adapter: Adapter) -> Float32[Tensor, ""]:
         """The weighted penalty of a step; a scalar with a graph."""

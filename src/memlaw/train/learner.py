@@ -163,8 +163,13 @@ class Learner:
         """
         rows = self.rows[self.admitted()[self.rows] > 0]
         order = torch.randperm(len(rows), generator=self._generator(self.epoch))
-        n_batches = -(-len(order) // self.batch_size)
-        return [rows[part].tolist() for part in torch.tensor_split(order, n_batches)]
+        return [rows[part].tolist() for part in torch.tensor_split(order, self.n_batches)]
+
+    @property
+    def n_batches(self) -> int:
+        """How many steps this epoch has."""
+        n_admitted = int((self.admitted()[self.rows] > 0).sum())
+        return -(-n_admitted // self.batch_size)
 
     def admitted(self) -> Int64[Tensor, "examples"]:
         """How many of each one's target tokens this epoch trains."""
@@ -253,12 +258,12 @@ class Learner:
         rate = self.schedule.at(self.n_looks - 1)
         if self.holding:
             rate *= self.holding.rate
-        elif self.keeping:
+        if self.keeping:
             rate *= self.keeping.rate
         self.solver.step(rate)
         self.n_steps += 1
         if self.holding:
-            self.holding.after_step(self.adapter)
+            self.holding.after_step(self.adapter, self.n_batches)
 
     def end_epoch(self, nll_nats: float) -> None:
         """Count the epoch, and set the learning rate for the next one.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from memlaw.model.formats import saved_factors
-from memlaw.train.keeping import CALM, Keeping, narrowed, odds_gradients
+from memlaw.train.keeping import CALM, HELD, Keeping, narrowed, odds_gradients
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
 from memlaw.train.solver import Solver
@@ -53,8 +53,10 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
         stood = values.get("still", 0)
         run.stood = stood if stood < stored else 0
         still = run.stood = _make_room(run, terms, written, n_changed, stored, most)
-        calm = CALM if n_changed <= len(written) else 1.0
-        learner.keeping = Keeping(learner.adapter, terms, KEEP, still, calm)
+        rates = {"calm": CALM} if n_changed <= len(written) else {}
+        if learner.holding:
+            rates = {"beside": HELD}
+        learner.keeping = Keeping(learner.adapter, terms, KEEP, still, **rates)
     if learner.holding:
         learner.holding.start_warm(learner.adapter, gate, values.get("push"))
     if run.lost is not None:
