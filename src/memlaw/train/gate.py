@@ -32,7 +32,7 @@ _SURE = (1.6, 4.0)  # log-odds that records get, at least and at most
 _RECORD_WEIGHT = 15.0
 _FAILED_WEIGHT = 16.0  # times that, each time that a record failed an audit which the rest passed
 _HARM_WEIGHT = 30.0  # of a nat of harm, against a squared log-odd
-_ROUNDS = 3  # z is linear but nearly
+_ROUNDS = 3  # z is linear but nearly; and of a gate that was there, which moves little, 1
 _ITERATIONS = 200
 _REACH = 3.0  # of log-odds: a near miss that is further below its limit isn't looked at again
 _TINY = 1e-12
@@ -124,7 +124,7 @@ def solve_gate(engine: Engine, learner: Learner) -> None:
     width = len(_column(adapter, sites, holding.gate))
     others = _Line(rest=limits.clone(), slopes=limits.new_zeros(len(near), width))
     close = torch.arange(len(near), device=limits.device)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if b is None else 1):
         now = _column(adapter, sites, holding.gate)
         at_records = _look(engine, adapter, sites, records, first)
         at_near = _look(engine, adapter, sites, [near[i] for i in close.tolist()], first)
