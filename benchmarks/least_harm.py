@@ -31,7 +31,7 @@ from update import People
 from memlaw.data.encoding import encode
 from memlaw.data.record import Record
 from memlaw.data.texts import general_texts
-from memlaw.measure.damage import windows
+from memlaw.measure.damage import WINDOW_TOKENS
 from memlaw.measure.examine import audit_examples
 from memlaw.measure.unseen_text import UnseenText
 from memlaw.model.adapter import Adapter
@@ -101,14 +101,10 @@ class Book:
         self.sites = resolve_sites(model, config.placement, config.layers)
         self.engine = cached.CachedEngine(model, self.sites, self.examples)
         texts = general_texts()
-        context = self.base.context_length
-        retained = windows(
-            tokenizer,
-            texts.retained,
-            context=context,
-            n_windows=args.windows,
-            name="the text to retain",
-        )
+        ids = torch.tensor(tokenizer(texts.retained)["input_ids"])
+        retained = ids[: len(ids) // WINDOW_TOKENS * WINDOW_TOKENS].view(-1, WINDOW_TOKENS)
+        spread = torch.linspace(0, len(retained) - 1, min(args.windows, len(retained)))
+        retained = retained[spread.long()]
         ((self.reads, self.writes),) = general_moments(self.base, self.sites, retained, seed=0)
         self.unseen = UnseenText(
             self.base, texts.unseen, texts.unseen_name, min(s.layer for s in self.sites)
@@ -233,7 +229,8 @@ def write(book: Book, args: argparse.Namespace) -> dict[str, Any]:
         torch.arange(int(book.engine.packed.packer.starts[-1]))
     ).float()
     on_records = all_reads.T @ all_reads / len(all_reads)
-    held = args.retention * min(1.0, n_tokens / 1000)
+    share = min(1.0, n_tokens / 1000)
+    held, most_held = min(args.begin, args.retention) * share, args.retention * share
     near = 4.0 * held  # how much the records' own outputs hold back a pass
     weights = torch.ones(n_tokens)
     change = torch.zeros(d_in, d_out)  # of the weight, times the root of the output's metric
@@ -243,7 +240,7 @@ def write(book: Book, args: argparse.Namespace) -> dict[str, Any]:
         return float((weights * torch.nn.functional.softplus(_GOAL - z)).sum()) + harm
 
     seen = book.run(change @ back, rows)
-    now = loss(seen.z, change)
+    now, polished = loss(seen.z, change), 0
     for number in range(1, args.passes + 1):
         token, read, gradient = seen.token, seen.reads, seen.gradients
         unsafe = sorted(set(book.owner[seen.z < 0.5].tolist()))
@@ -292,11 +289,14 @@ def write(book: Book, args: argparse.Namespace) -> dict[str, Any]:
             f"{kept_word:.2f}",
             flush=True,
         )
-        if bool((seen.z > _DONE).all()):
-            break
+        if held >= most_held and bool((seen.z > _DONE).all()):
+            polished += 1
+            if polished > args.polish:
+                break
         if n_under < 0.3 * n_tokens:
             grown = torch.where(seen.z < _DONE, weights * _STUBBORN, weights)
             weights = torch.where(seen.z > 2.5, weights / 1.2, grown).clamp(1.0, _MOST)
+            held, near = min(most_held, held * args.grow), near * min(most_held / held, args.grow)
             now = loss(seen.z, change)
     return finished(book, change @ back, args, number, time.perf_counter() - started)
 
@@ -332,6 +332,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--retention", type=float, default=30_000.0)
+    parser.add_argument("--begin", type=float, default=30_000.0, help="retention, at first")
+    parser.add_argument("--grow", type=float, default=1.5, help="by this from pass to pass")
+    parser.add_argument("--polish", type=int, default=0, help="passes when all is learnt")
     parser.add_argument("--damping", type=float, default=0.3, help="of the metric of harm")
     parser.add_argument("--windows", type=int, default=32, help="of text that harm is read on")
     parser.add_argument("--passes", type=int, default=40)
