@@ -14,7 +14,6 @@ from memlaw.writer.goals import NEAR, SAFE, WAIT_EPOCHS, Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
-_MOST_ASKED = 0.62  # p .83 for a line of .55
 _PATIENCE = 5  # epochs without progress, until old records are held less tightly
 
 
@@ -166,21 +165,14 @@ class UpdateMeanGoals(Watching, MeanGoals):
             self._old_ones_hold()
         return super().after(stats)
 
-    def _enough(self) -> float:
-        return self.asked if self.asked > SAFE else super()._enough()
-
     def _look_at_mean(self) -> Tensor:
         lowest = super()._look_at_mean()
-        if bool((lowest < self._p(self.asked)).any()):  # and those near them, which would be next
-            near = self.asked + (1 - self.asked) / 3
-            self._join((lowest < self._p(near)).nonzero()[:, 0].tolist())
+        if bool((lowest < self._p(SAFE)).any()):  # and those near them, which an audit may miss
+            self._join((lowest < self._p(NEAR)).nonzero()[:, 0].tolist())
         return lowest
 
     def _ask_for_more(self) -> None:
-        # Of many records some are always on the edge of an audit, each time others: all of those
-        # that aren't trained have to be further from it.
         self._join(self._failed_rows())
-        self.asked = min(_MOST_ASKED, self.asked + (1 - self.asked) / 4)
         super()._ask_for_more()
 
     def _finish(self) -> str:
