@@ -148,9 +148,6 @@ class UpdateMeanGoals(Watching, MeanGoals):
     """When an update of a folder with specificity is over: the mean of the weights counts."""
 
     safe = near = 0.0  # a share of 0 is the line: the mean is asked for more where it is looked at
-    asked = (
-        SAFE  # how far beyond the line all must be in the mean; more behind an audit that failed
-    )
     looked_at = 0  # the epoch in which records that aren't trained were looked at last
 
     def after(self, stats: EpochStats) -> str:
