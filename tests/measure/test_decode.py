@@ -5,13 +5,14 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
 
 from memlaw.data.record import Example, Record
 from memlaw.measure.decode import greedy_decode
 from memlaw.measure.examine import audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
-from memlaw.model.beginning import n_alike
+from memlaw.model.beginning import begun_together, n_alike
 from memlaw.model.body import body_of
 from memlaw.model.sites import resolve_sites
 
@@ -69,6 +70,22 @@ def test_what_is_read_behind_a_common_beginning_is_the_same(make_model, name):
     assert calls[-1] == (3, whole)
     if name != "mistral":  # its window slides
         assert calls[:-1] == [(1, 20), (3, whole - 20)]
+
+
+def test_a_model_that_gives_no_keys_is_run_whole():
+    config = RecurrentGemmaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        lru_width=32,
+        block_types=["recurrent", "attention"],
+        attention_window_size=64,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert begun_together(model, PROMPTS) is None
 
 
 def test_what_an_activated_adapter_is_given_it_sees_whole(llama):

@@ -52,6 +52,23 @@ def test_the_second_time_the_bare_model_is_not_run(base, first_layer):
     assert dataclasses.replace(first, by_window=()).text == by_running.text
 
 
+def test_of_a_users_own_text_nothing_is_kept(base, tmp_path):
+    text, name = unseen_text()
+    assert UnseenText(base, "Something private. " + text, "mine.txt", 2).known.keys()
+    assert not list((tmp_path / "cache").rglob("unseen-text-*"))
+    assert UnseenText(base, text, name, 2).known.keys() == {"hidden", "lower"}
+    assert len(list((tmp_path / "cache").rglob("unseen-text-*"))) == 1
+
+
+def test_a_model_of_the_same_weights_that_computes_otherwise_is_run(base):
+    text, name = unseen_text()
+    usual = UnseenText(base, text, name, 2).known["hidden"]
+    base.model.config.rms_norm_eps = 1.0
+    for layer in base.model.model.layers:
+        layer.input_layernorm.variance_epsilon = 1.0
+    assert not torch.allclose(UnseenText(base, text, name, 2).known["hidden"], usual)
+
+
 def test_a_head_that_is_not_apart_is_run_as_it_is(base, monkeypatch):
     text, name = unseen_text()
     windows = UnseenText(base, text, name).windows[:2]

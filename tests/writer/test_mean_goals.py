@@ -281,24 +281,6 @@ def test_a_gate_with_which_a_record_fails_is_not_taken(
     assert any(row.any() for row in last) != breaks  # the gate's rank does something
 
 
-@pytest.mark.parametrize(
-    ("warm", "epochs", "n_solved"), [(False, (20, 23), 2), (True, (20, 23), 1), (True, (20, 30), 2)]
-)
-def test_an_update_solves_its_gate_now_and_then(
-    llama, phone_book, texts, tmp_path, monkeypatch, warm, epochs, n_solved
-):
-    """Behind an audit that failed, too."""
-    run = _run(llama, phone_book, tmp_path, texts, layers=(1, 2), rank=8)
-    judge, holding, solved = mean_goals.MeanGoals(run), run.learner.holding, []
-    monkeypatch.setattr(mean_goals, "solve_gate", lambda engine, learner: solved.append(learner))
-    holding.is_warm = warm
-    for epoch in epochs:
-        run.learner.epoch = epoch
-        holding.kept = [w.detach().clone() for w in run.learner.adapter.parameters()]
-        judge._solve_gate()
-    assert len(solved) == n_solved
-
-
 @pytest.mark.parametrize(("dtype", "line"), [("float32", 0.5625), ("bfloat16", 0.6985)])
 def test_in_16_bits_the_mean_passes_only_well_over_the_line(
     llama, phone_book, texts, tmp_path, monkeypatch, dtype, line

@@ -12,6 +12,7 @@ from memlaw.data.texts import general_texts
 from memlaw.model.base import load_model
 from memlaw.model.formats import saved_factors
 from memlaw.settings.recipe import RECIPE
+from memlaw.train.keeping import HELD
 from memlaw.writer.private import read_learner
 from memlaw.writer.state import Run
 from memlaw.writer.warm import start_warm
@@ -60,6 +61,8 @@ def test_what_is_written_stands_still_and_the_gate_with_it(written, phone_book, 
     _, values = read_learner(written)
     assert holding.push == values["push"] >= 1
     assert holding.extra == RECIPE.extra_warm
+    assert holding.is_warm
+    assert (learner.keeping.rate, learner.keeping.calm) == (HELD, HELD)
     for i, (was_a, was_b) in enumerate(saved):
         a, b = learner.adapter.factors(i)
         assert torch.allclose(a @ b, was_a @ was_b, atol=1e-4)

@@ -1,6 +1,7 @@
 """The audit: what a model recalls, token by token, found in two ways.
 
-The first is a teacher-forced pass: one forward pass over prompt and target. A token with p > 0.5
+The first is a teacher-forced pass: one forward pass over prompt and target, behind what all prompts
+of a batch begin with, which is run once. A token with p > 0.5
 must be the argmax, so a record whose tokens all are is recited. The second is greedy decoding from
 the prompt alone, which shows what rounding does. Neither overrules the other.
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import __version__ as transformers_version
 
 from memlaw.core.errors import DataError
 from memlaw.core.files import json_sha256
@@ -92,12 +94,24 @@ class UnseenText:
 
     @functools.cached_property
     def known(self) -> dict[str, Tensor]:
-        """What the bare model computes on the windows, from the cache if it is there."""
+        """What the bare model computes on the windows; of the built-in text it is kept on disk.
+
+        Of other texts it isn't: from such states a text can be told.
+        """
+        model = self.base.model
 
         def make() -> Kept:
-            return Kept(None, bare_states(self.base.model, self.windows, self.first_layer))
+            return Kept(None, bare_states(model, self.windows, self.first_layer))
 
-        settings = {"windows": json_sha256(self.windows.tolist()), "first_layer": self.first_layer}
+        if self.text != unseen_text()[0]:
+            return make().tensors
+        config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+        settings = {
+            "windows": json_sha256(self.windows.tolist()),
+            "first_layer": self.first_layer,
+            "config": json_sha256(json.loads(json.dumps(config, default=str))),
+            "transformers": transformers_version,
+        }
         return kept(self.base, "unseen-text", settings, make).tensors
 
     def details(self, harm: Damage, tokenizer: Any) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def begun_together(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
         return None
     ids = torch.tensor([list(prompts[0][:n])], device=next(model.parameters()).device)
     least = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}  # none is wanted
-    begun = model(input_ids=ids, use_cache=True, **least).past_key_values
+    said = model(input_ids=ids, use_cache=True, **least)
+    begun: Any = getattr(said, "past_key_values", None)  # some keep their state elsewhere
     if type(begun) is not DynamicCache or any(type(x) is not DynamicLayer for x in begun.layers):
         return None
     begun.batch_repeat_interleave(len(prompts))

@@ -31,7 +31,8 @@ class Batch:
             a pad token that shares its id with the end-of-turn token hides nothing.
         keep: positions whose next token is a target token.
         target_ids: the target tokens, record after record.
-        position_ids: places in the record, where pads stand before it; None: places in the row.
+        position_ids: places in the record, where pads or tokens that have been run stand before the
+            row's; None: places in the row.
     """
 
     input_ids: Int64[Tensor, "B S"]
@@ -75,7 +76,9 @@ def collate(
         input_ids[row, first:end] = torch.tensor(ids)
         attention_mask[row, n_begun + first : n_begun + end] = 1
         keep[row, end - len(example.target_ids) - 1 : end - 1] = True
-    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device) if pad_left else None
+    positions = None
+    if pad_left or n_begun:
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, n_begun:].to(device)
     targets = torch.tensor([t for e in examples for t in e.target_ids])
     return Batch(
         input_ids=input_ids.to(device),

@@ -59,7 +59,6 @@ class Holding:
         last_kept: that of `kept`; 0 where there is none.
         looked: the epoch in which the mean was last audited.
         gate: the rank of the adapter that the gate sits in, once it was put in.
-        gated: the epoch in which it was solved last; 0: in none.
         is_warm: it goes on where an earlier training ended.
     """
 
@@ -89,7 +88,7 @@ class Holding:
         self.kept_push: float | None = None
         self.focus: Tensor | None = None
         self.failed, self.patience = torch.zeros(n_records), 0
-        self.first_over = self.last_kept = self.looked = self.gated = 0
+        self.first_over = self.last_kept = self.looked = 0
         self.gate: int | None = None
         self._aside: Weights | None = None  # weights in training, while others are shown
 
@@ -325,7 +324,7 @@ class Holding:
             name: getattr(self, name)
             for name in (
                 *("active", "push", "least_push", "most_push", "patience"),
-                *("first_over", "last_kept", "looked", "gate", "gated", "kept_push", "extra"),
+                *("first_over", "last_kept", "looked", "gate", "kept_push", "extra"),
             )
         }
         return tensors, values

@@ -16,7 +16,6 @@ from memlaw.writer.state import Run
 
 _TINY = 1e-6  # a probability no further from 0 or 1
 _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
-_GATE_LASTS = 10  # epochs of an update: solving it takes as long as many of them
 
 
 class MeanGoals(Goals):
@@ -131,10 +130,6 @@ class MeanGoals(Goals):
         assert holding.kept is not None
         if not holding.n_near or not can_gate(run.learner.adapter):
             return
-        since = run.learner.epoch - holding.gated
-        if holding.is_warm and holding.gated and since < _GATE_LASTS:  # the last one moves little
-            return
-        holding.gated = run.learner.epoch
         is_first = holding.gate is None
         if is_first:
             holding.start_from(run.learner.adapter, holding.kept)

@@ -53,9 +53,9 @@ def start_warm(run: Run, folder: Path, unchanged: Collection[str]) -> None:
         stood = values.get("still", 0)
         run.stood = stood if stood < stored else 0
         still = run.stood = _make_room(run, terms, written, n_changed, stored, most)
-        rates = {"calm": CALM} if n_changed <= len(written) else {}
-        if learner.holding:
-            rates = {"beside": HELD}
+        rates: dict[str, float] = {}
+        if n_changed <= len(written):
+            rates = {"beside": HELD, "calm": HELD} if learner.holding else {"calm": CALM}
         learner.keeping = Keeping(learner.adapter, terms, KEEP, still, **rates)
     if learner.holding:
         learner.holding.start_warm(learner.adapter, gate, values.get("push"))
