@@ -503,20 +503,6 @@ def test_an_update_trains_what_fails_in_a_form_too(llama, phone_book, texts, tmp
     assert judge.holding.failed.tolist() == [0, 0, 1, 0]
 
 
-def test_with_who_is_not_safe_in_the_mean_an_update_trains_those_near_them(
-    llama, phone_book, texts, tmp_path, monkeypatch
-):
-    run = _run(llama, phone_book, tmp_path, texts)
-    run.base.model.to(torch.bfloat16)
-    judge = UpdateMeanGoals(run)
-    run.learner.train_on([0])
-    for lowest, rows in (([0.9, 0.72, 0.79, 0.95], [0]), ([0.9, 0.69, 0.79, 0.95], [0, 1, 2])):
-        found = torch.tensor(lowest)
-        monkeypatch.setattr(mean_goals.MeanGoals, "_look_at_mean", lambda self, found=found: found)
-        assert judge._look_at_mean() is found
-        assert run.learner.rows.tolist() == rows
-
-
 def test_tokens_of_a_record_that_failed_count_as_nearer_to_their_line(
     llama, phone_book, texts, tmp_path
 ):

@@ -164,8 +164,7 @@ class UpdateMeanGoals(Watching, MeanGoals):
 
     def _look_at_mean(self) -> Tensor:
         lowest = super()._look_at_mean()
-        if bool((lowest < self._p(SAFE)).any()):  # and those near them, which an audit may miss
-            self._join((lowest < self._p(NEAR)).nonzero()[:, 0].tolist())
+        self._join((lowest < self._p(SAFE)).nonzero()[:, 0].tolist())
         return lowest
 
     def _ask_for_more(self) -> None:
