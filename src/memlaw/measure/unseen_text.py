@@ -109,7 +109,7 @@ class UnseenText:
         settings = {
             "windows": json_sha256(self.windows.tolist()),
             "first_layer": self.first_layer,
-            "config": json_sha256(json.loads(json.dumps(config, default=str))),
+            "config": json_sha256(json.dumps(config, default=str)),
             "transformers": transformers_version,
         }
         return kept(self.base, "unseen-text", settings, make).tensors
