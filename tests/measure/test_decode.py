@@ -2,14 +2,11 @@
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
 
-from memlaw.data.record import Example, Record
 from memlaw.measure.decode import greedy_decode
-from memlaw.measure.examine import audit_examples
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.beginning import begun_together, n_alike
@@ -41,35 +38,6 @@ def test_it_is_what_each_by_itself_gets(make_model, name):
     assert "position_ids" in inspect.signature(model.forward).parameters
     if name != "mistral":  # its window slides
         assert calls[:2] == [(1, 20), (3, 7)]
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox"])
-def test_what_is_read_behind_a_common_beginning_is_the_same(make_model, name):
-    base = load_model(make_model(name), dtype="float32")
-    examples = [
-        Example(
-            record=Record(prompt=str(i), completion=str(i), id=str(i)),
-            prompt_ids=prompt,
-            target_ids=(30 + i, 31, 0)[i % 2 :],
-        )
-        for i, prompt in enumerate(PROMPTS)
-    ]
-    calls = []
-
-    def read(**how):
-        hook = _watched(base.model, calls)
-        audit = audit_examples(base.model, base.tokenizer, examples, decode="none", **how)
-        hook.remove()
-        return audit.tokens
-
-    together, alone = read(), read(use_cache=False)
-    assert np.allclose(together.nll_nats, alone.nll_nats, rtol=1e-4, atol=1e-5)
-    assert (together.argmax_id == alone.argmax_id).all()
-    assert (together.token_id == alone.token_id).all()
-    whole = max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
-    assert calls[-1] == (3, whole)
-    if name != "mistral":  # its window slides
-        assert calls[:-1] == [(1, 20), (3, whole - 20)]
 
 
 def test_a_model_that_gives_no_keys_is_run_whole():

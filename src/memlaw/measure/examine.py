@@ -1,7 +1,6 @@
 """The audit: what a model recalls, token by token, found in two ways.
 
-The first is a teacher-forced pass: one forward pass over prompt and target, behind what all prompts
-of a batch begin with, which is run once. A token with p > 0.5
+The first is a teacher-forced pass: one forward pass over prompt and target. A token with p > 0.5
 must be the argmax, so a record whose tokens all are is recited. The second is greedy decoding from
 the prompt alone, which shows what rounding does. Neither overrules the other.
 """
@@ -24,7 +23,6 @@ from memlaw.data.record import Example
 from memlaw.measure.decode import greedy_decode
 from memlaw.measure.files import SavedAudit
 from memlaw.measure.table import AuditResult, TokenTable, verdicts
-from memlaw.model.beginning import begun_together
 from memlaw.model.forward import collate, in_batches, target_logits
 from memlaw.settings.choices import Decode
 
@@ -125,8 +123,7 @@ def audit_examples(
         end_id: without `end`: the token at which decoding stops; None: at none.
         prefix_tokens: the examples are documents, and their prompts so many tokens of them; None:
             they are records.
-        use_cache: decoding keeps keys and values, and what all prompts of a batch begin with is run
-            once, in reading and decoding, where the model can go on from there.
+        use_cache: decoding keeps keys and values.
         pad_left: the teacher-forced pass pads on the left. Decoding always does: from a prompt
             with pads behind it, the model would go on from a pad.
         progress: called with a phase, how many of its records are done, and of how many.
@@ -134,8 +131,7 @@ def audit_examples(
     Returns:
         Verdicts and token table, in the order of `examples`.
     """
-    together = use_cache and not pad_left
-    tokens = _measure_tokens(model, examples, batch_size, progress, pad_left, together)
+    tokens = _measure_tokens(model, examples, batch_size, progress, pad_left)
     decoded = _decode_some(model, examples, batch_size, decode, progress, end, end_id, use_cache)
     texts = None if end else tokenizer
     found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
@@ -192,17 +188,12 @@ def _measure_tokens(
     batch_size: int,
     progress: Callable[[str, int, int], None],
     pad_left: bool,
-    together: bool,
 ) -> TokenTable:
-    """Read the targets; with `together` what all prompts begin with is run once a batch."""
     device = next(model.parameters()).device
     parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for rows in _batches(examples, batch_size):
-        chosen = [examples[i] for i in rows]
-        begun = begun_together(model, [e.prompt_ids for e in chosen]) if together else None
-        n_begun = 0 if begun is None else begun.get_seq_length()
-        batch = collate(chosen, device, pad_left=pad_left, n_begun=n_begun)
-        measured = _token_measures(target_logits(model, batch, begun), batch.target_ids)
+        batch = collate([examples[i] for i in rows], device, pad_left=pad_left)
+        measured = _token_measures(target_logits(model, batch), batch.target_ids)
         ends = np.cumsum([len(examples[i].target_ids) for i in rows])[:-1]
         split = [np.split(column.cpu().numpy(), ends) for column in measured]
         for place, i in enumerate(rows):
@@ -264,7 +255,6 @@ def _decode_some(
                 for i in picked
             ],
             use_cache=use_cache,
-            together=True,
         )
         decoded.update(zip(picked, found, strict=True))
         progress("reciting", len(decoded), n)

@@ -26,17 +26,16 @@ class Batch:
     """Examples as tensors, padded on one side.
 
     Attributes:
-        input_ids: prompt, then target; without the P tokens that have been run before, if any.
-        attention_mask: 1 on real tokens, those P included, by their place, never by their value:
+        input_ids: prompt, then target.
+        attention_mask: 1 on real tokens, by their place, never by their value:
             a pad token that shares its id with the end-of-turn token hides nothing.
         keep: positions whose next token is a target token.
         target_ids: the target tokens, record after record.
-        position_ids: places in the record, where pads or tokens that have been run stand before the
-            row's; None: places in the row.
+        position_ids: places in the record, where pads stand before it; None: places in the row.
     """
 
     input_ids: Int64[Tensor, "B S"]
-    attention_mask: Int64[Tensor, "B P_S"]
+    attention_mask: Int64[Tensor, "B S"]
     keep: Bool[Tensor, "B S"]
     target_ids: Int64[Tensor, "N"]
     position_ids: Int64[Tensor, "B S"] | None = None
@@ -48,37 +47,21 @@ def unflatten(values: Shaped[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Shaped[
 
 
 def collate(
-    examples: Sequence[Example],
-    device: torch.device | str = "cpu",
-    *,
-    pad_left: bool = False,
-    n_begun: int = 0,
+    examples: Sequence[Example], device: torch.device | str = "cpu", *, pad_left: bool = False
 ) -> Batch:
-    """Put examples into one batch.
-
-    Args:
-        examples: at least one.
-        device: where it is wanted.
-        pad_left: pads stand on the left; else on the right.
-        n_begun: P, the first so many tokens of each prompt, fewer than all, that the model has been
-            run on before; see `begun_together`. Pads are on the right then.
-    """
-    n = len(examples)
-    width = max(len(e.prompt_ids) + len(e.target_ids) for e in examples) - n_begun
+    """Put examples, at least one, into one batch, padded on the right, or on the left."""
+    n, width = len(examples), max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     input_ids = torch.zeros(n, width, dtype=torch.long)
-    attention_mask = torch.zeros(n, n_begun + width, dtype=torch.long)
-    attention_mask[:, :n_begun] = 1
+    attention_mask = torch.zeros(n, width, dtype=torch.long)
     keep = torch.zeros(n, width, dtype=torch.bool)
     for row, example in enumerate(examples):
-        ids = (example.prompt_ids + example.target_ids)[n_begun:]
+        ids = example.prompt_ids + example.target_ids
         first = width - len(ids) if pad_left else 0
         end = first + len(ids)
         input_ids[row, first:end] = torch.tensor(ids)
-        attention_mask[row, n_begun + first : n_begun + end] = 1
+        attention_mask[row, first:end] = 1
         keep[row, end - len(example.target_ids) - 1 : end - 1] = True
-    positions = None
-    if pad_left or n_begun:
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, n_begun:].to(device)
+    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device) if pad_left else None
     targets = torch.tensor([t for e in examples for t in e.target_ids])
     return Batch(
         input_ids=input_ids.to(device),
@@ -118,16 +101,11 @@ def in_batches(
     return batches
 
 
-def target_logits(model: Any, batch: Batch, begun: Any = None) -> Float[Tensor, "N V"]:
+def target_logits(model: Any, batch: Batch) -> Float[Tensor, "N V"]:
     """Logits of the target tokens, teacher-forced.
 
     The same as `model(input_ids, attention_mask).logits[keep]`. If the model's `forward` has the
     argument `logits_to_keep`, the head is computed only at positions before a target token.
-
-    Args:
-        model: a Transformers causal language model, in eval mode.
-        batch: what it is run on.
-        begun: the keys and values of what has been run before; they are added to.
 
     Returns:
         [N, V] in the model's dtype.
@@ -135,10 +113,8 @@ def target_logits(model: Any, batch: Batch, begun: Any = None) -> Float[Tensor, 
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
-        "use_cache": begun is not None,
+        "use_cache": False,
     }
-    if begun is not None:
-        inputs["past_key_values"] = begun
     taken = inspect.signature(model.forward).parameters
     if batch.position_ids is not None and "position_ids" in taken:
         inputs["position_ids"] = batch.position_ids

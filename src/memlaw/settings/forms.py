@@ -26,9 +26,8 @@ class Form:
         base: how the base model's weights are quantised beneath the adapter, by bitsandbytes.
         attention: implementation of attention.
         batch_size: records per forward pass.
-        use_cache: decoding keeps keys and values, and what all prompts of a batch begin with is run
-            once; without, each token, and each record that is read, runs its whole sequence.
-        pad_left: the teacher-forced pass pads on the left, too, and runs whole records.
+        use_cache: decoding keeps keys and values; without, each token runs the whole sequence.
+        pad_left: the teacher-forced pass pads on the left, too.
     """
 
     name: str
