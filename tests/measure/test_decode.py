@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
 
-from memlaw.measure.decode import greedy_decode
+from memlaw.measure import decode
+from memlaw.measure.decode import greedy_decode, n_alike
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
-from memlaw.model.beginning import begun_together, n_alike
 from memlaw.model.body import body_of
 from memlaw.model.sites import resolve_sites
 
@@ -52,8 +52,7 @@ def test_a_model_that_gives_no_keys_is_run_whole():
         block_types=["recurrent", "attention"],
         attention_window_size=64,
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    assert begun_together(model, PROMPTS) is None
+    assert decode._begun(AutoModelForCausalLM.from_config(config).eval(), PROMPTS) is None
 
 
 def test_what_an_activated_adapter_is_given_it_sees_whole(llama):

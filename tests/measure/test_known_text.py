@@ -73,6 +73,6 @@ def test_a_head_that_is_not_apart_is_run_as_it_is(base, monkeypatch):
     text, name = unseen_text()
     windows = UnseenText(base, text, name).windows[:2]
     monkeypatch.setattr(
-        "memlaw.measure.damage.logits_of", lambda model, hidden: 2 * model.lm_head(hidden)
+        "memlaw.model.forward.logits_of", lambda model, hidden: 2 * model.lm_head(hidden)
     )
     assert bare_states(base.model, windows, 2) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlaw.model.beginning import begun_together
+from memlaw.model.body import body_of
+
+_LEAST_ALIKE = 8  # tokens: fewer are not worth a pass of their own
 
 
 def greedy_decode(
@@ -141,7 +144,7 @@ def _said(
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    begun = begun_together(model, prompts) if begun_once else None
+    begun = _begun(model, prompts) if begun_once else None
     n = 0 if begun is None else begun.get_seq_length()
     width = max(len(p) for p in prompts)
     input_ids = torch.full((len(prompts), width), pad_id)
@@ -171,6 +174,39 @@ def _said(
         for hook in hooks:
             hook.remove()
         model.generation_config = usual
+
+
+def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+    """The keys and values of what all prompts begin with, for each of them; None: there are none.
+
+    Only of a model that is told positions, and that attends in each layer to all that came before:
+    then it doesn't matter where pads stand. Nor may anything look at what the model is given: it
+    would not see the prompt as one.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    n = n_alike(prompts)
+    if len(prompts) < 2 or n < _LEAST_ALIKE or body_of(model)._forward_pre_hooks:
+        return None
+    taken = inspect.signature(model.forward).parameters
+    if "position_ids" not in taken:
+        return None
+    ids = torch.tensor([list(prompts[0][:n])], device=next(model.parameters()).device)
+    least = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}  # none is wanted
+    said = model(input_ids=ids, use_cache=True, **least)
+    begun: Any = getattr(said, "past_key_values", None)  # some keep their state elsewhere
+    if type(begun) is not DynamicCache or any(type(x) is not DynamicLayer for x in begun.layers):
+        return None
+    begun.batch_repeat_interleave(len(prompts))
+    return begun
+
+
+def n_alike(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; at least one of each is left over."""
+    rows = [tuple(prompt) for prompt in prompts]
+    first, last = min(rows), max(rows)  # in the order of their tokens: all lie between
+    n = min(map(len, rows)) - 1
+    return next((i for i in range(n) if first[i] != last[i]), n)
 
 
 def _contiguous(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

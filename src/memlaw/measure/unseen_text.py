@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import __version__ as transformers_version
 
 from memlaw.core.errors import DataError
 from memlaw.core.files import json_sha256
@@ -21,6 +20,7 @@ from memlaw.measure.decode import decoded_text
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.cache import Kept, kept
+from memlaw.model.provenance import versions
 
 
 class UnseenText:
@@ -110,7 +110,7 @@ class UnseenText:
             "windows": json_sha256(self.windows.tolist()),
             "first_layer": self.first_layer,
             "config": json_sha256(json.dumps(config, default=str)),
-            "transformers": transformers_version,
+            "transformers": versions()["transformers"],
         }
         return kept(self.base, "unseen-text", settings, make).tensors
 

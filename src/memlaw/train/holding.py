@@ -146,7 +146,7 @@ class Holding:
         elif self.mean is not None:
             left = self.recipe.mean
             if self.is_warm:
-                left **= max(1.0, self.recipe.steps / max(1, n_batches))
+                left **= max(1.0, self.recipe.steps / n_batches)
             for mean, weights in zip(self.mean, adapter.parameters(), strict=True):
                 mean.lerp_(weights, 1 - left)
 
