@@ -32,7 +32,7 @@ _MOST_TOKENS = 1024  # whose log-odds are looked at, about
 _HEAD_ROWS = 256  # of logits at a time
 _PATIENT = 3  # times that the hold gives way before all is trained
 CALM = 0.2  # of the learning rate, where little changes and all is trained
-HELD = 0.3  # likewise, under all that holds other answers, and where new columns are trained
+HELD = 0.3  # with specificity, and where new columns alone are trained, too
 
 
 class Keeping:
