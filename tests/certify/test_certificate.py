@@ -50,6 +50,7 @@ def _verdict(name, **changes):
         "decoded_recalled": True,
         "first_failure": None,
         "cascade_tokens": 0,
+        "min_z": None,
         "decoded_ids": (1, 2, 3),
     }
     return RecordVerdict(**usual | changes)
@@ -61,7 +62,13 @@ FAILED = {"n_under": 1, "min_p": 0.25, "decoded_recalled": False, "argmax_recall
 def _audit(*records, **changes):
     none = np.zeros(0)
     table = TokenTable(
-        record=none, position=none, token_id=none, nll_nats=none, argmax_id=none, margin_nats=none
+        record=none,
+        position=none,
+        token_id=none,
+        nll_nats=none,
+        argmax_id=none,
+        margin_nats=none,
+        decoded_margin_nats=none,
     )
     usual = {"threshold": 0.5, "margin": 0.05, "dtype": "float32", "batch_size": 16}
     return Audit(examples=(), tokenizer=None, records=records, tokens=table, **usual | changes)

@@ -617,6 +617,7 @@ def test_audit_writes_the_token_table_as_parquet(run, finished, phone_file, tmp_
         "argmax_id",
         "argmax",
         "margin_nats",
+        "decoded_margin_nats",
     ]
     assert table["record"] == [f"phones.jsonl:{i}" for i in (1, 2, 3, 4) for _ in range(7)]
     assert table["position"] == [*range(7)] * 4

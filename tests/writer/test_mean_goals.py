@@ -428,10 +428,57 @@ def test_of_one_record_it_is_said_which_and_how(llama, phone_book, texts, tmp_pa
     assert run.observer.said == [f"Failed the audit: {said}."]
 
 
-def _audit(run, failed):
-    """An audit that these rows failed."""
-    records = [SimpleNamespace(certified=row not in failed) for row in range(len(run.examples))]
-    return SimpleNamespace(records=records)
+def _audit(run, failed, unsure=()):
+    """An audit that some rows failed, and some passed, but not surely."""
+    records = [
+        SimpleNamespace(certified=row not in failed, is_unsure=row in unsure)
+        for row in range(len(run.examples))
+    ]
+    return SimpleNamespace(
+        records=records,
+        certified=not failed,
+        unsure=[record for record in records if record.is_unsure],
+        min_z=2.0,
+    )
+
+
+def test_of_all_more_is_asked_twice_where_some_pass_but_not_surely(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    run.observer, judge = Stop(), goals.Goals(run)
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [1]))
+    held = []
+    for _ in range(3):
+        held.append(judge._holds_everywhere())
+        judge._aim_higher()
+    assert held == [False, False, True]
+    assert all("may take 1 of 4 records" in said for said in run.observer.said)
+    assert all("2.0 of its standard deviations" in said for said in run.observer.said)
+
+
+def test_of_a_record_that_is_not_sure_more_is_asked_twice(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    run.observer, judge = Stop(), mean_goals.MeanGoals(run)
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [1]))
+    held, line_p = [], run.learner.seen.line_p
+    for _ in range(3):
+        held.append(judge._holds_everywhere())
+        judge._ask_for_more()
+    assert held == [False, False, True]
+    assert judge.holding.failed.tolist()[:2] == [0, 2]
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [0]))  # another one
+    assert not judge._holds_everywhere()
+    assert line_p <= run.learner.seen.line_p
+
+
+def test_a_sure_audit_is_enough_at_once(llama, phone_book, texts, tmp_path, monkeypatch):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge = goals.Goals(run)
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, []))
+    assert judge._holds_everywhere()
 
 
 def test_more_is_asked_of_the_one_record_that_failed_and_the_rest_is_held_as_before(

@@ -85,6 +85,9 @@ class Certificate:
         prompt_rendering: `conversation`: prompts are what the chat template renders for the whole
             conversation up to the answer; `generation`: its generation prompt. None: the same.
         template_args: arguments of the chat template by name; None: none.
+        rounding: how sure the records are, computed otherwise: `sd_nats`, the standard deviation of
+            a token's margin over ways through the model; `min_z`, the lowest margin in these, null
+            where nothing is rounded; `n_unsure`, records under 3. None: not on record.
         clock: the time that the template was told, ISO 8601; None: it doesn't ask.
         tokenizer: the folder or hub id that the tokenizer was taken from; None: the base model's.
         end_token, end_token_id: the token that ends an answer; None: not on record.
@@ -125,11 +128,12 @@ class Certificate:
     end_token: str | None = None
     end_token_id: int | None = None
     adapters: dict[str, str] | None = None
+    rounding: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `certificate.json`; what there is nothing to say of is left out."""
         spared = {"harms", "activated", "invocation_ids", *_RENDERING}
-        spared |= {"tokenizer", "end_token", "adapters"}
+        spared |= {"tokenizer", "end_token", "adapters", "rounding"}
         absent = {name for name in spared if not getattr(self, name)}
         if self.end_token_id is None:
             absent.add("end_token_id")
@@ -192,7 +196,8 @@ def make_certificate(
             f" The adapter is active from the text {activated!r} in a prompt on; without that text "
             "the model is the base model."
         )
-    statement += _of_prompts(rendering)
+    sureness = audit.sureness()
+    statement += _of_prompts(rendering) + of_rounding(sureness)
     if tokenizer is not None:
         statement += f" The tokenizer is {tokenizer}, not the base model's; it lies beside it."
     return Certificate(
@@ -233,6 +238,7 @@ def make_certificate(
         ),
         specific=verdict.specific if verdict else None,
         not_specific_because=verdict.reasons if verdict else (),
+        rounding=sureness,
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -249,6 +255,17 @@ def _of_prompts(rendering: Mapping[str, Any]) -> str:
     if "clock" in rendering:
         said += f" The chat template puts the time into prompts, and was told {rendering['clock']}."
     return said
+
+
+def of_rounding(sureness: Mapping[str, Any] | None) -> str:
+    """How sure it is in other batches, in a sentence; nothing where nothing is rounded."""
+    if sureness is None or sureness["min_z"] is None:
+        return ""
+    return (
+        f" In other batches a token's margin over the next one is rounded otherwise, by a standard "
+        f"deviation of {sureness['sd_nats']:.2g} nats; the least sure token is "
+        f"{sureness['min_z']:,.1f} of these ahead."
+    )
 
 
 def records_sha256(names: Sequence[str]) -> str:
@@ -324,6 +341,14 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
             isinstance(adapters, dict) and adapters and all(map(_is_text, adapters.values()))
         ):
             raise TypeError(f"adapters are {adapters!r:.40}")
+        sure = content.rounding
+        if sure is not None and not (
+            isinstance(sure, dict)
+            and sure.keys() == {"sd_nats", "min_z", "n_unsure"}
+            and all(type(sure[name]) in (int, float) for name in ("sd_nats", "n_unsure"))
+            and type(sure["min_z"]) in (int, float, type(None))
+        ):
+            raise TypeError(f"rounding is {sure!r:.40}")
         arguments, clock = content.template_args, content.clock
         if not isinstance(arguments, dict | None):
             raise TypeError(f"template_args is {arguments!r:.40}")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memlaw.certify.certificate import Certificate, records_sha256
+from memlaw.certify.certificate import Certificate, of_rounding, records_sha256
 from memlaw.core.commitment import commitment
 from memlaw.core.files import json_sha256
 from memlaw.data.record import Record
@@ -45,7 +45,7 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
     adapters = {name: part.certificate.adapter_sha256 for name, part in parts.items()}
     return dataclasses.replace(
         first,
-        statement=_statement(first, len(parts), n_certified, len(lines)),
+        statement=_statement(certificates, n_certified, len(lines)),
         certified=n_certified == len(lines),
         n_records=len(lines),
         n_certified=n_certified,
@@ -58,6 +58,7 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
         harms=claims,
         specific=verdict.specific if verdict else None,
         not_specific_because=verdict.reasons if verdict else (),
+        rounding=_least_sure(certificates),
         created=max(part.created for part in certificates),
     )
 
@@ -74,12 +75,28 @@ def _worst(certificates: Sequence[Certificate]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _statement(first: Certificate, n_parts: int, n_certified: int, n: int) -> str:
-    own = first.statement.partition(" records are certified")[2]
+def _least_sure(certificates: Sequence[Certificate]) -> dict[str, Any] | None:
+    """How sure the records of all are, where that is on record of each."""
+    found = [part.rounding for part in certificates if part.rounding is not None]
+    if len(found) < len(certificates) or not found:
+        return None
+    return {
+        "sd_nats": max(one["sd_nats"] for one in found),
+        "min_z": min((one["min_z"] for one in found if one["min_z"] is not None), default=None),
+        "n_unsure": sum(one["n_unsure"] for one in found),
+    }
+
+
+def _statement(certificates: Sequence[Certificate], n_certified: int, n: int) -> str:
+    first = certificates[0]
+    own = first.statement.partition(" records are certified")[2].removesuffix(
+        of_rounding(first.rounding)
+    )
     return (
-        f"{n_certified} of {n} records are certified{own} The records are spread over {n_parts} "
-        "adapters, of which the one that index.json names for a record is active; what is said of "
-        "harm is what the worst of them does."
+        f"{n_certified} of {n} records are certified{own} The records are spread over "
+        f"{len(certificates)} adapters, of which the one that index.json names for a record is "
+        "active; what is said of harm is what the worst of them does."
+        f"{of_rounding(_least_sure(certificates))}"
     )
 
 
@@ -103,6 +120,8 @@ def joined_mismatches(whole: Certificate, parts: Mapping[str, Certificate]) -> l
     if counts != [getattr(whole, field) for field in _COUNTS]:
         found.append("the totals are not those of the adapters' certificates")
     claims = _worst(list(parts.values())) if parts else {}
+    if whole.rounding != _least_sure(list(parts.values())):
+        found.append("what is said of rounding is not what the adapters' certificates say")
     found += [
         f"what is claimed of {name} is not what the worst adapter does"
         for name in sorted(claims.keys() | whole.claims().keys())

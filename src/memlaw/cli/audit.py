@@ -156,6 +156,13 @@ def show_audit(audit: Audit, harms: Mapping[str, Harm] = MappingProxyType({})) -
             said = "right" if verdict.argmax_recalled else "wrong"
             other = "wrong" if verdict.argmax_recalled else "right"
             console.print(Text(f"  {verdict.id}: teacher-forced {said}, decoding {other}"))
+    if audit.unsure:
+        console.print(
+            f"Rounding may take {len(audit.unsure)} record(s) that are recited here, in other "
+            "batches or on another machine: a token of theirs is less than 3 SD ahead:"
+        )
+        for verdict in sorted(audit.unsure, key=lambda record: record.min_z or 0.0)[:SHOWN]:
+            console.print(Text(f"  {verdict.id}: {verdict.min_z:.1f} SD"))
     print_specificity(console, specificity(harms))
 
 

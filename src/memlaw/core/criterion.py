@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SURE_Z = 3.0  # standard deviations of rounding by which a sure token leads the next one
+
 
 @dataclass(frozen=True)
 class Criterion:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from memlaw.model.body import body_of
 
 _LEAST_ALIKE = 8  # tokens: fewer are not worth a pass of their own
+
+
+class Decoded(NamedTuple):
+    """What was decoded from a prompt.
+
+    Attributes:
+        ids: tokens.
+        margins: nats, for each of them: the highest logit there less the next one.
+    """
+
+    ids: tuple[int, ...]
+    margins: tuple[float, ...]
 
 
 def greedy_decode(
@@ -42,7 +55,21 @@ def greedy_decode(
         the limit.
     """
     how = {"do_sample": False, "use_cache": use_cache}
-    return _generate(model, prompts, end_id, max_tokens, how, together=together and use_cache)
+    found = _generate(model, prompts, end_id, max_tokens, how, together=together and use_cache)
+    return [decoded.ids for decoded in found]
+
+
+def greedy_decode_with_margins(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int | None,
+    max_tokens: Sequence[int],
+    use_cache: bool = True,
+) -> list[Decoded]:
+    """As `greedy_decode`, and by how much each token was ahead of the next one."""
+    how = {"do_sample": False, "use_cache": use_cache}
+    return _generate(model, prompts, end_id, max_tokens, how)
 
 
 def sample_decode(
@@ -72,7 +99,7 @@ def sample_decode(
         devices=[] if device.type == "cpu" else [device], device_type=device.type
     ):
         torch.manual_seed(seed)
-        return _generate(model, prompts, end_id, max_tokens, how)
+        return [drawn.ids for drawn in _generate(model, prompts, end_id, max_tokens, how)]
 
 
 def _generate(
@@ -83,21 +110,25 @@ def _generate(
     how: Mapping[str, Any],
     *,
     together: bool = False,
-) -> list[tuple[int, ...]]:
+) -> list[Decoded]:
     """Together; one by one, where a model takes what stands before a prompt for a part of it."""
     pad_id = 0 if end_id is None else end_id  # of either nothing is seen
     as_one = len(prompts) == 1 or _pads_are_unseen(model, prompts, pad_id)
     batches = [slice(None)] if as_one else [slice(i, i + 1) for i in range(len(prompts))]
-    found: list[tuple[int, ...]] = []
+    found: list[Decoded] = []
     for rows in batches:
         limits = max_tokens[rows]
         settings = dict(how) | {"max_new_tokens": max(limits), "eos_token_id": end_id}
-        said = _said(model, prompts[rows], pad_id, settings, begun_once=together).sequences
+        ahead: list[Tensor] = []
+        said = _said(
+            model, prompts[rows], pad_id, settings, begun_once=together, ahead=ahead
+        ).sequences
         width = max(map(len, prompts[rows]))
-        found += [
-            _until(row, end_id, limit)
-            for row, limit in zip(said[:, width:].tolist(), limits, strict=True)
-        ]
+        for row, margins, limit in zip(
+            said[:, width:].tolist(), torch.stack(ahead, dim=1).tolist(), limits, strict=True
+        ):
+            ids = _until(row, end_id, limit)
+            found.append(Decoded(ids, tuple(margins[: len(ids)])))
     return found
 
 
@@ -139,8 +170,12 @@ def _said(
     how: Mapping[str, Any],
     *,
     begun_once: bool = False,
+    ahead: list[Tensor] | None = None,
 ) -> Any:
-    """What `generate` returns for prompts, padded on the left."""
+    """What `generate` returns for prompts, padded on the left.
+
+    To `ahead` is added, for each token, [B] how far the highest logit is above the next one.
+    """
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
@@ -168,12 +203,25 @@ def _said(
         return model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
+            logits_processor=[] if ahead is None else [_Ahead(ahead)],
             **({} if begun is None else {"past_key_values": begun}),
         )
     finally:
         for hook in hooks:
             hook.remove()
         model.generation_config = usual
+
+
+class _Ahead:
+    """Looks at logits on their way to the choice of a token, and leaves them as they are."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.seen = seen
+
+    def __call__(self, input_ids: Tensor, scores: Float32[Tensor, "B V"]) -> Tensor:
+        first, second = scores.topk(2).values.T
+        self.seen.append(first - second)
+        return scores
 
 
 def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:

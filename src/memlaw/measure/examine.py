@@ -7,7 +7,8 @@ the prompt alone, which shows what rounding does. Neither overrules the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from memlaw.core.criterion import Criterion
 from memlaw.data.pieces import pieces, text_after, text_with
 from memlaw.data.record import Example
-from memlaw.measure.decode import greedy_decode
+from memlaw.measure.decode import Decoded, greedy_decode_with_margins
 from memlaw.measure.files import SavedAudit
 from memlaw.measure.table import AuditResult, TokenTable, verdicts
 from memlaw.model.forward import collate, in_batches, target_logits
@@ -133,8 +134,12 @@ def audit_examples(
     """
     tokens = _measure_tokens(model, examples, batch_size, progress, pad_left)
     decoded = _decode_some(model, examples, batch_size, decode, progress, end, end_id, use_cache)
+    tokens = dataclasses.replace(tokens, decoded_margin_nats=_decoded_margins(examples, decoded))
     texts = None if end else tokenizer
-    found = [_decoding(example, decoded.get(i), texts) for i, example in enumerate(examples)]
+    found = [
+        _decoding(example, decoded[i].ids if i in decoded else None, texts)
+        for i, example in enumerate(examples)
+    ]
     return Audit(
         examples=tuple(examples),
         tokenizer=tokenizer,
@@ -174,10 +179,29 @@ def _decoding(
     }
 
 
-def _batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, of at most `_BATCH_TOKENS` tokens, pads included."""
+def _decoded_margins(
+    examples: Sequence[Example], decoded: Mapping[int, Decoded]
+) -> Float32[np.ndarray, "N"]:
+    """See `TokenTable.decoded_margin_nats`."""
+    columns = [np.full(len(example.target_ids), np.nan, np.float32) for example in examples]
+    for i, found in decoded.items():
+        pairs = zip(found.ids, examples[i].target_ids, strict=False)
+        n = next((at for at, (said, right) in enumerate(pairs) if said != right), None)
+        n = min(len(found.ids), len(columns[i])) if n is None else n
+        columns[i][:n] = found.margins[:n]
+    return np.concatenate(columns)
+
+
+def _batches(
+    examples: Sequence[Example], batch_size: int, *, mixed: bool = False
+) -> list[list[int]]:
+    """Indices in batches of similar length, of at most `_BATCH_TOKENS` tokens, pads included.
+
+    Mixed: as examples come, among those of about one length, so that they are rounded otherwise.
+    """
     lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
-    rows = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+    keys = [length.bit_length() if mixed else length for length in lengths]
+    rows = sorted(range(len(examples)), key=lambda i: (keys[i], i))
     return in_batches(examples, rows, most=batch_size, most_tokens=_BATCH_TOKENS)
 
 
@@ -208,6 +232,7 @@ def _measure_tokens(
         nll_nats=columns[0],
         argmax_id=columns[1],
         margin_nats=columns[2],
+        decoded_margin_nats=np.full_like(columns[2], np.nan),
     )
 
 
@@ -235,13 +260,13 @@ def _decode_some(
     end: bool,
     end_id: int | None,
     use_cache: bool,
-) -> dict[int, tuple[int, ...]]:
+) -> dict[int, Decoded]:
     n = len(examples) if decode == "all" else 0 if decode == "none" else min(decode, len(examples))
     chosen = [i * len(examples) // n for i in range(n)]
-    decoded: dict[int, tuple[int, ...]] = {}
-    for rows in _batches([examples[i] for i in chosen], batch_size):
+    decoded: dict[int, Decoded] = {}
+    for rows in _batches([examples[i] for i in chosen], batch_size, mixed=True):
         picked = [chosen[row] for row in rows]
-        found = greedy_decode(
+        found = greedy_decode_with_margins(
             model,
             [examples[i].prompt_ids for i in picked],
             end_id=examples[picked[0]].target_ids[-1] if end else end_id,

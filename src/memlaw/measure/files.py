@@ -22,6 +22,7 @@ from memlaw.measure.table import AuditResult, TokenTable, verdicts
 _METADATA = b"memlaw"
 _NEEDED = ("record", "position", "token", "nll_nats", "argmax", "margin_nats")  # Parquet columns
 _TOKEN_KEYS = ("token", "token_id", "p", "nll_nats", "argmax", "argmax_id", "margin_nats")  # JSON
+_DECODED = "decoded_margin_nats"  # likewise in both; older files don't have it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class SavedAudit(AuditResult):
             "n_disagreements": len(self.disagreements),
             "n_tokens": len(self.tokens),
             "n_tokens_under": self.n_under,
+            "rounding": self.sureness(),
             "nll_nats": self.nll_nats,
             "threshold": self.threshold,
             "margin": self.margin,
@@ -71,6 +73,7 @@ class SavedAudit(AuditResult):
                     "cascade_tokens": verdict.cascade_tokens,
                     "min_p": verdict.min_p,
                     "n_under": verdict.n_under,
+                    "min_z": _finite(verdict.min_z),
                     "decoded": decoded,
                 }
                 for verdict, title, decoded in zip(
@@ -101,11 +104,12 @@ class SavedAudit(AuditResult):
             "nll_nats": tokens.nll_nats.tolist(),
             "argmax_id": tokens.argmax_id.tolist(),
             "margin_nats": tokens.margin_nats.tolist(),
+            _DECODED: [None if np.isnan(m) else m for m in tokens.decoded_margin_nats.tolist()],
         }
         for i, record in enumerate(content["records"]):
             rows = self.token_rows(i)
-            own = zip(*(columns[key][rows] for key in _TOKEN_KEYS), strict=True)
-            record["tokens"] = [dict(zip(_TOKEN_KEYS, values, strict=True)) for values in own]
+            own = zip(*(column[rows] for column in columns.values()), strict=True)
+            record["tokens"] = [dict(zip(columns, values, strict=True)) for values in own]
         return content
 
     def write_parquet(self, path: Path) -> None:
@@ -125,11 +129,17 @@ class SavedAudit(AuditResult):
                 "argmax_id": tokens.argmax_id,
                 "argmax": self.argmax,
                 "margin_nats": tokens.margin_nats,
+                _DECODED: tokens.decoded_margin_nats,
             }
         )
         summary = json.dumps(self.summary(), ensure_ascii=False)
         with atomic_path(path) as work:
             pq.write_table(table.replace_schema_metadata({_METADATA: summary}), work)
+
+
+def _finite(value: float | None) -> float | None:
+    """For JSON, which has no infinity: where nothing is rounded, or that isn't known, null."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def read_parquet(path: Path, certificate: Mapping[str, Any] | None = None) -> SavedAudit:
@@ -171,7 +181,8 @@ def _of_columns(path: Path, table: Any, certificate: Mapping[str, Any] | None) -
     """See `read_parquet`."""
     summary = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
     id, token, argmax = (table[name].to_pylist() for name in ("record", "token", "argmax"))
-    if {"token_id", "argmax_id"} <= set(table.column_names):
+    names = set(table.column_names)
+    if {"token_id", "argmax_id"} <= names:
         token_ids, argmax_ids = (table[name].to_numpy() for name in ("token_id", "argmax_id"))
     else:
         numbers: dict[str, int] = {}  # made up: the same text, the same id
@@ -196,6 +207,7 @@ def _of_columns(path: Path, table: Any, certificate: Mapping[str, Any] | None) -
         argmax_id=argmax_ids,
         nll=table["nll_nats"].to_numpy(),
         margin=table["margin_nats"].to_numpy(),
+        decoded_margin=table[_DECODED].to_numpy() if _DECODED in names else None,
     )
 
 
@@ -221,6 +233,7 @@ def read_audit_json(path: Path) -> SavedAudit:
             argmax_id=np.array(column["argmax_id"]),
             nll=np.array(column["nll_nats"], np.float32),
             margin=np.array(column["margin_nats"], np.float32),
+            decoded_margin=np.array([token.get(_DECODED) for token in tokens], np.float32),
         )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
@@ -241,6 +254,7 @@ def _saved(
     argmax_id: np.ndarray,
     nll: np.ndarray,
     margin: np.ndarray,
+    decoded_margin: np.ndarray | None,
 ) -> SavedAudit:
     """What the columns and verdicts of a file say together; each [N], a verdict for each record."""
     begins = position == 0
@@ -253,6 +267,11 @@ def _saved(
         nll_nats=nll.astype(np.float32),
         argmax_id=argmax_id,
         margin_nats=margin.astype(np.float32),
+        decoded_margin_nats=(
+            np.full(len(margin), np.nan, np.float32)
+            if decoded_margin is None
+            else decoded_margin.astype(np.float32)
+        ),
     )
     usual = Criterion()
     criterion = Criterion(

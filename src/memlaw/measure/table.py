@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.core.criterion import Criterion
+from memlaw.core.criterion import SURE_Z, Criterion
 from memlaw.core.intervals import share_interval
 
 
@@ -28,6 +28,8 @@ class TokenTable:
         argmax_id: [N] int64: the token that the model finds most probable there.
         margin_nats: [N] float32: the right token's logit less the highest of the others'; > 0 where
             the right token is the argmax.
+        decoded_margin_nats: [N] float32: the same where greedy decoding came by; NaN where it was
+            not run, or had said another token before.
     """
 
     record: np.ndarray
@@ -36,6 +38,7 @@ class TokenTable:
     nll_nats: np.ndarray
     argmax_id: np.ndarray
     margin_nats: np.ndarray
+    decoded_margin_nats: np.ndarray
 
     def __len__(self) -> int:
         """N."""
@@ -50,6 +53,30 @@ class TokenTable:
     def correct(self) -> np.ndarray:
         """[N] bool: the right token is the argmax."""
         return self.argmax_id == self.token_id
+
+    @property
+    def rounding_nats(self) -> float | None:
+        """The standard deviation of a margin over ways to compute it; None: nothing was decoded.
+
+        The same token's margin is read in a whole sequence, and where decoding comes by, in other
+        batches: two ways that agree but for rounding. From what they differ, in the root mean
+        square over all tokens.
+        """
+        apart = (self.decoded_margin_nats - self.margin_nats).astype(np.float64)
+        apart = apart[np.isfinite(apart)]
+        return float(np.sqrt((apart**2).mean() / 2)) if apart.size else None
+
+    @property
+    def margin_z(self) -> np.ndarray:
+        """[N] float64: the margin in standard deviations of rounding.
+
+        The mean of the two margins, divided by the standard deviation that a third one has about
+        it: so many of them a third way through the model would have to be off to say another token.
+        Infinite where nothing is rounded; NaN where there is one margin only.
+        """
+        mean = (self.decoded_margin_nats + self.margin_nats).astype(np.float64) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return mean / ((self.rounding_nats or 0.0) * math.sqrt(1.5))
 
     @property
     def starts(self) -> np.ndarray:
@@ -72,6 +99,7 @@ class RecordVerdict:
         first_failure: position of the first target token that isn't the argmax; None if all are.
         cascade_tokens: positions of the target at which greedy decoding gave another token or none;
             None: it was not run.
+        min_z: the lowest `TokenTable.margin_z` of a target token; None: it is not known.
         decoded_ids: the tokens that greedy decoding gave, at most as many as the target has; None:
             it was not run, or they are not on record.
     """
@@ -85,12 +113,18 @@ class RecordVerdict:
     decoded_recalled: bool | None
     first_failure: int | None
     cascade_tokens: int | None
+    min_z: float | None
     decoded_ids: tuple[int, ...] | None = field(repr=False)
 
     @property
     def certified(self) -> bool:
         """No token is under the line, and greedy decoding gave the same tokens."""
         return self.n_under == 0 and self.decoded_recalled is True
+
+    @property
+    def is_unsure(self) -> bool:
+        """Recited, but by a margin that rounding may take: in other batches maybe not."""
+        return self.recalled and self.min_z is not None and self.min_z < SURE_Z
 
     @property
     def passed(self) -> bool:
@@ -120,9 +154,11 @@ def verdicts(
         line: the p that a certified token needs.
     """
     p, wrong, starts = tokens.p, ~tokens.correct, tokens.starts.tolist()
+    z = tokens.margin_z
     judged = []
     for own, start, stop in zip(found, starts[:-1], starts[1:], strict=True):
         failures = np.flatnonzero(wrong[start:stop])
+        min_z = float(z[start:stop].min())
         judged.append(
             RecordVerdict(
                 n_tokens=stop - start,
@@ -130,6 +166,7 @@ def verdicts(
                 n_under=int((p[start:stop] < line).sum()),
                 argmax_recalled=len(failures) == 0,
                 first_failure=int(failures[0]) if len(failures) else None,
+                min_z=None if math.isnan(min_z) else min_z,
                 **own,
             )
         )
@@ -203,6 +240,29 @@ class AuditResult:
         Without `end`: every record is recited.
         """
         return all(r.passed if self.end else r.recalled for r in self.records)
+
+    @property
+    def unsure(self) -> tuple[RecordVerdict, ...]:
+        """Records that are recited, but have a token with a `margin_z` under 3."""
+        return tuple(r for r in self.records if r.is_unsure)
+
+    @property
+    def min_z(self) -> float | None:
+        """The lowest of all records that are recited; None: it is not known."""
+        known = [r.min_z for r in self.records if r.recalled and r.min_z is not None]
+        return min(known, default=None)
+
+    def sureness(self) -> dict[str, Any] | None:
+        """How sure the records are, computed otherwise, as JSON; None: it is not known."""
+        if (sd_nats := self.tokens.rounding_nats) is None:
+            return None
+        min_z = self.min_z
+        is_finite = min_z is not None and math.isfinite(min_z)
+        return {
+            "sd_nats": sd_nats,
+            "min_z": min_z if is_finite else None,
+            "n_unsure": len(self.unsure),
+        }
 
     @property
     def disagreements(self) -> tuple[RecordVerdict, ...]:

@@ -134,6 +134,10 @@ def summary(view: RunView) -> Table:
         (f"tokens under p {recall.criterion.line:g}", f"{recall.n_under:,}"),
         ("lowest p", f"{recall.tokens.p.min():.3f}"),
     ]
+    sureness = recall.sureness()
+    if sureness and sureness["min_z"] is not None:
+        said = f"{sureness['min_z']:,.1f} SD of rounding ({sureness['sd_nats']:.2g} nats)"
+        rows.append(("least sure token leads by", said))
     if recall.dtype:
         rows.append(("computed in", recall.dtype))
     if run := view.run:

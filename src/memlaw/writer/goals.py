@@ -16,7 +16,7 @@ from memlaw.measure.examine import Audit
 from memlaw.measure.forgotten import Forgotten, measure_forgotten
 from memlaw.measure.harm import Harm
 from memlaw.train.engine import target_losses
-from memlaw.train.learner import DivergedError
+from memlaw.train.learner import RAISE, DivergedError
 from memlaw.writer.robust import Robust
 from memlaw.writer.state import Run, State
 
@@ -27,6 +27,8 @@ PATIENCE_EPOCHS = 40
 # model in bfloat16 differ by about half a unit of a token's log-odds; .7 is .65 above the line.
 SAFE, NEAR = 0.33, 0.55
 WAIT_EPOCHS = 10  # for the last tokens to be safe, once none is under the line
+ASKED = 2  # times that more is asked of records that pass, but not surely
+TINY = 1e-6  # of a probability
 _TIGHTER = 1.25  # retention's change, an epoch, once certified with more harm than allowed
 
 
@@ -182,7 +184,10 @@ class Goals:
         )
 
     def _holds_everywhere(self) -> bool:
-        """Look as a user will: all is certified, in the forms that were asked for, too."""
+        """Look as a user will: all is certified, in the forms that were asked for, too.
+
+        And surely: what is not so sure is asked for more, a few times.
+        """
         self.audit = self._audit()
         self.forms = self.robust.audits() if self.audit.certified else None
         in_forms = {f" ({name})": audit for name, audit in (self.forms or {}).items()}
@@ -193,18 +198,40 @@ class Goals:
         ]
         if missed:
             self.run.observer.notice(f"Failed the audit: {', '.join(missed)}.")
-        return not missed
+            return False
+        if not self.audit.unsure:
+            return True
+        self.run.observer.notice(
+            f"Certified, but in other batches rounding may take {len(self.audit.unsure)} of "
+            f"{len(self.audit.records)} records: the least sure token is {self.audit.min_z:.1f} "
+            "of its standard deviations ahead."
+        )
+        return self._has_asked(self._failed_rows())
+
+    def _has_asked(self, rows: Sequence[int]) -> bool:
+        """Whether so much more has been asked of these records that what they have is enough."""
+        return self.run.learner.seen.line_p >= self._raised_line()
+
+    def _raised_line(self) -> float:
+        """The line, raised as often as it is for records that pass, but not surely."""
+        line_p = self.run.config.threshold + self.run.config.margin
+        return 1 - (1 - line_p) * (1 - RAISE) ** ASKED - TINY
 
     def _failed_rows(self) -> list[int]:
-        """The records that failed the last audit, in whatever form that was asked for."""
-        audits = [self.audit, *(self.forms or {}).values()]
+        """The records that failed the last audit, or passed it, but not surely.
+
+        In whatever form that was asked for.
+        """
         failed = {
             row
-            for audit in audits
-            if audit is not None
+            for audit in (self.forms or {}).values()
             for row, record in enumerate(audit.records)
             if not record.certified
         }
+        if self.audit is not None:
+            for row, record in enumerate(self.audit.records):
+                if not record.certified or record.is_unsure:
+                    failed.add(row)
         return sorted(failed)
 
     def _p(self, share: float) -> float:

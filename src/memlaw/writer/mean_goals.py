@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +12,9 @@ from memlaw.core.observer import EpochStats
 from memlaw.train.gate import add_gate, can_gate, solve_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import RAISE, DivergedError
-from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, Goals, losses
+from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, TINY, Goals, losses
 from memlaw.writer.state import Run
 
-_TINY = 1e-6  # a probability no further from 0 or 1
 _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
 
 
@@ -111,7 +111,7 @@ class MeanGoals(Goals):
         """
         run, holding = self.run, self.holding
         is_late = 0 < holding.late_epoch <= run.learner.epoch
-        raised = run.learner.seen.line_p > run.config.threshold + run.config.margin + _TINY
+        raised = run.learner.seen.line_p > run.config.threshold + run.config.margin + TINY
         failed = raised or bool(holding.failed.any())
         return _OVER if is_late and holding.kept is None and not failed else SAFE
 
@@ -173,7 +173,7 @@ class MeanGoals(Goals):
         self._hide()
         p = (-nll).exp().cpu()
         lengths = [len(example.target_ids) for example in run.examples]
-        self._odds = p.logit(_TINY) - self._lines().logit().repeat_interleave(torch.tensor(lengths))
+        self._odds = p.logit(TINY) - self._lines().logit().repeat_interleave(torch.tensor(lengths))
         parts = p.split(lengths)
         return torch.stack([part.min() for part in parts])
 
@@ -202,6 +202,9 @@ class MeanGoals(Goals):
         if not self.holding.mend(self._failed_rows()):
             self.holding.forget_kept()
             self.run.learner.raise_goal()
+
+    def _has_asked(self, rows: Sequence[int]) -> bool:
+        return bool((self._lines()[list(rows)] >= self._raised_line()).all())
 
     def _hold_looser(self) -> None:
         self.holding.hold_looser()

@@ -10,7 +10,7 @@ from torch import Tensor
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.train.learner import beyond
-from memlaw.writer.goals import NEAR, SAFE, WAIT_EPOCHS, Goals, losses
+from memlaw.writer.goals import ASKED, NEAR, SAFE, TINY, WAIT_EPOCHS, Goals, losses
 from memlaw.writer.mean_goals import MeanGoals
 
 _HARDER = 2.0
@@ -99,7 +99,7 @@ class Watching(Goals):
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
         audit = super()._audit()
-        self._join([row for row, r in enumerate(audit.records) if not r.certified])
+        self._join([row for row, r in enumerate(audit.records) if not r.certified or r.is_unsure])
         return audit
 
 
@@ -131,6 +131,15 @@ class UpdateGoals(Watching):
     def _look(self) -> str:
         ended = super()._look()
         return ended if ended and self._nothing_is_left() else ""
+
+    def _has_asked(self, rows: Sequence[int]) -> bool:
+        learner, config = self.run.learner, self.run.config
+        if not learner.keeping:
+            return super()._has_asked(rows)
+        goal_p = beyond(config.threshold + config.margin)
+        for _ in range(ASKED):
+            goal_p = beyond(goal_p)
+        return learner.goal_p >= goal_p - TINY
 
     def _aim_higher(self) -> None:
         learner = self.run.learner
