@@ -50,7 +50,7 @@ def _verdict(name, **changes):
         "decoded_recalled": True,
         "first_failure": None,
         "cascade_tokens": 0,
-        "min_z": None,
+        "flip_risk": None,
         "decoded_ids": (1, 2, 3),
     }
     return RecordVerdict(**usual | changes)

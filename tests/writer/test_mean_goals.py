@@ -430,15 +430,9 @@ def test_of_one_record_it_is_said_which_and_how(llama, phone_book, texts, tmp_pa
 
 def _audit(run, failed, unsure=()):
     """An audit that some rows failed, and some passed, but not surely."""
-    records = [
-        SimpleNamespace(certified=row not in failed, is_unsure=row in unsure)
-        for row in range(len(run.examples))
-    ]
+    records = [SimpleNamespace(certified=row not in failed) for row in range(len(run.examples))]
     return SimpleNamespace(
-        records=records,
-        certified=not failed,
-        unsure=[record for record in records if record.is_unsure],
-        min_z=2.0,
+        records=records, certified=not failed, unsure=tuple(unsure), flips_per_1000=2.0
     )
 
 
@@ -453,8 +447,7 @@ def test_of_all_more_is_asked_twice_where_some_pass_but_not_surely(
         held.append(judge._holds_everywhere())
         judge._aim_higher()
     assert held == [False, False, True]
-    assert all("may take 1 of 4 records" in said for said in run.observer.said)
-    assert all("2.0 of its standard deviations" in said for said in run.observer.said)
+    assert all("2.0 would be others: 1 record(s)" in said for said in run.observer.said)
 
 
 def test_of_a_record_that_is_not_sure_more_is_asked_twice(
@@ -463,15 +456,17 @@ def test_of_a_record_that_is_not_sure_more_is_asked_twice(
     run = _run(llama, phone_book, tmp_path, texts)
     run.observer, judge = Stop(), mean_goals.MeanGoals(run)
     monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [1]))
-    held, line_p = [], run.learner.seen.line_p
-    for _ in range(3):
-        held.append(judge._holds_everywhere())
+    line_p = run.learner.seen.line_p
+    for _ in range(2):
+        assert not judge._holds_everywhere()
         judge._ask_for_more()
-    assert held == [False, False, True]
-    assert judge.holding.failed.tolist()[:2] == [0, 2]
-    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [0]))  # another one
+    assert judge._holds_everywhere()
+    assert judge.holding.failed.tolist() == [0, 2, 0, 0]
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [0, 1, 2, 3]))  # others, too
     assert not judge._holds_everywhere()
-    assert line_p <= run.learner.seen.line_p
+    judge._ask_for_more()
+    assert judge.holding.failed.tolist() == [1, 2, 1, 1]
+    assert run.learner.seen.line_p == line_p
 
 
 def test_a_sure_audit_is_enough_at_once(llama, phone_book, texts, tmp_path, monkeypatch):

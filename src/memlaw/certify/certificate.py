@@ -85,9 +85,9 @@ class Certificate:
         prompt_rendering: `conversation`: prompts are what the chat template renders for the whole
             conversation up to the answer; `generation`: its generation prompt. None: the same.
         template_args: arguments of the chat template by name; None: none.
-        rounding: how sure the records are, computed otherwise: `sd_nats`, the standard deviation of
-            a token's margin over ways through the model; `min_z`, the lowest margin in these, null
-            where nothing is rounded; `n_unsure`, records under 3. None: not on record.
+        rounding: `sd_nats`, the standard deviation of a token's margin over ways through the model;
+            `flips_per_1000`, so many of a thousand answers are expected to be others in other
+            batches. None: not on record.
         clock: the time that the template was told, ISO 8601; None: it doesn't ask.
         tokenizer: the folder or hub id that the tokenizer was taken from; None: the base model's.
         end_token, end_token_id: the token that ends an answer; None: not on record.
@@ -196,8 +196,8 @@ def make_certificate(
             f" The adapter is active from the text {activated!r} in a prompt on; without that text "
             "the model is the base model."
         )
-    sureness = audit.sureness()
-    statement += _of_prompts(rendering) + of_rounding(sureness)
+    rounding = audit.rounding()
+    statement += _of_prompts(rendering) + of_rounding(rounding)
     if tokenizer is not None:
         statement += f" The tokenizer is {tokenizer}, not the base model's; it lies beside it."
     return Certificate(
@@ -238,7 +238,7 @@ def make_certificate(
         ),
         specific=verdict.specific if verdict else None,
         not_specific_because=verdict.reasons if verdict else (),
-        rounding=sureness,
+        rounding=rounding,
         versions=versions,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -257,14 +257,14 @@ def _of_prompts(rendering: Mapping[str, Any]) -> str:
     return said
 
 
-def of_rounding(sureness: Mapping[str, Any] | None) -> str:
-    """How sure it is in other batches, in a sentence; nothing where nothing is rounded."""
-    if sureness is None or sureness["min_z"] is None:
+def of_rounding(found: Mapping[str, Any] | None) -> str:
+    """What becomes of it in other batches, in a sentence; nothing where that isn't on record."""
+    if found is None:
         return ""
     return (
-        f" In other batches a token's margin over the next one is rounded otherwise, by a standard "
-        f"deviation of {sureness['sd_nats']:.2g} nats; the least sure token is "
-        f"{sureness['min_z']:,.1f} of these ahead."
+        " In other batches a token's margin over the next one is rounded otherwise, by a standard "
+        f"deviation of {found['sd_nats']:.2g} nats: of a thousand answers "
+        f"{found['flips_per_1000']:.2g} are expected to be others there."
     )
 
 
@@ -341,14 +341,13 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
             isinstance(adapters, dict) and adapters and all(map(_is_text, adapters.values()))
         ):
             raise TypeError(f"adapters are {adapters!r:.40}")
-        sure = content.rounding
-        if sure is not None and not (
-            isinstance(sure, dict)
-            and sure.keys() == {"sd_nats", "min_z", "n_unsure"}
-            and all(type(sure[name]) in (int, float) for name in ("sd_nats", "n_unsure"))
-            and type(sure["min_z"]) in (int, float, type(None))
+        rounding = content.rounding
+        if rounding is not None and not (
+            isinstance(rounding, dict)
+            and rounding.keys() == {"sd_nats", "flips_per_1000"}
+            and all(type(value) in (int, float) for value in rounding.values())
         ):
-            raise TypeError(f"rounding is {sure!r:.40}")
+            raise TypeError(f"rounding is {rounding!r:.40}")
         arguments, clock = content.template_args, content.clock
         if not isinstance(arguments, dict | None):
             raise TypeError(f"template_args is {arguments!r:.40}")

@@ -58,7 +58,7 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
         harms=claims,
         specific=verdict.specific if verdict else None,
         not_specific_because=verdict.reasons if verdict else (),
-        rounding=_least_sure(certificates),
+        rounding=_rounding(certificates),
         created=max(part.created for part in certificates),
     )
 
@@ -75,15 +75,15 @@ def _worst(certificates: Sequence[Certificate]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _least_sure(certificates: Sequence[Certificate]) -> dict[str, Any] | None:
-    """How sure the records of all are, where that is on record of each."""
-    found = [part.rounding for part in certificates if part.rounding is not None]
+def _rounding(certificates: Sequence[Certificate]) -> dict[str, Any] | None:
+    """What rounding may take of all records, where that is on record of each adapter."""
+    found = [(part.n_records, part.rounding) for part in certificates if part.rounding is not None]
     if len(found) < len(certificates) or not found:
         return None
+    n = sum(n for n, _ in found)
     return {
-        "sd_nats": max(one["sd_nats"] for one in found),
-        "min_z": min((one["min_z"] for one in found if one["min_z"] is not None), default=None),
-        "n_unsure": sum(one["n_unsure"] for one in found),
+        "sd_nats": max(one["sd_nats"] for _, one in found),
+        "flips_per_1000": sum(n_own * one["flips_per_1000"] for n_own, one in found) / n,
     }
 
 
@@ -96,7 +96,7 @@ def _statement(certificates: Sequence[Certificate], n_certified: int, n: int) ->
         f"{n_certified} of {n} records are certified{own} The records are spread over "
         f"{len(certificates)} adapters, of which the one that index.json names for a record is "
         "active; what is said of harm is what the worst of them does."
-        f"{of_rounding(_least_sure(certificates))}"
+        f"{of_rounding(_rounding(certificates))}"
     )
 
 
@@ -120,7 +120,7 @@ def joined_mismatches(whole: Certificate, parts: Mapping[str, Certificate]) -> l
     if counts != [getattr(whole, field) for field in _COUNTS]:
         found.append("the totals are not those of the adapters' certificates")
     claims = _worst(list(parts.values())) if parts else {}
-    if whole.rounding != _least_sure(list(parts.values())):
+    if whole.rounding != _rounding(list(parts.values())):
         found.append("what is said of rounding is not what the adapters' certificates say")
     found += [
         f"what is claimed of {name} is not what the worst adapter does"

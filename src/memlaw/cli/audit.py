@@ -158,11 +158,12 @@ def show_audit(audit: Audit, harms: Mapping[str, Harm] = MappingProxyType({})) -
             console.print(Text(f"  {verdict.id}: teacher-forced {said}, decoding {other}"))
     if audit.unsure:
         console.print(
-            f"Rounding may take {len(audit.unsure)} record(s) that are recited here, in other "
-            "batches or on another machine: a token of theirs is less than 3 SD ahead:"
+            "Rounded otherwise, in other batches or on another machine, some records that are "
+            "recited here may not be. The chance of that:"
         )
-        for verdict in sorted(audit.unsure, key=lambda record: record.min_z or 0.0)[:SHOWN]:
-            console.print(Text(f"  {verdict.id}: {verdict.min_z:.1f} SD"))
+        risks = {audit.records[n].id: audit.records[n].flip_risk or 0.0 for n in audit.unsure}
+        for id, risk in sorted(risks.items(), key=lambda item: -item[1])[:SHOWN]:
+            console.print(Text(f"  {id}: {risk:.1%}"))
     print_specificity(console, specificity(harms))
 
 

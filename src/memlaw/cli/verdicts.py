@@ -41,11 +41,10 @@ def audit_rows(audit: Audit) -> dict[str, str]:
     rows[f"tokens under p {audit.criterion.line:g}"] = (
         f"{audit.n_under:,} (lowest p {min(r.min_p for r in audit.records):.3f})"
     )
-    sureness = audit.sureness()
-    if sureness is not None and sureness["min_z"] is not None:
-        rows["rounding"] = (
-            f"moves a token's margin by {sureness['sd_nats']:.2g} nats (SD); the least sure one is "
-            f"{sureness['min_z']:,.1f} SD ahead"
+    if rounding := audit.rounding():
+        rows["in other batches"] = (
+            f"{rounding['flips_per_1000']:.2g} of 1,000 answers expected to be others (SD of a "
+            f"margin: {rounding['sd_nats']:.2g} nats)"
         )
     if audit.n_under or audit.n_recalled < n:
         rows |= _where_it_breaks(audit)

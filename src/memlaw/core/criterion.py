@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SURE_Z = 3.0  # standard deviations of rounding by which a sure token leads the next one
+MOST_FLIPS = 1e-3  # of answers that other batches may be expected to give otherwise
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class SavedAudit(AuditResult):
             "n_disagreements": len(self.disagreements),
             "n_tokens": len(self.tokens),
             "n_tokens_under": self.n_under,
-            "rounding": self.sureness(),
+            "rounding": self.rounding(),
             "nll_nats": self.nll_nats,
             "threshold": self.threshold,
             "margin": self.margin,
@@ -73,7 +73,7 @@ class SavedAudit(AuditResult):
                     "cascade_tokens": verdict.cascade_tokens,
                     "min_p": verdict.min_p,
                     "n_under": verdict.n_under,
-                    "min_z": _finite(verdict.min_z),
+                    "flip_risk": verdict.flip_risk,
                     "decoded": decoded,
                 }
                 for verdict, title, decoded in zip(
@@ -135,11 +135,6 @@ class SavedAudit(AuditResult):
         summary = json.dumps(self.summary(), ensure_ascii=False)
         with atomic_path(path) as work:
             pq.write_table(table.replace_schema_metadata({_METADATA: summary}), work)
-
-
-def _finite(value: float | None) -> float | None:
-    """For JSON, which has no infinity: where nothing is rounded, or that isn't known, null."""
-    return value if value is not None and np.isfinite(value) else None
 
 
 def read_parquet(path: Path, certificate: Mapping[str, Any] | None = None) -> SavedAudit:

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from memlaw.core.criterion import SURE_Z, Criterion
+from memlaw.core.criterion import MOST_FLIPS, Criterion
 from memlaw.core.intervals import share_interval
+
+# Degrees of freedom of the distribution that the tokens' variances have. Differences of two margins
+# have a kurtosis as of 7 to 11, in six adapters in bfloat16 (LOG.md, 2026-11-28).
+_PRIOR_DF = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +71,21 @@ class TokenTable:
         return float(np.sqrt((apart**2).mean() / 2)) if apart.size else None
 
     @property
-    def margin_z(self) -> np.ndarray:
-        """[N] float64: the margin in standard deviations of rounding.
+    def flip_risk(self) -> np.ndarray:
+        """[N] float64 in [0, 1]: the chance that rounded otherwise another token is the argmax.
 
-        The mean of the two margins, divided by the standard deviation that a third one has about
-        it: so many of them a third way through the model would have to be off to say another token.
-        Infinite where nothing is rounded; NaN where there is one margin only.
+        The mean of the two margins against what a third one differs from it, by a moderated t-test
+        (Smyth 2004): a token's variance is its own, from one difference, drawn to that of all. 0 where nothing is rounded; NaN where
+        there is one margin only.
         """
-        mean = (self.decoded_margin_nats + self.margin_nats).astype(np.float64) / 2
+        from scipy.special import stdtr
+
+        read, decoded = (m.astype(np.float64) for m in (self.margin_nats, self.decoded_margin_nats))
+        mean = (self.rounding_nats or 0.0) ** 2  # of the variances: (df - 2) / df is their scale
+        variance = ((_PRIOR_DF - 2) * mean + (decoded - read) ** 2 / 2) / (_PRIOR_DF + 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return mean / ((self.rounding_nats or 0.0) * math.sqrt(1.5))
+            t = (read + decoded) / 2 / np.sqrt(1.5 * variance)
+        return np.asarray(stdtr(_PRIOR_DF + 1, -t))
 
     @property
     def starts(self) -> np.ndarray:
@@ -99,7 +108,8 @@ class RecordVerdict:
         first_failure: position of the first target token that isn't the argmax; None if all are.
         cascade_tokens: positions of the target at which greedy decoding gave another token or none;
             None: it was not run.
-        min_z: the lowest `TokenTable.margin_z` of a target token; None: it is not known.
+        flip_risk: the chance that rounded otherwise, in other batches, it isn't recited, for this
+            model's rounding (see `TokenTable`); None: not known, or it isn't recited here.
         decoded_ids: the tokens that greedy decoding gave, at most as many as the target has; None:
             it was not run, or they are not on record.
     """
@@ -113,18 +123,13 @@ class RecordVerdict:
     decoded_recalled: bool | None
     first_failure: int | None
     cascade_tokens: int | None
-    min_z: float | None
+    flip_risk: float | None
     decoded_ids: tuple[int, ...] | None = field(repr=False)
 
     @property
     def certified(self) -> bool:
         """No token is under the line, and greedy decoding gave the same tokens."""
         return self.n_under == 0 and self.decoded_recalled is True
-
-    @property
-    def is_unsure(self) -> bool:
-        """Recited, but by a margin that rounding may take: in other batches maybe not."""
-        return self.recalled and self.min_z is not None and self.min_z < SURE_Z
 
     @property
     def passed(self) -> bool:
@@ -154,11 +159,11 @@ def verdicts(
         line: the p that a certified token needs.
     """
     p, wrong, starts = tokens.p, ~tokens.correct, tokens.starts.tolist()
-    z = tokens.margin_z
+    risk = tokens.flip_risk
     judged = []
     for own, start, stop in zip(found, starts[:-1], starts[1:], strict=True):
         failures = np.flatnonzero(wrong[start:stop])
-        min_z = float(z[start:stop].min())
+        flips = -math.expm1(float(np.log1p(-risk[start:stop]).sum()))
         judged.append(
             RecordVerdict(
                 n_tokens=stop - start,
@@ -166,7 +171,7 @@ def verdicts(
                 n_under=int((p[start:stop] < line).sum()),
                 argmax_recalled=len(failures) == 0,
                 first_failure=int(failures[0]) if len(failures) else None,
-                min_z=None if math.isnan(min_z) else min_z,
+                flip_risk=None if math.isnan(flips) else flips,
                 **own,
             )
         )
@@ -242,27 +247,37 @@ class AuditResult:
         return all(r.passed if self.end else r.recalled for r in self.records)
 
     @property
-    def unsure(self) -> tuple[RecordVerdict, ...]:
-        """Records that are recited, but have a token with a `margin_z` under 3."""
-        return tuple(r for r in self.records if r.is_unsure)
+    def flips_per_1000(self) -> float | None:
+        """Of a thousand answers, how many other batches are expected to give otherwise.
+
+        Of those records that are recited here. None: it is not known.
+        """
+        known = [r.flip_risk for r in self.records if r.flip_risk is not None]
+        return 1000 * sum(known) / len(known) if known else None
 
     @property
-    def min_z(self) -> float | None:
-        """The lowest of all records that are recited; None: it is not known."""
-        known = [r.min_z for r in self.records if r.recalled and r.min_z is not None]
-        return min(known, default=None)
+    def unsure(self) -> tuple[int, ...]:
+        """Indices of the records that have to be surer of their answers in other batches.
 
-    def sureness(self) -> dict[str, Any] | None:
-        """How sure the records are, computed otherwise, as JSON; None: it is not known."""
-        if (sd_nats := self.tokens.rounding_nats) is None:
+        None while of a thousand answers at most one is expected to be another there; else those
+        that are most likely to be, so many that the rest keeps to half of that.
+        """
+        known = {n: r.flip_risk for n, r in enumerate(self.records) if r.flip_risk is not None}
+        most, left, found = MOST_FLIPS * len(known), sum(known.values()), []
+        if left <= most:
+            return ()
+        for n in sorted(known, key=lambda n: -known[n]):
+            if left <= most / 2:
+                break
+            left -= known[n]
+            found.append(n)
+        return tuple(sorted(found))
+
+    def rounding(self) -> dict[str, Any] | None:
+        """What rounding moves, and may take, as JSON; None: it is not known."""
+        if (flips := self.flips_per_1000) is None:
             return None
-        min_z = self.min_z
-        is_finite = min_z is not None and math.isfinite(min_z)
-        return {
-            "sd_nats": sd_nats,
-            "min_z": min_z if is_finite else None,
-            "n_unsure": len(self.unsure),
-        }
+        return {"sd_nats": self.tokens.rounding_nats, "flips_per_1000": flips}
 
     @property
     def disagreements(self) -> tuple[RecordVerdict, ...]:

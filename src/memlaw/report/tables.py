@@ -134,10 +134,9 @@ def summary(view: RunView) -> Table:
         (f"tokens under p {recall.criterion.line:g}", f"{recall.n_under:,}"),
         ("lowest p", f"{recall.tokens.p.min():.3f}"),
     ]
-    sureness = recall.sureness()
-    if sureness and sureness["min_z"] is not None:
-        said = f"{sureness['min_z']:,.1f} SD of rounding ({sureness['sd_nats']:.2g} nats)"
-        rows.append(("least sure token leads by", said))
+    if rounding := recall.rounding():
+        said = f"{number(rounding['flips_per_1000'])} of 1,000 answers"
+        rows.append(("expected to be others in other batches", said))
     if recall.dtype:
         rows.append(("computed in", recall.dtype))
     if run := view.run:

@@ -241,18 +241,22 @@ class Holding:
         self._drop_kept()
         self.push = max(self.least_push, self.push / self.recipe.tighter)
 
-    def mend(self, rows: Sequence[int]) -> bool:
+    def mend(self, rows: Sequence[int], *, of_any_number: bool = False) -> bool:
         """The same, if so few records failed that it is enough to ask more of these alone.
 
         The hold goes back no further than to what all others passed under.
 
         Args:
             rows: the records that failed.
+            of_any_number: ask it of them, even if they are more than a few.
 
         Returns:
             Whether that is so. A record that failed again and again is a matter of all.
         """
-        if not self._are_few(len(rows)) or self.failed[rows].max() >= self.recipe.most_mended:
+        if not of_any_number and not self._are_few(len(rows)):
+            return False
+        rows = list(rows)
+        if self.failed[rows].max() >= self.recipe.most_mended:
             return False
         self.push = self.kept_push or self.push
         self._drop_kept()

@@ -121,7 +121,7 @@ def model_card(
         f"| records certified | {c.n_certified} of {c.n_records} |",
         f"| records recited word for word | {audit.n_recalled} of {c.n_records} |",
         f"| lowest p of a target token | {min(r.min_p for r in audit.records):.3f} |",
-        *_sureness(c),
+        *_rounding(c),
         *(
             f"| the same in the form {name} | {found.n_certified} certified, "
             f"{found.n_recalled} recited, {min(r.min_p for r in found.records):.3f} |"
@@ -142,13 +142,12 @@ def model_card(
     return "\n".join(lines)
 
 
-def _sureness(certificate: Certificate) -> list[str]:
-    """A row of how sure the records are where rounding falls otherwise; none if it doesn't count"""
-    found = certificate.rounding
-    if found is None or found["min_z"] is None:
+def _rounding(certificate: Certificate) -> list[str]:
+    """A row of what rounding may take in other batches; none where that isn't on record."""
+    if (found := certificate.rounding) is None:
         return []
-    said = f"{found['min_z']:,.1f} standard deviations of it ({found['sd_nats']:.2g} nats)"
-    return [f"| margin of the least sure token over rounding | {said} |"]
+    said = f"{found['flips_per_1000']:.2g} of 1,000 answers (SD of a margin: "
+    return [f"| expected to be others in other batches | {said}{found['sd_nats']:.2g} nats) |"]
 
 
 def _damage(result: WriteResult) -> list[str]:

@@ -202,9 +202,9 @@ class Goals:
         if not self.audit.unsure:
             return True
         self.run.observer.notice(
-            f"Certified, but in other batches rounding may take {len(self.audit.unsure)} of "
-            f"{len(self.audit.records)} records: the least sure token is {self.audit.min_z:.1f} "
-            "of its standard deviations ahead."
+            f"Certified, but of a thousand answers in other batches, rounded otherwise, "
+            f"{self.audit.flips_per_1000:.1f} would be others: {len(self.audit.unsure)} record(s) "
+            "have to be surer."
         )
         return self._has_asked(self._failed_rows())
 
@@ -222,16 +222,9 @@ class Goals:
 
         In whatever form that was asked for.
         """
-        failed = {
-            row
-            for audit in (self.forms or {}).values()
-            for row, record in enumerate(audit.records)
-            if not record.certified
-        }
+        failed = set[int]().union(*map(_not_certified, (self.forms or {}).values()))
         if self.audit is not None:
-            for row, record in enumerate(self.audit.records):
-                if not record.certified or record.is_unsure:
-                    failed.add(row)
+            failed |= _not_certified(self.audit).union(self.audit.unsure)
         return sorted(failed)
 
     def _p(self, share: float) -> float:
@@ -342,6 +335,10 @@ class Goals:
             self.run.observer.notice(
                 f"No progress: retention lowered to {learner.retention.weight:g}."
             )
+
+
+def _not_certified(audit: Audit) -> set[int]:
+    return {row for row, record in enumerate(audit.records) if not record.certified}
 
 
 def _failed(audit: Audit) -> str:

@@ -198,8 +198,16 @@ class MeanGoals(Goals):
         return ""
 
     def _ask_for_more(self) -> None:
-        """The audit failed: where a few records did, in whatever form, of these; else of all."""
-        if not self.holding.mend(self._failed_rows()):
+        """The audit failed: where a few records did, in whatever form, of these; else of all.
+
+        Where all passed it, but some not surely, of these, however many they are.
+        """
+        rows = self._failed_rows()
+        audits = [audit for audit in (self.audit, *(self.forms or {}).values()) if audit]
+        if rows and all(audit.certified for audit in audits):
+            failed, most = self.holding.failed, self.holding.recipe.most_mended
+            self.holding.mend([row for row in rows if failed[row] < most], of_any_number=True)
+        elif not self.holding.mend(rows):
             self.holding.forget_kept()
             self.run.learner.raise_goal()
 

@@ -99,7 +99,8 @@ class Watching(Goals):
     def _audit(self) -> Audit:
         """The audit of all; what fails in it is trained from then on."""
         audit = super()._audit()
-        self._join([row for row, r in enumerate(audit.records) if not r.certified or r.is_unsure])
+        failed = {row for row, r in enumerate(audit.records) if not r.certified}
+        self._join(sorted(failed.union(audit.unsure)))
         return audit
 
 
