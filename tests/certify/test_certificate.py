@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from memlaw.certify.certificate import (
     read_certificate,
     records_sha256,
 )
+from memlaw.certify.joined import Part, joined_certificate, joined_mismatches
 from memlaw.certify.mismatches import mismatches
 from memlaw.core.commitment import commitment
 from memlaw.core.errors import CertificateError
+from memlaw.core.files import write_json
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
 from memlaw.measure.table import RecordVerdict, TokenTable
@@ -355,3 +358,84 @@ def test_another_format_is_refused(tmp_path):
     path.write_text(json.dumps(_certificate(BOTH).to_json() | {"format": 99}))
     with pytest.raises(CertificateError, match="format 99, but this version reads 1 and 2"):
         read_certificate(path)
+
+
+# ------------------------------------------------------------ what rounding may take
+
+
+def _rounded(name, risk, sd_nats=0.4):
+    """The certificate of an adapter with one record, a margin of which was read twice."""
+    one = np.array([0])
+    margins = np.array([4.0, 4.0 + sd_nats * 2**0.5], np.float32)
+    table = TokenTable(
+        record=one,
+        position=one,
+        token_id=one,
+        nll_nats=np.array([0.01], np.float32),
+        argmax_id=one,
+        margin_nats=margins[:1],
+        decoded_margin_nats=margins[1:],
+    )
+    audit = dataclasses.replace(_audit(_verdict(name, flip_risk=risk)), tokens=table)
+    return _certificate(audit)
+
+
+def test_a_certificate_says_what_rounding_may_take(tmp_path):
+    certificate = _rounded("1", 0.002)
+    assert certificate.rounding == {
+        "sd_nats": pytest.approx(0.4, rel=1e-5),
+        "flips_per_1000": pytest.approx(2.0),
+    }
+    assert "deviation of 0.4 nats: of a thousand answers 2 are expected" in certificate.statement
+    write_json(tmp_path / "certificate.json", certificate.to_json())
+    assert read_certificate(tmp_path / "certificate.json").rounding == certificate.rounding
+    assert "rounding" not in _certificate(BOTH).to_json()
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        [],
+        {"sd_nats": 0.4},
+        {"sd_nats": 0.4, "flips_per_1000": None},
+        {"sd_nats": True, "flips_per_1000": 1.0},
+        {"sd_nats": 0.4, "flips_per_1000": 1.0, "more": 2},
+    ],
+)
+def test_of_rounding_nothing_else_is_read(tmp_path, rounding):
+    content = _rounded("1", 0.002).to_json() | {"rounding": rounding}
+    write_json(tmp_path / "certificate.json", content)
+    with pytest.raises(CertificateError, match="rounding"):
+        read_certificate(tmp_path / "certificate.json")
+
+
+def _part(name, risk, sd_nats):
+    record = SimpleNamespace(sha256=name * 64)
+    return Part(_rounded(name, risk, sd_nats), KEY, [record])
+
+
+def test_of_several_adapters_it_is_the_mean_of_all_answers():
+    parts = {"a": _part("1", 0.001, 0.3), "b": _part("2", 0.005, 0.5)}
+    whole = joined_certificate(parts, KEY)
+    assert whole.rounding == {
+        "sd_nats": pytest.approx(0.5, rel=1e-5),
+        "flips_per_1000": pytest.approx(3.0),
+    }
+    assert whole.statement.count("are expected to be others") == 1
+    assert "deviation of 0.5 nats: of a thousand answers 3 are" in whole.statement
+    of_parts = {name: part.certificate for name, part in parts.items()}
+    assert joined_mismatches(whole, of_parts) == []
+    better = dataclasses.replace(whole, rounding={"sd_nats": 0.1, "flips_per_1000": 0.0})
+    (said,) = joined_mismatches(better, of_parts)
+    assert "rounding" in said
+
+
+def test_of_several_adapters_nothing_is_said_where_one_says_nothing():
+    silent = dataclasses.replace(_rounded("2", 0.005), rounding=None)
+    parts = {
+        "a": _part("1", 0.001, 0.3),
+        "b": Part(silent, KEY, [SimpleNamespace(sha256="2" * 64)]),
+    }
+    whole = joined_certificate(parts, KEY)
+    assert whole.rounding is None
+    assert "are expected to be others" not in whole.statement

@@ -75,8 +75,8 @@ class TokenTable:
         """[N] float64 in [0, 1]: the chance that rounded otherwise another token is the argmax.
 
         The mean of the two margins against what a third one differs from it, by a moderated t-test
-        (Smyth 2004): a token's variance is its own, from one difference, drawn to that of all. 0 where nothing is rounded; NaN where
-        there is one margin only.
+        (Smyth 2004): a token's variance is its own, from one difference, drawn to that of all. 0
+        where nothing is rounded; NaN where there is one margin only.
         """
         from scipy.special import stdtr
 

@@ -180,13 +180,12 @@ class MeanGoals(Goals):
     def _finish(self) -> str:
         """Look at what was kept as a user will; returns why training is over, if it is."""
         run, holding = self.run, self.holding
-        assert holding.kept is not None
-        self._solve_gate()
-        self._show(holding.kept)
         self.measured_at = run.learner.epoch
-        if not self._holds_everywhere():
-            self._ask_for_more()
-            self._hide()
+        # A gate that was there is solved anew only for what passes with it as it is.
+        if holding.gate is not None and not self._passes():
+            return ""
+        self._solve_gate()
+        if self.audit is None and not self._passes():
             return ""
         if not self.bounds:
             return "certified"
@@ -196,6 +195,16 @@ class MeanGoals(Goals):
         self._hide()
         holding.most_push *= holding.recipe.tighter
         return ""
+
+    def _passes(self) -> bool:
+        """Look at what was kept as a user will; where that fails, more is asked for."""
+        assert self.holding.kept is not None
+        self._show(self.holding.kept)
+        if self._holds_everywhere():
+            return True
+        self._ask_for_more()
+        self._hide()
+        return False
 
     def _ask_for_more(self) -> None:
         """The audit failed: where a few records did, in whatever form, of these; else of all.
