@@ -9,6 +9,8 @@ import memlaw
 from memlaw import cli
 from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, DataError, OutputError
+from memlaw.data.reading import read_records
+from memlaw.writer.changes import Changes, _cost_s
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,32 @@ def test_the_command_says_what_private_records_are_for(forgetful, tmp_path, caps
     said = capsys.readouterr()
     assert "has no private records" in " ".join(said.err.split())
     assert "lost" in said.out
+
+
+def _changes(n_added, n_removed, n_unchanged):
+    records = tuple(read_records([(f"P{i}:", str(i)) for i in range(200)]))
+    return Changes(
+        added=records[:n_added],
+        removed=records[n_added : n_added + n_removed],
+        unchanged=records[-n_unchanged:],
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_added", "n_removed", "n_unchanged", "is_much"),
+    [
+        (12, 0, 88, False),
+        (13, 0, 87, True),
+        (6, 7, 94, True),
+        (6, 6, 94, False),
+        (40, 0, 40, False),  # of few, what each costs is little beside all else
+    ],
+)
+def test_more_than_an_eighth_of_many_is_much(n_added, n_removed, n_unchanged, is_much):
+    assert _changes(n_added, n_removed, n_unchanged).is_much == is_much
+
+
+def test_much_costs_what_all_cost():
+    run = {"timings": {"wall_s": 300.0, "training_s": 200.0}, "records": {"n": 100}}
+    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 20
+    assert _cost_s(run, _changes(50, 0, 50), 100) == 100 + 200

@@ -339,6 +339,23 @@ def test_what_costs_too_much_is_trained_anew(folder, changed, texts, llama, tmp_
     assert memlaw.diff(folder, changed).nothing
 
 
+def test_where_much_of_many_changes_all_is_trained_anew_at_once(
+    folder, changed, texts, llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("memlaw.writer.changes._MANY", 3)
+    monkeypatch.setattr(updating, "start_warm", None)  # would be called
+    said, found = [], memlaw.diff(folder, changed)
+    assert found.is_much
+    observer = memlaw.Observer()
+    observer.notice = said.append
+    assert memlaw.update(folder, changed, observer=observer).taken
+    assert any(f"{found.n_changed} of {len(changed)} records change" in line for line in said)
+    second = _run(folder)["generations"][1]
+    memlaw.write(changed, tmp_path / "anew", model=str(llama), **SETTINGS, **texts)
+    assert second["adapter_sha256"] == _run(tmp_path / "anew")["generations"][0]["adapter_sha256"]
+    assert second["anew"]
+
+
 def test_what_is_on_record_says_what_writing_costs(updated, written):
     first, second = _run(updated[1])["generations"]
     assert (first["anew"], second["anew"]) == (True, False)

@@ -7,6 +7,7 @@ don't have is then *lost*, and whether it was replaced or removed can't be told.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
 from memlaw.writer.records import records_of
+
+# A twentieth of 200 costs an eighth of their training anew, a fifth of them more than all of it.
+_MANY, _MUCH = 100, 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,17 @@ class Changes:
     def nothing(self) -> bool:
         """The data are the records that the folder was written with."""
         return not (self.added or self.replaced or self.removed or self.lost)
+
+    @property
+    def n_changed(self) -> int:
+        """How many records are to be learnt or forgotten."""
+        return len(self.added) + len(self.replaced) + len(self.removed) + len(self.lost)
+
+    @property
+    def is_much(self) -> bool:
+        """So much of many records changes that training all of them anew costs no more."""
+        n = len(self.added) + len(self.replaced) + len(self.unchanged)
+        return n >= _MANY and self.n_changed > _MUCH * n
 
     @property
     def counts(self) -> dict[str, int]:
@@ -190,7 +205,8 @@ def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer
         found = _by_name(lines, records, name)
     else:
         found = _by_prompt(known, records)
-    return Changes(**found, cost_s=_cost_s(folder.run, found, len(records)))
+    changed = Changes(**found)
+    return dataclasses.replace(changed, cost_s=_cost_s(folder.run, changed, len(records)))
 
 
 def _by_prompt(known: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
@@ -225,12 +241,15 @@ def _key(prompt: Prompt) -> str:
     return json.dumps(whole, sort_keys=True)
 
 
-def _cost_s(run: Mapping[str, Any], found: Mapping[str, Any], n: int) -> float | None:
-    """All that isn't training, as it took for each record; and training, for those that change."""
+def _cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
+    """All that isn't training, as it took for each record; and training, for those that change.
+
+    For all of them, where they are trained anew.
+    """
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
         training_s = float(timings["training_s"])
-        n_changed = sum(len(found.get(kind, ())) for kind in ("added", "replaced", "removed"))
+        n_changed = n if found.is_much else found.n_changed - len(found.lost)
         rest_s = float(timings["wall_s"]) - training_s - float(timings.get("given_up_s", 0))
         return (rest_s * n + training_s * n_changed) / n_then if n_changed else 0.0
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

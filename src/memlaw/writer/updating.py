@@ -218,7 +218,12 @@ def next_generation(
     """
     assert folder.path is not None
     given_up_s = 0.0
-    if forget == "suppress":
+    if forget == "suppress" and found.is_much:
+        observer.notice(
+            f"{found.n_changed} of {len(records)} records change: all are trained anew, which "
+            "costs no more, and forgets better."
+        )
+    elif forget == "suppress":
         began = time.perf_counter()
         run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
         start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
