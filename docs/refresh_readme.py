@@ -44,7 +44,7 @@ OBJECTIVES = ("sft", "memft_threshold", "memft_window", "memft_curriculum", "tri
 # Lines of a training's output whose figures depend on the machine, its threads and the versions.
 UNSTABLE = (
     *("bits stored", "bits per parameter", "ΔNLL", "epochs", "time", "speed", "NLL"),
-    *("unchanged elsewhere", "near misses", "will take about"),
+    *("unchanged elsewhere", "near misses", "will take about", "in other batches"),
 )
 SECOND_VERDICT = ("SPECIFIC", "NOT SPECIFIC")  # and its reasons: by a few prompts, either way
 
