@@ -19,6 +19,7 @@ from memlaw.certify.certificate import (
 from memlaw.certify.joined import Part, joined_certificate, joined_mismatches
 from memlaw.certify.mismatches import mismatches
 from memlaw.core.commitment import commitment
+from memlaw.core.criterion import of_thousand
 from memlaw.core.errors import CertificateError
 from memlaw.core.files import write_json
 from memlaw.measure.damage import Damage
@@ -77,7 +78,7 @@ def _audit(*records, **changes):
     return Audit(examples=(), tokenizer=None, records=records, tokens=table, **usual | changes)
 
 
-def _certificate(audit):
+def _certificate(audit, **more):
     return make_certificate(
         audit,
         {"damage": DAMAGE},
@@ -88,6 +89,7 @@ def _certificate(audit):
         n_parameters=17,
         versions={"memlaw": "0"},
         **HASHES,
+        **more,
     )
 
 
@@ -363,7 +365,7 @@ def test_another_format_is_refused(tmp_path):
 # ------------------------------------------------------------ what rounding may take
 
 
-def _rounded(name, risk, sd_nats=0.4):
+def _rounded(name, risk, sd_nats=0.4, **more):
     """The certificate of an adapter with one record, a margin of which was read twice."""
     one = np.array([0])
     margins = np.array([4.0, 4.0 + sd_nats * 2**0.5], np.float32)
@@ -377,7 +379,7 @@ def _rounded(name, risk, sd_nats=0.4):
         decoded_margin_nats=margins[1:],
     )
     audit = dataclasses.replace(_audit(_verdict(name, flip_risk=risk)), tokens=table)
-    return _certificate(audit)
+    return _certificate(audit, **more)
 
 
 def test_a_certificate_says_what_rounding_may_take(tmp_path):
@@ -386,7 +388,10 @@ def test_a_certificate_says_what_rounding_may_take(tmp_path):
         "sd_nats": pytest.approx(0.4, rel=1e-5),
         "flips_per_1000": pytest.approx(2.0),
     }
-    assert "deviation of 0.4 nats: of a thousand answers 2 are expected" in certificate.statement
+    assert (
+        "deviation of 0.4 nats: of 1,000 answers that are right here 2 are expected"
+        in certificate.statement
+    )
     write_json(tmp_path / "certificate.json", certificate.to_json())
     assert read_certificate(tmp_path / "certificate.json").rounding == certificate.rounding
     assert "rounding" not in _certificate(BOTH).to_json()
@@ -411,7 +416,7 @@ def test_of_rounding_nothing_else_is_read(tmp_path, rounding):
 
 def _part(name, risk, sd_nats):
     record = SimpleNamespace(sha256=name * 64)
-    return Part(_rounded(name, risk, sd_nats), KEY, [record])
+    return Part(_rounded(name, risk, sd_nats, tokenizer="some/words"), KEY, [record])
 
 
 def test_of_several_adapters_it_is_the_mean_of_all_answers():
@@ -422,7 +427,8 @@ def test_of_several_adapters_it_is_the_mean_of_all_answers():
         "flips_per_1000": pytest.approx(3.0),
     }
     assert whole.statement.count("are expected to be others") == 1
-    assert "deviation of 0.5 nats: of a thousand answers 3 are" in whole.statement
+    assert whole.statement.count("The tokenizer is some/words") == 1
+    assert "deviation of 0.5 nats: of 1,000 answers that are right here 3 are" in whole.statement
     of_parts = {name: part.certificate for name, part in parts.items()}
     assert joined_mismatches(whole, of_parts) == []
     better = dataclasses.replace(whole, rounding={"sd_nats": 0.1, "flips_per_1000": 0.0})
@@ -439,3 +445,19 @@ def test_of_several_adapters_nothing_is_said_where_one_says_nothing():
     whole = joined_certificate(parts, KEY)
     assert whole.rounding is None
     assert "are expected to be others" not in whole.statement
+
+
+@pytest.mark.parametrize(("now", "is_found"), [(0.0095, False), (0.011, True)])
+def test_a_forecast_far_from_what_is_found_is_a_mismatch(now, is_found):
+    then, audit = _rounded("1", 0.0), _audit(_verdict("1", flip_risk=now))
+    found = mismatches(then, audit, {"damage": DAMAGE}, key=KEY, **HASHES)
+    assert [said for said in found if "others in other batches, not under 0.01" in said] == found
+    assert bool(found) == is_found
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(0, "under 0.01"), (3e-35, "under 0.01"), (0.336, "0.34"), (9.96, "10"), (153.4, "153")],
+)
+def test_so_many_of_a_thousand(n, said):
+    assert of_thousand(n) == said

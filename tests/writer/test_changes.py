@@ -172,4 +172,7 @@ def test_more_than_an_eighth_of_many_is_much(n_added, n_removed, n_unchanged, is
 def test_much_costs_what_all_cost():
     run = {"timings": {"wall_s": 300.0, "training_s": 200.0}, "records": {"n": 100}}
     assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 20
-    assert _cost_s(run, _changes(50, 0, 50), 100) == 100 + 200
+    generations = [{"anew": True, "training_s": 400.0, "records": 100}, {"anew": False}]
+    assert _cost_s(run | {"generations": generations}, _changes(50, 0, 50), 100) == 100 + 400
+    assert _cost_s(run | {"generations": [{"anew": False}] * 2}, _changes(50, 0, 50), 100) is None
+    assert _cost_s(run | {"shards": {}}, _changes(50, 0, 50), 100) == 100 + 100

@@ -430,7 +430,10 @@ def test_of_one_record_it_is_said_which_and_how(llama, phone_book, texts, tmp_pa
 
 def _audit(run, failed, unsure=()):
     """An audit that some rows failed, and some passed, but not surely."""
-    records = [SimpleNamespace(certified=row not in failed) for row in range(len(run.examples))]
+    records = [
+        SimpleNamespace(certified=row not in failed, id=str(row), min_p=0.5, n_under=1)
+        for row in range(len(run.examples))
+    ]
     return SimpleNamespace(
         records=records, certified=not failed, unsure=tuple(unsure), flips_per_1000=2.0
     )
@@ -447,7 +450,8 @@ def test_of_all_more_is_asked_twice_where_some_pass_but_not_surely(
         held.append(judge._holds_everywhere())
         judge._aim_higher()
     assert held == [False, False, True]
-    assert all("2.0 would be others: 1 record(s)" in said for said in run.observer.said)
+    assert len(run.observer.said) == 2  # the third is enough, and nothing is asked for
+    assert all("2 of 1,000 answers would be others: 1 record(s)" in s for s in run.observer.said)
 
 
 def test_of_a_record_that_is_not_sure_more_is_asked_twice(
@@ -467,6 +471,102 @@ def test_of_a_record_that_is_not_sure_more_is_asked_twice(
     judge._ask_for_more()
     assert judge.holding.failed.tolist() == [1, 2, 1, 1]
     assert run.learner.seen.line_p == line_p
+
+
+def _moved(run):
+    """Change the weights in training."""
+    with torch.no_grad():
+        for weights in run.learner.adapter.parameters():
+            weights.add_(1.0)
+
+
+def _weights(run):
+    return [weights.detach().clone() for weights in run.learner.adapter.parameters()]
+
+
+@pytest.mark.parametrize("kind", [goals.Goals, mean_goals.MeanGoals])
+def test_what_was_certified_but_not_surely_is_not_lost(
+    kind, llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge = kind(run)
+    if kind is mean_goals.MeanGoals:
+        judge.holding.kept = _weights(run)
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [1]))
+    then = _weights(run)
+    assert not judge._holds_everywhere()
+    judge.forget()
+    for ended in (lambda: judge.dear(), lambda: judge.settle("max_epochs (9) reached")):
+        _moved(run)
+        judge.most_flop = -1.0
+        assert ended() == "certified, but not as surely as was asked for"
+        assert all(map(torch.equal, _weights(run), then))
+        assert judge.audit.unsure == (1,)
+        judge._hide() if kind is mean_goals.MeanGoals else None
+        judge.forget()
+
+
+def test_nothing_surer_is_waited_for_longer_than_for_progress(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge = goals.Goals(run)
+    assert judge._gives_up() == ""
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [], [1]))
+    assert not judge._holds_everywhere()
+    run.learner.epoch += goals.PATIENCE_EPOCHS
+    assert judge._gives_up() == ""
+    run.learner.epoch += 1
+    judge.forget()
+    assert judge._gives_up() == goals.UNSURE
+    assert run.learner.epoch == judge.best.epoch
+
+
+def test_of_two_that_are_not_sure_the_surer_one_is_kept(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge = goals.Goals(run)
+    for flips, kept in ((5.0, 5.0), (3.0, 3.0), (4.0, 3.0)):
+        found = _audit(run, [], [1])
+        found.flips_per_1000 = flips
+        monkeypatch.setattr(judge, "_audit", lambda found=found: found)
+        assert not judge._holds_everywhere()
+        assert judge.best.audit.flips_per_1000 == kept
+
+
+def test_one_that_failed_is_asked_for_more_whoever_else_is_not_sure(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge, line_p = mean_goals.MeanGoals(run), run.learner.seen.line_p
+    monkeypatch.setattr(judge, "_audit", lambda: _audit(run, [2], [0, 1]))
+    judge.holding.failed[1] = 2.0  # was asked often enough
+    assert not judge._holds_everywhere()
+    judge._ask_for_more()
+    assert judge.holding.failed.tolist() == [1, 2, 1, 0]
+    assert run.learner.seen.line_p == line_p
+
+
+def test_a_gate_that_was_there_is_solved_only_for_what_passes(
+    llama, phone_book, texts, tmp_path, monkeypatch
+):
+    run = _run(llama, phone_book, tmp_path, texts)
+    judge = mean_goals.MeanGoals(run)
+    audits, solved = [], []
+    monkeypatch.setattr(judge, "_audit", lambda: audits.append(1) or _audit(run, failed))
+    monkeypatch.setattr(judge, "_solve_gate", lambda: solved.append(1))
+    judge.holding.gate, judge.holding.kept, failed = 1, _weights(run), [1]
+    assert judge._finish() == ""
+    assert (len(audits), solved, judge.holding.kept) == (1, [], None)
+    judge.holding.kept, failed = _weights(run), []
+    assert judge._finish() == "certified"
+    assert (len(audits), solved) == (2, [1])  # the gate changed nothing: no second audit
+    changed = lambda: setattr(judge.holding, "kept", _weights(run))  # noqa: E731
+    monkeypatch.setattr(judge, "_solve_gate", changed)
+    judge._hide()
+    assert judge._finish() == "certified"
+    assert len(audits) == 4
 
 
 def test_a_sure_audit_is_enough_at_once(llama, phone_book, texts, tmp_path, monkeypatch):

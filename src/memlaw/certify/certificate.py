@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from memlaw.core.commitment import commitment
+from memlaw.core.criterion import of_thousand
 from memlaw.core.errors import CertificateError
 from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.core.files import json_sha256
@@ -197,9 +198,10 @@ def make_certificate(
             "the model is the base model."
         )
     rounding = audit.rounding()
-    statement += _of_prompts(rendering) + of_rounding(rounding)
+    statement += _of_prompts(rendering)
     if tokenizer is not None:
         statement += f" The tokenizer is {tokenizer}, not the base model's; it lies beside it."
+    statement += of_rounding(rounding)
     return Certificate(
         statement=statement,
         certified=audit.certified,
@@ -263,8 +265,8 @@ def of_rounding(found: Mapping[str, Any] | None) -> str:
         return ""
     return (
         " In other batches a token's margin over the next one is rounded otherwise, by a standard "
-        f"deviation of {found['sd_nats']:.2g} nats: of a thousand answers "
-        f"{found['flips_per_1000']:.2g} are expected to be others there."
+        f"deviation of {found['sd_nats']:.2g} nats: of 1,000 answers that are right here "
+        f"{of_thousand(found['flips_per_1000'])} are expected to be others there."
     )
 
 

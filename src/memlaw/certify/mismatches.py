@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from memlaw.certify.certificate import Certificate, records_sha256
 from memlaw.core.commitment import OPENINGS_FILE, commitment
+from memlaw.core.criterion import MOST_FLIPS, of_thousand
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
+
+_OFTENER = 10  # times: a forecast from other roundings may differ by some
 
 
 def mismatches(
@@ -61,6 +64,13 @@ def mismatches(
         if name in claims and (said := harm.mismatch(KINDS[name].read(claims[name]))):
             found.append(said)
     found += _record_by_record(certificate, audit, key)
+    if certificate.rounding is not None and (now := audit.flips_per_1000) is not None:
+        then = float(certificate.rounding["flips_per_1000"])
+        if now > _OFTENER * max(then, 1000 * MOST_FLIPS):
+            found.append(
+                f"of 1,000 answers {of_thousand(now)} are expected to be others in other batches, "
+                f"not {of_thousand(then)}"
+            )
     n_certified = sum(r.certified for r in certificate.records)
     counts = (certificate.certified, certificate.n_records, certificate.n_certified)
     if counts != (n_certified == len(certificate.records), len(certificate.records), n_certified):

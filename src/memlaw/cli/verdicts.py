@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from memlaw.cli.terminal import BARS, print_rows, stdout_console
+from memlaw.core.criterion import of_thousand
 
 if TYPE_CHECKING:
     from memlaw.measure.examine import Audit
@@ -43,8 +44,8 @@ def audit_rows(audit: Audit) -> dict[str, str]:
     )
     if rounding := audit.rounding():
         rows["in other batches"] = (
-            f"{rounding['flips_per_1000']:.2g} of 1,000 answers expected to be others (SD of a "
-            f"margin: {rounding['sd_nats']:.2g} nats)"
+            f"{of_thousand(rounding['flips_per_1000'])} of 1,000 answers expected to be others "
+            f"(SD of a margin: {rounding['sd_nats']:.2g} nats)"
         )
     if audit.n_under or audit.n_recalled < n:
         rows |= _where_it_breaks(audit)

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 MOST_FLIPS = 1e-3  # of answers that other batches may be expected to give otherwise
 
 
+def of_thousand(n: float) -> str:
+    """So many of a thousand answers, in two digits: `0.34`, `153`, `under 0.01`."""
+    if n < 0.01:
+        return "under 0.01"
+    return f"{n:.2g}" if n < 10 else f"{n:.0f}"
+
+
 @dataclass(frozen=True)
 class Criterion:
     """The least probability that a certified token has.

@@ -21,7 +21,8 @@ class Decoded(NamedTuple):
 
     Attributes:
         ids: tokens.
-        margins: nats, for each of them: the highest logit there less the next one.
+        margins: nats, for each of them: the highest logit there less the next one. None of them
+            where that wasn't asked for, or a model has a way of its own to generate.
     """
 
     ids: tuple[int, ...]
@@ -69,7 +70,7 @@ def greedy_decode_with_margins(
 ) -> list[Decoded]:
     """As `greedy_decode`, and by how much each token was ahead of the next one."""
     how = {"do_sample": False, "use_cache": use_cache}
-    return _generate(model, prompts, end_id, max_tokens, how)
+    return _generate(model, prompts, end_id, max_tokens, how, margins=True)
 
 
 def sample_decode(
@@ -110,6 +111,7 @@ def _generate(
     how: Mapping[str, Any],
     *,
     together: bool = False,
+    margins: bool = False,
 ) -> list[Decoded]:
     """Together; one by one, where a model takes what stands before a prompt for a part of it."""
     pad_id = 0 if end_id is None else end_id  # of either nothing is seen
@@ -119,16 +121,15 @@ def _generate(
     for rows in batches:
         limits = max_tokens[rows]
         settings = dict(how) | {"max_new_tokens": max(limits), "eos_token_id": end_id}
-        ahead: list[Tensor] = []
+        ahead: list[Tensor] | None = [] if margins else None
         said = _said(
             model, prompts[rows], pad_id, settings, begun_once=together, ahead=ahead
         ).sequences
         width = max(map(len, prompts[rows]))
-        for row, margins, limit in zip(
-            said[:, width:].tolist(), torch.stack(ahead, dim=1).tolist(), limits, strict=True
-        ):
+        columns = torch.stack(ahead, dim=1).tolist() if ahead else [[]] * len(limits)
+        for row, column, limit in zip(said[:, width:].tolist(), columns, limits, strict=True):
             ids = _until(row, end_id, limit)
-            found.append(Decoded(ids, tuple(margins[: len(ids)])))
+            found.append(Decoded(ids, tuple(column[: len(ids)])))
     return found
 
 

@@ -187,7 +187,7 @@ def _decoded_margins(
     for i, found in decoded.items():
         pairs = zip(found.ids, examples[i].target_ids, strict=False)
         n = next((at for at, (said, right) in enumerate(pairs) if said != right), None)
-        n = min(len(found.ids), len(columns[i])) if n is None else n
+        n = min(len(found.margins), len(columns[i]) if n is None else n)
         columns[i][:n] = found.margins[:n]
     return np.concatenate(columns)
 

@@ -15,8 +15,8 @@ import numpy as np
 from memlaw.core.criterion import MOST_FLIPS, Criterion
 from memlaw.core.intervals import share_interval
 
-# Degrees of freedom of the distribution that the tokens' variances have. Differences of two margins
-# have a kurtosis as of 7 to 11, in six adapters in bfloat16 (LOG.md, 2026-11-28).
+# Degrees of freedom of the distribution that the tokens' variances have: by their kurtosis,
+# differences of two margins are t with 7 to 11, in six adapters in bfloat16 (LOG.md, 2026-11-28).
 _PRIOR_DF = 8
 
 
@@ -64,7 +64,8 @@ class TokenTable:
 
         The same token's margin is read in a whole sequence, and where decoding comes by, in other
         batches: two ways that agree but for rounding. From what they differ, in the root mean
-        square over all tokens.
+        square over all tokens that decoding came by (not those that it flipped: a little too low
+        where there are many).
         """
         apart = (self.decoded_margin_nats - self.margin_nats).astype(np.float64)
         apart = apart[np.isfinite(apart)]
@@ -163,7 +164,7 @@ def verdicts(
     judged = []
     for own, start, stop in zip(found, starts[:-1], starts[1:], strict=True):
         failures = np.flatnonzero(wrong[start:stop])
-        flips = -math.expm1(float(np.log1p(-risk[start:stop]).sum()))
+        flips = 0.0 - math.expm1(float(np.log1p(-risk[start:stop]).sum()))
         judged.append(
             RecordVerdict(
                 n_tokens=stop - start,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from memlaw.core.criterion import of_thousand
 from memlaw.report.probe_view import ProbeView
 from memlaw.report.run_view import RunView, damage_of
 
@@ -135,7 +136,7 @@ def summary(view: RunView) -> Table:
         ("lowest p", f"{recall.tokens.p.min():.3f}"),
     ]
     if rounding := recall.rounding():
-        said = f"{number(rounding['flips_per_1000'])} of 1,000 answers"
+        said = f"{of_thousand(rounding['flips_per_1000'])} of 1,000 answers"
         rows.append(("expected to be others in other batches", said))
     if recall.dtype:
         rows.append(("computed in", recall.dtype))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memlaw.certify.certificate import Certificate
+from memlaw.core.criterion import of_thousand
 from memlaw.measure.damage import Damage
 from memlaw.settings.choices import portable_base
 from memlaw.writer.result import WriteResult
@@ -146,7 +147,7 @@ def _rounding(certificate: Certificate) -> list[str]:
     """A row of what rounding may take in other batches; none where that isn't on record."""
     if (found := certificate.rounding) is None:
         return []
-    said = f"{found['flips_per_1000']:.2g} of 1,000 answers (SD of a margin: "
+    said = f"{of_thousand(found['flips_per_1000'])} of 1,000 answers (SD of a margin: "
     return [f"| expected to be others in other batches | {said}{found['sd_nats']:.2g} nats) |"]
 
 

@@ -244,13 +244,17 @@ def _key(prompt: Prompt) -> str:
 def _cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
     """All that isn't training, as it took for each record; and training, for those that change.
 
-    For all of them, where they are trained anew.
+    For all of them, where they are trained anew, as long as when that was done last. (Shards judge
+    each by itself.)
     """
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
         training_s = float(timings["training_s"])
-        n_changed = n if found.is_much else found.n_changed - len(found.lost)
         rest_s = float(timings["wall_s"]) - training_s - float(timings.get("given_up_s", 0))
+        if found.is_much and "shards" not in run:
+            anew = next(line for line in reversed(run["generations"]) if line.get("anew"))
+            return (rest_s / n_then + float(anew["training_s"]) / int(anew["records"])) * n
+        n_changed = found.n_changed - len(found.lost)
         return (rest_s * n + training_s * n_changed) / n_then if n_changed else 0.0
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, StopIteration, TypeError, ValueError, ZeroDivisionError):
         return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memlaw.certify.audit_saved import audit_as_saved
+from memlaw.core.criterion import of_thousand
 from memlaw.core.observer import EpochStats
 from memlaw.measure.examine import Audit
 from memlaw.measure.forgotten import Forgotten, measure_forgotten
@@ -21,6 +22,7 @@ from memlaw.writer.robust import Robust
 from memlaw.writer.state import Run, State
 
 REACHED = "certified"  # begins why training is over, where all is met that was asked for
+UNSURE = f"{REACHED}, but not as surely as was asked for"
 DEAR = "it had cost more than it may"  # likewise, where training is given up for that
 PATIENCE_EPOCHS = 40
 # Shares of the way from the line to certainty, p .7 and .8 for .55. Two ways through an adapted
@@ -48,12 +50,20 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Certified:
-    """A certified adapter on the way to less harm."""
+    """A certified adapter on the way to less harm, or to a surer one.
+
+    Attributes:
+        epoch, state, curve: where it was.
+        audit, harms, forms: what was measured of it; harms only where they are bounded.
+        excess: how far it is above the bounds on harm; at most 1 is within.
+    """
 
     epoch: int
     state: State
     curve: list[EpochStats]
-    found: Found
+    audit: Audit
+    harms: dict[str, Harm] | None
+    forms: dict[str, Audit] | None
     excess: float
 
 
@@ -98,17 +108,32 @@ class Goals:
         self.forget()
         if stats.n_under == 0 and self._are_safe() and self._penalty() <= self.look_at_penalty:
             return self._look()
-        if self.best is not None:
-            if learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
-                return self.settle("no way found to certify with less damage")
+        if ended := self._gives_up():
+            return ended
+        if self.best is not None and self.best.excess > 1:
             learner.retention.weight *= _TIGHTER if stats.n_under == 0 else 1 / _TIGHTER
-        elif self._is_stuck():
+        elif self.best is None and self._is_stuck():
             self._give_room()
         return ""
 
+    def _gives_up(self) -> str:
+        """Why training is over where it has been certified, and nothing better was found since."""
+        if self.best is None:
+            return ""
+        waited = self.run.learner.epoch - self.best.epoch
+        if self.best.excess <= 1:  # what is to be forgotten, too, wasn't looked for in it
+            is_whole = self.run.lost is None and waited > PATIENCE_EPOCHS
+            return self.settle(UNSURE) if is_whole else ""
+        if waited > 2 * PATIENCE_EPOCHS:
+            return self.settle("no way found to certify with less damage")
+        return ""
+
     def dear(self) -> str:
-        """`DEAR`, if training has cost more than it may."""
-        return DEAR if sum(stats.flop for stats in self.run.curve) > self.most_flop else ""
+        """Why training is over, if it has cost more than it may: `DEAR`, unless it is certified."""
+        if sum(stats.flop for stats in self.run.curve) <= self.most_flop:
+            return ""
+        is_good = self.best and self.best.excess <= 1 and self.run.lost is None
+        return self.settle(UNSURE) if is_good else DEAR
 
     def at_end(self) -> str:
         """Why training is over when all epochs are done.
@@ -127,13 +152,14 @@ class Goals:
     def settle(self, why: str) -> str:
         """Training is over: go back to what was certified with less harm, if anything was."""
         here = None
-        if self.audit and self.audit.certified and self.harms is not None:
-            here = self._excess(self.harms)
-        if self.best and (here is None or self.best.excess < here):
-            self.run.learner.restore(*self.best.state)
-            self.run.curve = self.best.curve
-            self.audit, self.harms, self.forms = self.best.found
-        elif here is not None and self.bounds and here <= 1:
+        if self.audit and self.audit.certified and not (self.bounds and self.harms is None):
+            here = self._excess(self.harms or {})
+        if (best := self.best) and (here is None or best.excess < here):
+            self.run.learner.restore(*best.state)
+            self.run.curve = best.curve
+            self.audit, self.harms, self.forms = best.audit, best.harms, best.forms
+            return UNSURE if best.excess <= 1 else why
+        if here is not None and self.bounds and here <= 1:
             return self._met()
         return why
 
@@ -201,12 +227,32 @@ class Goals:
             return False
         if not self.audit.unsure:
             return True
+        if self._has_asked(self._unsure_rows()):
+            return True
         self.run.observer.notice(
-            f"Certified, but of a thousand answers in other batches, rounded otherwise, "
-            f"{self.audit.flips_per_1000:.1f} would be others: {len(self.audit.unsure)} record(s) "
-            "have to be surer."
+            f"Certified, but rounded otherwise, in other batches, {of_thousand(_flips(self.audit))}"
+            f" of 1,000 answers would be others: {len(self.audit.unsure)} record(s) have to be "
+            "surer."
         )
-        return self._has_asked(self._failed_rows())
+        self.harms = self._harms() if self.bounds else None
+        excess = self._excess(self.harms or {})
+        best = self.best
+        here = (max(1.0, excess), _flips(self.audit))
+        if best is None or here < (max(1.0, best.excess), _flips(best.audit)):
+            self._keep_as_best(self.audit, excess)
+        return False
+
+    def _keep_as_best(self, audit: Audit, excess: float) -> None:
+        """Remember the weights as they are: they are certified."""
+        self.best = Certified(
+            epoch=self.run.learner.epoch,
+            state=self.run.learner.state(),
+            curve=list(self.run.curve),
+            audit=audit,
+            harms=self.harms,
+            forms=self.forms,
+            excess=excess,
+        )
 
     def _has_asked(self, rows: Sequence[int]) -> bool:
         """Whether so much more has been asked of these records that what they have is enough."""
@@ -218,14 +264,15 @@ class Goals:
         return 1 - (1 - line_p) * (1 - RAISE) ** ASKED - TINY
 
     def _failed_rows(self) -> list[int]:
-        """The records that failed the last audit, or passed it, but not surely.
-
-        In whatever form that was asked for.
-        """
+        """The records that failed the last audit, in whatever form that was asked for."""
         failed = set[int]().union(*map(_not_certified, (self.forms or {}).values()))
         if self.audit is not None:
-            failed |= _not_certified(self.audit).union(self.audit.unsure)
+            failed |= _not_certified(self.audit)
         return sorted(failed)
+
+    def _unsure_rows(self) -> list[int]:
+        """The records that passed the last audit, or not, but not surely enough."""
+        return sorted(self.audit.unsure) if self.audit is not None else []
 
     def _p(self, share: float) -> float:
         """The p so far above the line; the line itself where rounding is too small to count."""
@@ -285,19 +332,12 @@ class Goals:
 
     def _weigh_harms(self, audit: Audit) -> float:
         """How far certified weights are above the bounds; above 1, the best so far are kept."""
-        learner = self.run.learner
         self.harms = harms = self._harms()
         excess = self._excess(harms)
         if excess <= 1:
             return excess
         if self.best is None or excess < self.best.excess:
-            self.best = Certified(
-                epoch=learner.epoch,
-                state=learner.state(),
-                curve=list(self.run.curve),
-                found=Found(audit, harms, self.forms or {}),
-                excess=excess,
-            )
+            self._keep_as_best(audit, excess)
         said = [
             harms[name].too_high()
             for name, bound in self.bounds.items()
@@ -335,6 +375,10 @@ class Goals:
             self.run.observer.notice(
                 f"No progress: retention lowered to {learner.retention.weight:g}."
             )
+
+
+def _flips(audit: Audit) -> float:
+    return audit.flips_per_1000 or 0.0
 
 
 def _not_certified(audit: Audit) -> set[int]:

@@ -12,7 +12,7 @@ from memlaw.core.observer import EpochStats
 from memlaw.train.gate import add_gate, can_gate, solve_gate
 from memlaw.train.holding import Weights
 from memlaw.train.learner import RAISE, DivergedError
-from memlaw.writer.goals import PATIENCE_EPOCHS, SAFE, TINY, Goals, losses
+from memlaw.writer.goals import ASKED, SAFE, TINY, UNSURE, Goals, losses
 from memlaw.writer.state import Run
 
 _OVER = 1 / 36  # of the way from the line to certainty: p .5625 for .55
@@ -52,9 +52,10 @@ class MeanGoals(Goals):
             )
         if self._is_over() and (ended := self._finish()):
             return ended
-        if self.best and run.learner.epoch - self.best.epoch > 2 * PATIENCE_EPOCHS:
-            return self.settle("no way found to certify with less damage")
-        if holding.kept is None and self._is_stuck():
+        if ended := self._gives_up():
+            return ended
+        is_good = self.best is not None and self.best.excess <= 1
+        if holding.kept is None and not is_good and self._is_stuck():
             self._give_room()
         return ""
 
@@ -87,8 +88,9 @@ class MeanGoals(Goals):
             self.run.curve = self.best.curve
         if (weights := self.holding.kept or self.holding.mean) is not None:
             self._show(weights)
-        if self.best:
-            self.audit, self.harms, self.forms = self.best.found
+        if best := self.best:
+            self.audit, self.harms, self.forms = best.audit, best.harms, best.forms
+            return UNSURE if best.excess <= 1 else why
         return why
 
     # ------------------------------------------------------------ looking
@@ -184,8 +186,12 @@ class MeanGoals(Goals):
         # A gate that was there is solved anew only for what passes with it as it is.
         if holding.gate is not None and not self._passes():
             return ""
+        before, audit, forms = holding.kept, self.audit, self.forms
         self._solve_gate()
-        if self.audit is None and not self._passes():
+        if before is not None and holding.kept is before and audit is not None:  # passed already
+            self._show(before)
+            self.audit, self.forms = audit, forms
+        elif not self._passes():
             return ""
         if not self.bounds:
             return "certified"
@@ -211,12 +217,13 @@ class MeanGoals(Goals):
 
         Where all passed it, but some not surely, of these, however many they are.
         """
-        rows = self._failed_rows()
-        audits = [audit for audit in (self.audit, *(self.forms or {}).values()) if audit]
-        if rows and all(audit.certified for audit in audits):
-            failed, most = self.holding.failed, self.holding.recipe.most_mended
-            self.holding.mend([row for row in rows if failed[row] < most], of_any_number=True)
-        elif not self.holding.mend(rows):
+        failed = self._failed_rows()
+        unsure = [row for row in self._unsure_rows() if self.holding.failed[row] < ASKED]
+        if unsure and not failed:
+            self.holding.mend(unsure, of_any_number=True)
+        elif self.holding.mend(failed):
+            self.holding.failed[[row for row in unsure if row not in failed]] += 1
+        else:
             self.holding.forget_kept()
             self.run.learner.raise_goal()
 

@@ -146,7 +146,7 @@ class UpdateGoals(Watching):
         learner = self.run.learner
         if learner.keeping:
             # What failed is trained from now on. A higher line for all would let others slip.
-            self._join(self._failed_rows())
+            self._join([*self._failed_rows(), *self._unsure_rows()])
             self.safe += (1 - self.safe) / 4
             self.failed_at = learner.epoch
             learner.goal_p = beyond(learner.goal_p)
