@@ -158,6 +158,14 @@ def test_the_second_verdict_stands_beside_the_first(finished, specific, state, w
     assert (said["no"][0] == "It leaks.") is not specific
 
 
+def test_what_other_batches_may_say_is_not_guaranteed(finished):
+    view = read_source(finished)
+    for rounding, said in (({"sd_nats": 0.3, "flips_per_1000": 0.25}, ["0.25"]), (None, [])):
+        view.certificate["rounding"] = rounding
+        found = [text for text in verdict(view)["no"] if "other batches" in text]
+        assert [re.search(r"right here (\S+) are", text)[1] for text in found] == said
+
+
 def test_an_audit_is_no_certificate(mixed):
     said = verdict(read_source(mixed))
     assert said["word"] == "Not all recited"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from memlaw.core.criterion import of_thousand
 from memlaw.report import embed, tables
 from memlaw.report.changes import (
     KNOWN,
@@ -146,6 +148,7 @@ def verdict(view: RunView) -> dict[str, Any]:
             *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons),
             f"Another dtype than {certificate['dtype']}, or another kind of device than "
             f"{certificate['device']}: audit there before you rely on it.",
+            *_in_other_batches(certificate),
             f"Another prompt than the record's own, given by {prompt}; sampling instead of "
             "greedy decoding.",
             "Other abilities than those under “What else changed”, where they were measured."
@@ -154,6 +157,16 @@ def verdict(view: RunView) -> dict[str, Any]:
             "text, and on nothing else.",
         ],
     }
+
+
+def _in_other_batches(certificate: Mapping[str, Any]) -> list[str]:
+    """What is expected of other batches; nothing where that isn't on record."""
+    if (rounding := certificate.get("rounding")) is None:
+        return []
+    return [
+        "Each single answer in other batches, which are rounded otherwise: of 1,000 that are right "
+        f"here {of_thousand(rounding['flips_per_1000'])} are expected to be others there."
+    ]
 
 
 def _tiles(view: RunView) -> list[tuple[str, str, str]]:
