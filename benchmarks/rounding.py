@@ -24,7 +24,7 @@ from scipy.stats import kurtosis
 
 from memlaw.core.observer import Observer
 from memlaw.data.record import Example
-from memlaw.measure.examine import _measure_tokens, audit_examples
+from memlaw.measure.examine import _measure_tokens, _token_measures, audit_examples
 from memlaw.measure.session import Session
 from memlaw.model.forward import collate, in_batches, target_logits
 from memlaw.settings.audit import AuditConfig
@@ -73,10 +73,7 @@ def by_token(model: Any, examples: Sequence[Example], batches: list[list[int]]) 
 
 
 def _margins(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    logits = logits.float()
-    right = logits.gather(1, targets[:, None])[:, 0]
-    others = logits.scatter(1, targets[:, None], -torch.inf).amax(dim=-1)
-    return np.asarray((right - others).cpu().numpy())
+    return np.asarray(_token_measures(logits, targets)[2].cpu().numpy())
 
 
 def measured(folder: Path, data: Path) -> dict[str, Any]:
@@ -130,6 +127,8 @@ def main() -> None:
     given = parser.parse_args()
     if len(given.what) % 2:
         parser.error("each FOLDER needs the DATA that it was written of behind it")
+    if missing := [str(path) for path in given.what if not path.exists()]:
+        parser.error(f"no such file or folder: {', '.join(missing)}")
     for folder, data in zip(given.what[::2], given.what[1::2], strict=True):
         row = measured(folder, data)
         print(json.dumps(row), flush=True)

@@ -8,6 +8,7 @@ tried: records are named by salted commitments. Nothing in it has to be believed
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -347,7 +348,10 @@ def _check_types(content: Certificate | CertifiedRecord) -> None:
         if rounding is not None and not (
             isinstance(rounding, dict)
             and rounding.keys() == {"sd_nats", "flips_per_1000"}
-            and all(type(value) in (int, float) for value in rounding.values())
+            and all(
+                type(value) in (int, float) and 0 <= float(value) < math.inf
+                for value in rounding.values()
+            )
         ):
             raise TypeError(f"rounding is {rounding!r:.40}")
         arguments, clock = content.template_args, content.clock

@@ -164,7 +164,7 @@ def verdicts(
     judged = []
     for own, start, stop in zip(found, starts[:-1], starts[1:], strict=True):
         failures = np.flatnonzero(wrong[start:stop])
-        flips = 0.0 - math.expm1(float(np.log1p(-risk[start:stop]).sum()))
+        flips = 1 - float(np.prod(1 - risk[start:stop]))
         judged.append(
             RecordVerdict(
                 n_tokens=stop - start,

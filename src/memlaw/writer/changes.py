@@ -30,7 +30,7 @@ from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
 from memlaw.writer.records import records_of
 
-# A twentieth of 200 costs an eighth of their training anew, a fifth of them more than all of it.
+# A twentieth of 200 records costs an eighth of training them anew; a fifth wasn't done at half.
 _MANY, _MUCH = 100, 1 / 8
 
 
@@ -67,7 +67,7 @@ class Changes:
 
     @property
     def is_much(self) -> bool:
-        """So much of many records changes that training all of them anew costs no more."""
+        """So much of many records changes that all are trained anew."""
         n = len(self.added) + len(self.replaced) + len(self.unchanged)
         return n >= _MANY and self.n_changed > _MUCH * n
 

@@ -265,14 +265,19 @@ class Goals:
 
     def _failed_rows(self) -> list[int]:
         """The records that failed the last audit, in whatever form that was asked for."""
-        failed = set[int]().union(*map(_not_certified, (self.forms or {}).values()))
-        if self.audit is not None:
-            failed |= _not_certified(self.audit)
+        audits = [self.audit, *(self.forms or {}).values()]
+        failed = {
+            row
+            for audit in audits
+            if audit is not None
+            for row, record in enumerate(audit.records)
+            if not record.certified
+        }
         return sorted(failed)
 
     def _unsure_rows(self) -> list[int]:
-        """The records that passed the last audit, or not, but not surely enough."""
-        return sorted(self.audit.unsure) if self.audit is not None else []
+        """The records that the last audit found recited, but not surely enough."""
+        return list(self.audit.unsure) if self.audit is not None else []
 
     def _p(self, share: float) -> float:
         """The p so far above the line; the line itself where rounding is too small to count."""
@@ -379,10 +384,6 @@ class Goals:
 
 def _flips(audit: Audit) -> float:
     return audit.flips_per_1000 or 0.0
-
-
-def _not_certified(audit: Audit) -> set[int]:
-    return {row for row, record in enumerate(audit.records) if not record.certified}
 
 
 def _failed(audit: Audit) -> str:

@@ -220,8 +220,8 @@ def next_generation(
     given_up_s = 0.0
     if forget == "suppress" and found.is_much:
         observer.notice(
-            f"{found.n_changed} of {len(records)} records change: all are trained anew, which "
-            "costs no more, and forgets better."
+            f"{found.n_changed} of {len(records)} records change, more than an eighth: all are "
+            "trained anew."
         )
     elif forget == "suppress":
         began = time.perf_counter()
