@@ -21,7 +21,6 @@ from memlaw.train.engine import Job, PlainEngine, bare_losses
 from memlaw.train.keeping import CALM, HELD, Keeping, odds_gradients
 from memlaw.train.learner import Learner
 from memlaw.train.retention import Term
-from memlaw.train.solver import Solver
 
 ROWS = [0, 1, 3]
 
@@ -132,7 +131,7 @@ def test_steps_are_as_much_smaller_as_it_says(ready, still, share):
     _, _, examples, adapter = ready
     learner = Learner(adapter, examples, TrainConfig(learning_rate=0.01, retention=0))
     learner.adapter = adapter.grown(4)
-    learner.solver = Solver(learner.adapter, learner.config)
+    learner.solver = learner.new_solver()
     drawn = torch.Generator().manual_seed(0)
     term = Term(
         sites=(0,),

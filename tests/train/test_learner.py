@@ -8,6 +8,7 @@ from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
 from memlaw.settings.train import TrainConfig
 from memlaw.train.learner import Learner
+from memlaw.train.solver import HIGHEST
 
 SITE = Site(module="x", d_in=4, d_out=3, layer=0, is_linear=True, is_transposed=False)
 EXAMPLES = [
@@ -43,6 +44,33 @@ def test_the_rate_is_the_root_of_the_loss_within_limits(nll_nats, share):
     assert _stepped(learner) == pytest.approx(0.01 * share, rel=1e-3)
     assert learner.epoch == 1
     assert learner.n_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "holds", "amsgrad"),
+    [
+        ({}, False, True),
+        ({}, True, False),
+        ({"schedule": "constant"}, False, False),
+        ({"schedule": "linear", "total_steps": 5}, False, False),
+    ],
+)
+def test_second_moments_never_fall_where_the_rate_follows_the_loss(settings, holds, amsgrad):
+    learner = _learner(**settings)
+    learner.holding = object() if holds else None
+    assert learner.new_solver().amsgrad is amsgrad
+
+
+def test_second_moments_fall_in_a_training_that_starts_from_another():
+    earlier, learner = _learner(learning_rate=0.01), _learner(learning_rate=0.01)
+    _stepped(earlier)
+    learner.start_from(
+        [(earlier.adapter.a[0].detach(), earlier.adapter.b[0].detach())], earlier.solver.state()
+    )
+    assert not learner.solver.amsgrad
+    found, memory = learner.solver.state(), earlier.solver.state()
+    assert torch.equal(found["exp_avg_sq.0"], memory["exp_avg_sq.0"])
+    assert not any(key.startswith(HIGHEST) for key in found)
 
 
 def test_a_constant_rate_stays():

@@ -193,11 +193,10 @@ def test_it_is_not_narrowed_where_rank_is_left(written, phone_book, started):
         (80, 64, 101, 1024, (0, 80)),
     ],
 )
-def test_columns_for_changes(monkeypatch, stored, stood, changed, most, expected):
-    monkeypatch.setattr(warm, "Solver", lambda adapter, config: None)
+def test_columns_for_changes(stored, stood, changed, most, expected):
     adapter = SimpleNamespace(rank=stored)
     adapter.grown = lambda rank: SimpleNamespace(rank=rank)
-    learner = SimpleNamespace(adapter=adapter, holding=True, config=None)
+    learner = SimpleNamespace(adapter=adapter, holding=True, new_solver=lambda: None)
     run = SimpleNamespace(learner=learner, stood=stood)
     still = warm._make_room(run, [], range(100), changed, stored, most)
     assert (still, learner.adapter.rank) == expected

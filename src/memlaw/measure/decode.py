@@ -81,13 +81,14 @@ def sample_decode(
     max_tokens: Sequence[int],
     seed: int,
     least_p: float = 0.0,
+    together: bool = False,
 ) -> list[tuple[int, ...]]:
     """Answers drawn from the model's own distribution, at temperature 1.
 
     The state of PyTorch's random number generators is left as it was.
 
     Args:
-        model, prompts, end_id, max_tokens: see `greedy_decode`.
+        model, prompts, end_id, max_tokens, together: see `greedy_decode`.
         seed: the same seed, prompts and batch give the same answers.
         least_p: tokens less probable than this are not drawn; in [0, 1).
 
@@ -100,7 +101,8 @@ def sample_decode(
         devices=[] if device.type == "cpu" else [device], device_type=device.type
     ):
         torch.manual_seed(seed)
-        return [drawn.ids for drawn in _generate(model, prompts, end_id, max_tokens, how)]
+        found = _generate(model, prompts, end_id, max_tokens, how, together=together)
+    return [drawn.ids for drawn in found]
 
 
 def _generate(

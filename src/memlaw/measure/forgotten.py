@@ -28,7 +28,10 @@ MOST_P = 0.05  # of a token that tells a record, unless the bare model's is high
 N_SAMPLES = 100
 _LEAST_TOKENS = 32
 _AT_ONCE = 50
+_A_LITTLE = 2  # tokens
 _SAYS_ITSELF = 0.5  # a token that the bare model gives a higher p tells nothing
+
+Prompts = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,26 +178,31 @@ class _Answers:
         cls, model: Any, base: BaseModel, example: Example, tried: Sequence[Example], *, seed: int
     ) -> _Answers:
         form, end = Form([example.record.completion]), example.target_ids[-1]
-        room = _most_tokens(example)
 
         def holds(ids: tuple[int, ...]) -> bool:
             cut = not ids or ids[-1] != end
             return form.stored_in(answer_text(base.tokenizer, ids), cut=cut)
 
-        def greedy(rows: Sequence[Example]) -> list[tuple[int, ...]]:
-            prompts = [row.prompt_ids for row in rows]
-            return greedy_decode(model, prompts, end_id=end, max_tokens=[room] * len(prompts))
+        def greedy(prompts: Prompts, most: int, _: int) -> list[tuple[int, ...]]:
+            limits = [most] * len(prompts)
+            return greedy_decode(model, prompts, end_id=end, max_tokens=limits, together=True)
 
-        own, *others = greedy([example, *tried])
+        def sample(prompts: Prompts, most: int, stage: int) -> list[tuple[int, ...]]:
+            return sample_decode(
+                model,
+                prompts,
+                end_id=end,
+                max_tokens=[most] * len(prompts),
+                seed=(seed << 8) + stage,
+                together=True,
+            )
+
+        lengths = (len(example.target_ids) + _A_LITTLE, _most_tokens(example))
+        prompts = [row.prompt_ids for row in (example, *tried)]
+        own, *others = _to_the_end(greedy, prompts, end, lengths)
         sampled: list[bool] = []
         for start in range(0, N_SAMPLES, _AT_ONCE):
-            drawn = sample_decode(
-                model,
-                [example.prompt_ids] * _AT_ONCE,
-                end_id=end,
-                max_tokens=[room] * _AT_ONCE,
-                seed=(seed << 8) + start,
-            )
+            drawn = _to_the_end(sample, [example.prompt_ids] * _AT_ONCE, end, lengths, start)
             sampled += map(holds, drawn)
         return cls(
             greedy=own, decoded=holds(own), tried=[holds(ids) for ids in others], sampled=sampled
@@ -209,6 +217,31 @@ class _Answers:
             max_tokens=[_most_tokens(example)],
         )
         return _Answers(greedy=own, decoded=False, tried=self.tried, sampled=self.sampled)
+
+
+def _to_the_end(
+    decode: Callable[[Prompts, int, int], list[tuple[int, ...]]],
+    prompts: Prompts,
+    end: int,
+    lengths: tuple[int, int],
+    stage: int = 0,
+) -> list[tuple[int, ...]]:
+    """Answers: most end soon, so only the others are run on.
+
+    Args:
+        decode: answers prompts, in so many tokens at most; is told the stage.
+        prompts: token ids.
+        end: the token that ends an answer.
+        lengths: the most tokens of an answer, at first and in all.
+        stage: the first one's number; the next one has the next.
+    """
+    short, most = lengths
+    found = decode(prompts, short, stage)
+    if on := [i for i, ids in enumerate(found) if ids[-1] != end]:
+        rest = decode([(*prompts[i], *found[i]) for i in on], most - short, stage + 1)
+        for i, ids in zip(on, rest, strict=True):
+            found[i] += ids
+    return found
 
 
 def _most_tokens(example: Example) -> int:

@@ -30,7 +30,8 @@ class TrainConfig:
             in nats, kept within 0.1 to 1, so it falls as the loss does, without a fixed number of
             steps; linear: falls to 0 in total_steps steps; constant.
         total_steps: number of steps in which the linear schedule falls to 0.
-        betas: decay rates of AdamW's two moment estimates.
+        betas: decay rates of AdamW's two moment estimates; with schedule loss and without
+            specificity the second one never falls (AMSGrad), but in an update.
         batch_size: records per step, at most; auto is a tenth of the records, from 10 to 100.
         max_grad_norm: gradients are clipped to this norm.
         dropout: dropout rate on the adapter's output in training, in [0, 1).

@@ -22,7 +22,7 @@ Shapes: as in `engine.py`; P prefix tokens, S packed tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class CachedEngine:
     def _fill_cache(self) -> None:
         """Run the bare model once over everything, and keep what it says where steps start.
 
-        And what it makes of the held examples, where steps end.
+        And what it makes of the held examples, where steps end; of none, no layer above runs.
         """
         layer = self.layers[self.lowest]
         rows = iter(range(len(self.examples)))  # packs keep their order
@@ -129,7 +129,8 @@ class CachedEngine:
         for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
             with (
                 torch.no_grad(),
-                _recording(layer, self.sites[0].module, self.model) as seen,
+                suppress(_SeenEnough),
+                _recording(layer, self.sites[0].module, self.model, stop=not sites) as seen,
                 site_reads(self.model, sites) as reads,
             ):
                 final = self.packed.run(pack)
@@ -299,9 +300,18 @@ class _Constant(nn.Module):
         return (self.output,) if self.as_tuple else self.output
 
 
+class _SeenEnough(Exception):
+    """What was to be recorded is: the rest of the pass isn't needed."""
+
+
 @contextmanager
-def _recording(layer: nn.Module, site: str, model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Within the block, remember what a layer reads and says, and what a site in it reads."""
+def _recording(
+    layer: nn.Module, site: str, model: nn.Module, *, stop: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Within the block, remember what a layer reads and says, and what a site in it reads.
+
+    Stop: `_SeenEnough` ends a pass behind the layer.
+    """
     seen: dict[str, Any] = {}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -310,6 +320,8 @@ def _recording(layer: nn.Module, site: str, model: nn.Module) -> Iterator[dict[s
     def after(module: nn.Module, args: Any, output: Any) -> None:
         seen["returns_tuple"] = isinstance(output, tuple)
         seen["layer_out"] = output[0] if isinstance(output, tuple) else output
+        if stop:
+            raise _SeenEnough
 
     def at_site(module: nn.Module, args: Any) -> None:
         seen["site_in"] = args[0].flatten(0, -2)[None]  # some layers give it [S, D]

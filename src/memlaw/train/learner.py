@@ -59,6 +59,7 @@ class Learner:
         objective: which tokens the steps are spent on.
         retention: the penalty on what the adapter does to general text, and its weight.
         goal_p: the probability that training aims at for a token.
+        from_nothing: it doesn't start from an earlier training.
         epoch, n_steps, n_looks: epochs, optimiser steps, and batches done (skipped ones, too).
         weighted_share: of the last batch's tokens.
         keeping: of an update: what holds the records that aren't trained, if anything does.
@@ -88,6 +89,7 @@ class Learner:
         n_parts = holding.recipe.retention_parts if holding else 1
         self.retention = Retention(config.retention, terms, adapter, n_targets, n_parts)
         self.holding = holding
+        self.from_nothing = True
         self.keeping: Keeping | None = None
         self.forgetting: Forgetting | None = None
         self.max_epochs = max_epochs
@@ -97,7 +99,7 @@ class Learner:
             Schedule(config, holding.recipe.least_rate_share) if holding else Schedule(config)
         )
         self.objective = OBJECTIVES[resolve_objective(config.objective)](config)
-        self.solver = Solver(adapter, config)
+        self.solver = self.new_solver()
         self._admitted: Tensor | None = None  # in the current epoch, once it is known
         self.train_on(self.rows.tolist())
 
@@ -121,10 +123,23 @@ class Learner:
             factors: of each site A [D_in, R] and B [R, D_out], whitening applied.
             memory: as `Solver.state` gave it; what doesn't fit is left out.
         """
+        self.from_nothing = False
         self.adapter = self.adapter.fresh(factors[0][0].shape[1])
         self.adapter.put([(a.to(self.device), b.to(self.device)) for a, b in factors])
-        self.solver = Solver(self.adapter, self.config)
+        self.solver = self.new_solver()
         self.solver.restore(memory)
+
+    def new_solver(self) -> Solver:
+        """One that has taken no step yet.
+
+        Where the rate follows the loss, second moments must not fall: they would as the last tokens
+        are learnt, steps would get larger by as much, and undo what was learnt. Not so in a
+        training that starts from an earlier one, whose first gradients are far larger than all
+        others; nor where other answers are held: with smaller steps more of them change.
+        """
+        from_nothing = self.from_nothing and self.holding is None
+        amsgrad = self.config.schedule == "loss" and from_nothing
+        return Solver(self.adapter, self.config, amsgrad=amsgrad)
 
     @property
     def is_dense(self) -> bool:
@@ -289,7 +304,7 @@ class Learner:
         """Continue with a higher rank: the same function, more room."""
         memory = self.solver.state()
         self.adapter = self.adapter.grown(rank)
-        self.solver = Solver(self.adapter, self.config)
+        self.solver = self.new_solver()
         self.solver.restore(memory)
         if self.holding:
             self.holding.after_growth()

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from memlaw.train.solver import Solver
-
 if TYPE_CHECKING:
     from memlaw.train.learner import Learner
 
@@ -45,7 +43,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], values: Mapping[str
     if values["rank"] != learner.adapter.rank:
         learner.adapter = learner.adapter.fresh(values["rank"])
     learner.adapter.load_state_dict(_under(tensors, "adapter."))
-    learner.solver = Solver(learner.adapter, learner.config)
+    learner.solver = learner.new_solver()
     learner.solver.restore(_under(tensors, "moments."))
     here = learner.rows.tolist()
     if (rows := values.get("rows", here)) != here:  # older checkpoints don't name them

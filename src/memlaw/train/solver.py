@@ -11,6 +11,7 @@ from memlaw.settings.train import TrainConfig
 
 Tensor = torch.Tensor
 _KEYS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter's state in PyTorch's AdamW
+HIGHEST = "max_exp_avg_sq"  # likewise, with AMSGrad
 
 
 class Solver:
@@ -19,12 +20,18 @@ class Solver:
     Args:
         adapter: what is trained; its `grad`s are read.
         config: learning rate, betas, norm.
+        amsgrad: second moments never fall (AMSGrad, https://arxiv.org/abs/1904.09237), so that
+            steps don't get larger as gradients get smaller.
     """
 
-    def __init__(self, adapter: Adapter, config: TrainConfig) -> None:
-        self.adapter, self.config = adapter, config
+    def __init__(self, adapter: Adapter, config: TrainConfig, *, amsgrad: bool = False) -> None:
+        self.adapter, self.config, self.amsgrad = adapter, config, amsgrad
         self.optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=0.0
+            adapter.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=0.0,
+            amsgrad=amsgrad,
         )
 
     def zero_grad(self) -> None:
@@ -54,11 +61,13 @@ class Solver:
         """Go back to what `state()` returned, of a solver of the same sizes or smaller ones.
 
         Where the adapter has grown, what is new starts without a memory; and so does what doesn't
-        fit.
+        fit. Without the highest second moments, those that are there are the highest so far.
         """
         for i, parameter in enumerate(self.adapter.parameters()):
             found = {key: state[f"{key}.{i}"] for key in _KEYS if f"{key}.{i}" in state}
             if len(found) == len(_KEYS) and _fits(found["exp_avg"], parameter):
+                if self.amsgrad:
+                    found[HIGHEST] = state.get(f"{HIGHEST}.{i}", found["exp_avg_sq"])
                 self.optimizer.state[parameter] = {
                     key: value.clone() if key == "step" else _padded(value, parameter)
                     for key, value in found.items()

@@ -11,7 +11,6 @@ from memlaw.model.formats import saved_factors
 from memlaw.train.keeping import CALM, HELD, Keeping, narrowed, odds_gradients
 from memlaw.train.precondition import record_inputs
 from memlaw.train.retention import Term
-from memlaw.train.solver import Solver
 from memlaw.writer.goals import losses
 from memlaw.writer.private import read_learner
 from memlaw.writer.state import Run
@@ -110,7 +109,7 @@ def _make_room(
     else:
         return 0
     learner.adapter = learner.adapter.grown(rank)
-    learner.solver = Solver(learner.adapter, learner.config)  # what stands still has no momentum
+    learner.solver = learner.new_solver()  # what stands still has no momentum
     return still
 
 
