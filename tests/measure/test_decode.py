@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
 
 from memlaw.measure import decode
-from memlaw.measure.decode import greedy_decode, n_alike
+from memlaw.measure.decode import greedy_decode, n_alike, sample_decode
+from memlaw.measure.forgotten import _in_stages
 from memlaw.model.adapter import Adapter
 from memlaw.model.base import load_model
 from memlaw.model.body import body_of
@@ -38,6 +39,31 @@ def test_it_is_what_each_by_itself_gets(make_model, name):
     assert "position_ids" in inspect.signature(model.forward).parameters
     if name != "mistral":  # its window slides
         assert calls[:2] == [(1, 20), (3, 7)]
+
+
+def test_samples_are_those_that_each_prompt_by_itself_gives_to_the_same_seed(llama):
+    model = load_model(llama, dtype="float32").model
+    how = {"end_id": 0, "max_tokens": [6] * 4, "seed": 3}
+    apart = sample_decode(model, [PROMPTS[0]] * 4, **how)
+    assert sample_decode(model, [PROMPTS[0]] * 4, **how, together=True) == apart
+    assert len(set(apart)) > 1
+
+
+@pytest.mark.parametrize("short", [1, 3, 6])
+def test_in_stages_answers_are_what_they_are_at_once(llama, short):
+    model = load_model(llama, dtype="float32").model
+    at_once = greedy_decode(model, PROMPTS, end_id=0, max_tokens=[6] * 3)
+    end = at_once[0][2]  # so one answer ends before the others
+    calls = []
+
+    def decode_some(prompts, most):
+        calls.append(len(prompts))
+        return greedy_decode(model, prompts, end_id=end, max_tokens=[most] * len(prompts))
+
+    found = _in_stages([decode_some] * 2, PROMPTS, end=end, short=short, most=6)
+    assert found == greedy_decode(model, PROMPTS, end_id=end, max_tokens=[6] * 3)
+    open_ones = sum(end not in ids[:short] for ids in at_once)
+    assert calls == ([3, open_ones] if short < 6 and open_ones else [3])
 
 
 def test_a_model_that_gives_no_keys_is_run_whole():

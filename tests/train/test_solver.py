@@ -6,7 +6,7 @@ import torch
 from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
 from memlaw.settings.train import TrainConfig
-from memlaw.train.solver import HIGHEST, Solver
+from memlaw.train.solver import Solver
 
 SITE = Site(module="x", d_in=4, d_out=3, layer=0, is_linear=True, is_transposed=False)
 RATE = 0.01
@@ -47,13 +47,33 @@ def test_a_restored_solver_steps_as_it_would_have(amsgrad):
         assert _step(other, gradient) == _step(solver, gradient)
 
 
-def test_a_memory_without_the_highest_moments_begins_with_those_it_has():
-    solver, other = _solver(), _solver()
+def test_a_state_without_highest_moments_goes_on_without():
+    solver, other = _solver(), _solver(amsgrad=False)
+    for gradient in (1.0, 0.001):
+        _step(other, gradient)
+    solver.adapter.load_state_dict(other.adapter.state_dict())
+    solver.restore({key: value.clone() for key, value in other.state().items()})
+    for gradient in (0.001, 0.002, 0.0):
+        assert _step(solver, gradient) == _step(other, gradient)
+    assert set(solver.state()) == set(other.state())
+
+
+def test_what_another_training_starts_with_has_no_highest_moments():
+    solver, plain = _solver(), _solver(amsgrad=False)
+    for one in (solver, plain):
+        _step(one, 1.0)
+    assert set(solver.memory()) == set(plain.state()) < set(solver.state())
+
+
+def test_what_is_new_of_a_grown_adapter_has_no_highest_moments():
+    config = TrainConfig(learning_rate=RATE, retention=0)
+    solver = _solver()
     for gradient in (1.0, 0.001):
         _step(solver, gradient)
-    state = {k: v for k, v in solver.state().items() if not k.startswith(HIGHEST)}
-    assert len(state) < len(solver.state())
-    other.restore(state)
-    found = other.state()
-    for i in range(2):
-        assert torch.equal(found[f"{HIGHEST}.{i}"], state[f"exp_avg_sq.{i}"])
+    grown = Solver(solver.adapter.grown(2), config, amsgrad=True)
+    grown.restore(solver.state())
+    name = next(key for key in grown.state() if key.startswith("max_"))
+    before, after = solver.state()[name], grown.state()[name]
+    assert after.shape[1] == 2 * before.shape[1]
+    assert torch.equal(after[:, : before.shape[1]], before)
+    assert not after[:, before.shape[1] :].any()

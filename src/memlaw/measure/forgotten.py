@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ MOST_P = 0.05  # of a token that tells a record, unless the bare model's is high
 N_SAMPLES = 100
 _LEAST_TOKENS = 32
 _AT_ONCE = 50
-_A_LITTLE = 2  # tokens
 _SAYS_ITSELF = 0.5  # a token that the bare model gives a higher p tells nothing
 
 Prompts = Sequence[tuple[int, ...]]
@@ -183,26 +183,30 @@ class _Answers:
             cut = not ids or ids[-1] != end
             return form.stored_in(answer_text(base.tokenizer, ids), cut=cut)
 
-        def greedy(prompts: Prompts, most: int, _: int) -> list[tuple[int, ...]]:
-            limits = [most] * len(prompts)
-            return greedy_decode(model, prompts, end_id=end, max_tokens=limits, together=True)
+        most = _most_tokens(example)
+        # An activated adapter looks for its text in the prompt: no answer may become a part of it.
+        short = most if example.active_from is not None else len(example.target_ids) + 2
 
-        def sample(prompts: Prompts, most: int, stage: int) -> list[tuple[int, ...]]:
+        def greedy(prompts: Prompts, most: int, *, together: bool = True) -> list[tuple[int, ...]]:
+            limits = [most] * len(prompts)
+            return greedy_decode(model, prompts, end_id=end, max_tokens=limits, together=together)
+
+        def sample(seed: int, prompts: Prompts, most: int) -> list[tuple[int, ...]]:
+            limits = [most] * len(prompts)
             return sample_decode(
-                model,
-                prompts,
-                end_id=end,
-                max_tokens=[most] * len(prompts),
-                seed=(seed << 8) + stage,
-                together=True,
+                model, prompts, end_id=end, max_tokens=limits, seed=seed, together=True
             )
 
-        lengths = (len(example.target_ids) + _A_LITTLE, _most_tokens(example))
-        prompts = [row.prompt_ids for row in (example, *tried)]
-        own, *others = _to_the_end(greedy, prompts, end, lengths)
+        (own,) = greedy([example.prompt_ids], most, together=False)
+        others = _in_stages(
+            (greedy, greedy), [row.prompt_ids for row in tried], end=end, short=short, most=most
+        )
         sampled: list[bool] = []
         for start in range(0, N_SAMPLES, _AT_ONCE):
-            drawn = _to_the_end(sample, [example.prompt_ids] * _AT_ONCE, end, lengths, start)
+            stages = [partial(sample, (seed << 8) + start + stage) for stage in range(2)]
+            drawn = _in_stages(
+                stages, [example.prompt_ids] * _AT_ONCE, end=end, short=short, most=most
+            )
             sampled += map(holds, drawn)
         return cls(
             greedy=own, decoded=holds(own), tried=[holds(ids) for ids in others], sampled=sampled
@@ -219,27 +223,27 @@ class _Answers:
         return _Answers(greedy=own, decoded=False, tried=self.tried, sampled=self.sampled)
 
 
-def _to_the_end(
-    decode: Callable[[Prompts, int, int], list[tuple[int, ...]]],
+def _in_stages(
+    decode: Sequence[Callable[[Prompts, int], list[tuple[int, ...]]]],
     prompts: Prompts,
+    *,
     end: int,
-    lengths: tuple[int, int],
-    stage: int = 0,
+    short: int,
+    most: int,
 ) -> list[tuple[int, ...]]:
-    """Answers: most end soon, so only the others are run on.
+    """Answers of at most `most` tokens. Most answers end soon: only the others are run on.
 
     Args:
-        decode: answers prompts, in so many tokens at most; is told the stage.
+        decode: for the first stage and the second: answers prompts, in so many tokens at most.
         prompts: token ids.
         end: the token that ends an answer.
-        lengths: the most tokens of an answer, at first and in all.
-        stage: the first one's number; the next one has the next.
+        short: tokens of an answer in the first stage, at most `most`.
+        most: in both.
     """
-    short, most = lengths
-    found = decode(prompts, short, stage)
-    if on := [i for i, ids in enumerate(found) if ids[-1] != end]:
-        rest = decode([(*prompts[i], *found[i]) for i in on], most - short, stage + 1)
-        for i, ids in zip(on, rest, strict=True):
+    found = decode[0](prompts, short) if prompts else []
+    if unended := [i for i, ids in enumerate(found) if ids[-1] != end and short < most]:
+        rest = decode[1]([(*prompts[i], *found[i]) for i in unended], most - short)
+        for i, ids in zip(unended, rest, strict=True):
             found[i] += ids
     return found
 

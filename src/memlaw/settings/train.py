@@ -31,7 +31,7 @@ class TrainConfig:
             steps; linear: falls to 0 in total_steps steps; constant.
         total_steps: number of steps in which the linear schedule falls to 0.
         betas: decay rates of AdamW's two moment estimates; with schedule loss and without
-            specificity the second one never falls (AMSGrad), but in an update.
+            specificity the second one never falls (AMSGrad), but in updates of what is written.
         batch_size: records per step, at most; auto is a tenth of the records, from 10 to 100.
         max_grad_norm: gradients are clipped to this norm.
         dropout: dropout rate on the adapter's output in training, in [0, 1).

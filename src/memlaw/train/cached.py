@@ -129,7 +129,7 @@ class CachedEngine:
         for pack, _ in self.packed.packs([list(range(len(self.examples)))]):
             with (
                 torch.no_grad(),
-                suppress(_SeenEnough),
+                suppress(_StopForward),
                 _recording(layer, self.sites[0].module, self.model, stop=not sites) as seen,
                 site_reads(self.model, sites) as reads,
             ):
@@ -300,7 +300,7 @@ class _Constant(nn.Module):
         return (self.output,) if self.as_tuple else self.output
 
 
-class _SeenEnough(Exception):
+class _StopForward(Exception):
     """What was to be recorded is: the rest of the pass isn't needed."""
 
 
@@ -310,7 +310,7 @@ def _recording(
 ) -> Iterator[dict[str, Any]]:
     """Within the block, remember what a layer reads and says, and what a site in it reads.
 
-    Stop: `_SeenEnough` ends a pass behind the layer.
+    Stop: `_StopForward` ends a pass behind the layer.
     """
     seen: dict[str, Any] = {}
 
@@ -321,7 +321,7 @@ def _recording(
         seen["returns_tuple"] = isinstance(output, tuple)
         seen["layer_out"] = output[0] if isinstance(output, tuple) else output
         if stop:
-            raise _SeenEnough
+            raise _StopForward
 
     def at_site(module: nn.Module, args: Any) -> None:
         seen["site_in"] = args[0].flatten(0, -2)[None]  # some layers give it [S, D]

@@ -137,8 +137,7 @@ class Learner:
         training that starts from an earlier one, whose first gradients are far larger than all
         others; nor where other answers are held: with smaller steps more of them change.
         """
-        from_nothing = self.from_nothing and self.holding is None
-        amsgrad = self.config.schedule == "loss" and from_nothing
+        amsgrad = self.config.schedule == "loss" and self.from_nothing and self.holding is None
         return Solver(self.adapter, self.config, amsgrad=amsgrad)
 
     @property

@@ -10,8 +10,8 @@ from memlaw.model.adapter import Adapter
 from memlaw.settings.train import TrainConfig
 
 Tensor = torch.Tensor
-_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter's state in PyTorch's AdamW
-HIGHEST = "max_exp_avg_sq"  # likewise, with AMSGrad
+_KEYS = ["step", "exp_avg", "exp_avg_sq"]  # of a parameter's state in PyTorch's AdamW
+_HIGHEST = "max_exp_avg_sq"  # likewise, with AMSGrad
 
 
 class Solver:
@@ -57,17 +57,25 @@ class Solver:
             for key in self.optimizer.state.get(parameter, {})
         }
 
+    def memory(self) -> dict[str, Tensor]:
+        """What of its state another training may start with: not how large gradients have been."""
+        return {k: v for k, v in self.state().items() if not k.startswith(_HIGHEST)}
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state()` returned, of a solver of the same sizes or smaller ones.
 
         Where the adapter has grown, what is new starts without a memory; and so does what doesn't
-        fit. Without the highest second moments, those that are there are the highest so far.
+        fit. A state without highest second moments is one of a training that had none, as those of
+        earlier versions: it goes on without.
         """
+        names = [*_KEYS, _HIGHEST] if self.amsgrad else _KEYS
+        if self.amsgrad and state and not any(key.startswith(_HIGHEST) for key in state):
+            names, self.amsgrad = _KEYS, False
+            for group in self.optimizer.param_groups:
+                group["amsgrad"] = False
         for i, parameter in enumerate(self.adapter.parameters()):
-            found = {key: state[f"{key}.{i}"] for key in _KEYS if f"{key}.{i}" in state}
-            if len(found) == len(_KEYS) and _fits(found["exp_avg"], parameter):
-                if self.amsgrad:
-                    found[HIGHEST] = state.get(f"{HIGHEST}.{i}", found["exp_avg_sq"])
+            found = {key: state[f"{key}.{i}"] for key in names if f"{key}.{i}" in state}
+            if len(found) == len(names) and _fits(found["exp_avg"], parameter):
                 self.optimizer.state[parameter] = {
                     key: value.clone() if key == "step" else _padded(value, parameter)
                     for key, value in found.items()

@@ -95,7 +95,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         _remove(out / ANSWERS_FILE)
     write_json(out / RUN_FILE, _run_json(run, result))
     records = [example.record for example in run.examples]
-    write_private(out, records, run.learner.solver.state(), run.held)
+    write_private(out, records, run.learner.solver.memory(), run.held)
     if run.bad.reasons:
         rows = [{"row": row, "reason": reason} for row, reason in run.bad.reasons.items()]
         write_text(out / SKIPPED_FILE, "".join(json.dumps(row) + "\n" for row in rows))
