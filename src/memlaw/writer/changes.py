@@ -30,8 +30,9 @@ from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
 from memlaw.writer.records import records_of
 
-# A twentieth of 200 records costs an eighth of training them anew; a fifth wasn't done at half.
-_MANY, _MUCH = 100, 1 / 8
+# A twentieth of 200 records costs an eighth of training them anew; an eighth of 320 wasn't done at
+# half, nor a fifth of 200.
+_MANY, _MUCH = 100, 1 / 10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,7 +220,7 @@ def next_generation(
     given_up_s = 0.0
     if forget == "suppress" and found.is_much:
         observer.notice(
-            f"{found.n_changed} of {len(records)} records change, more than an eighth: all are "
+            f"{found.n_changed} of {len(records)} records change, more than a tenth: all are "
             "trained anew."
         )
     elif forget == "suppress":
