@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kurtosis
+from truth import folders_given
 
 from memlaw.core.observer import Observer
 from memlaw.data.record import Example
@@ -121,15 +122,8 @@ def measured(folder: Path, data: Path) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", nargs="+", type=Path, metavar="FOLDER DATA")
-    parser.add_argument("--save", type=Path)
-    given = parser.parse_args()
-    if len(given.what) % 2:
-        parser.error("each FOLDER needs the DATA that it was written of behind it")
-    if missing := [str(path) for path in given.what if not path.exists()]:
-        parser.error(f"no such file or folder: {', '.join(missing)}")
-    for folder, data in zip(given.what[::2], given.what[1::2], strict=True):
+    given = folders_given(argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]))
+    for folder, data in given.what:
         row = measured(folder, data)
         print(json.dumps(row), flush=True)
         if given.save:

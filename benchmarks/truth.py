@@ -71,20 +71,27 @@ def answers(
         )
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def folders_given(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command line says; `what` becomes pairs of a folder and its data."""
     parser.add_argument("what", nargs="+", type=Path, metavar="FOLDER DATA")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     if len(given.what) % 2:
         parser.error("each FOLDER needs the DATA that it was written of behind it")
     if missing := [str(path) for path in given.what if not path.exists()]:
         parser.error(f"no such file or folder: {', '.join(missing)}")
+    given.what = list(zip(given.what[::2], given.what[1::2], strict=True))
+    return given
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    given = folders_given(parser)
     totals = dict.fromkeys(given.ways, 0)
     n_all = 0
-    for folder, data in zip(given.what[::2], given.what[1::2], strict=True):
+    for folder, data in given.what:
         certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
         if (certificate["dtype"], certificate["prompt_format"]) != ("bfloat16", "chat"):
             raise SystemExit(f"{folder}: only certificates in bfloat16, of chats, are asked here.")

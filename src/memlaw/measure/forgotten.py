@@ -187,17 +187,17 @@ class _Answers:
         # An activated adapter looks for its text in the prompt: no answer may become a part of it.
         short = most if example.active_from is not None else len(example.target_ids) + 2
 
-        def greedy(prompts: Prompts, most: int, *, together: bool = True) -> list[tuple[int, ...]]:
-            limits = [most] * len(prompts)
-            return greedy_decode(model, prompts, end_id=end, max_tokens=limits, together=together)
+        def greedy(prompts: Prompts, n: int) -> list[tuple[int, ...]]:
+            limits = [n] * len(prompts)
+            return greedy_decode(model, prompts, end_id=end, max_tokens=limits, together=True)
 
-        def sample(seed: int, prompts: Prompts, most: int) -> list[tuple[int, ...]]:
-            limits = [most] * len(prompts)
+        def sample(seed: int, prompts: Prompts, n: int) -> list[tuple[int, ...]]:
+            limits = [n] * len(prompts)
             return sample_decode(
                 model, prompts, end_id=end, max_tokens=limits, seed=seed, together=True
             )
 
-        (own,) = greedy([example.prompt_ids], most, together=False)
+        own = _own_answer(model, example)
         others = _in_stages(
             (greedy, greedy), [row.prompt_ids for row in tried], end=end, short=short, most=most
         )
@@ -214,13 +214,14 @@ class _Answers:
 
     def with_greedy(self, base: BaseModel, example: Example) -> _Answers:
         """The same findings, with the bare model's own answer to the record's prompt."""
-        (own,) = greedy_decode(
-            base.model,
-            [example.prompt_ids],
-            end_id=example.target_ids[-1],
-            max_tokens=[_most_tokens(example)],
-        )
+        own = _own_answer(base.model, example)
         return _Answers(greedy=own, decoded=False, tried=self.tried, sampled=self.sampled)
+
+
+def _own_answer(model: Any, example: Example) -> tuple[int, ...]:
+    """What is said to the record's own prompt, as to any user."""
+    end, most = example.target_ids[-1], _most_tokens(example)
+    return greedy_decode(model, [example.prompt_ids], end_id=end, max_tokens=[most])[0]
 
 
 def _in_stages(
@@ -241,7 +242,7 @@ def _in_stages(
         most: in both.
     """
     found = decode[0](prompts, short) if prompts else []
-    if unended := [i for i, ids in enumerate(found) if ids[-1] != end and short < most]:
+    if unended := [i for i, ids in enumerate(found) if end not in ids and short < most]:
         rest = decode[1]([(*prompts[i], *found[i]) for i in unended], most - short)
         for i, ids in zip(unended, rest, strict=True):
             found[i] += ids

@@ -132,10 +132,10 @@ class Learner:
     def new_solver(self) -> Solver:
         """One that has taken no step yet.
 
-        Where the rate follows the loss, second moments must not fall: they would as the last tokens
-        are learnt, steps would get larger by as much, and undo what was learnt. Not so in a
-        training that starts from an earlier one, whose first gradients are far larger than all
-        others; nor where other answers are held: with smaller steps more of them change.
+        Where the rate follows the loss, second moments must not fall: with those that do, steps get
+        larger as the last tokens are learnt, and what was learnt has come undone. Not so in a
+        training that starts from an earlier one, which takes longer with it; nor where other
+        answers are held, of which more change (LOG.md, 2026-11-28).
         """
         amsgrad = self.config.schedule == "loss" and self.from_nothing and self.holding is None
         return Solver(self.adapter, self.config, amsgrad=amsgrad)
