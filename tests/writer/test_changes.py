@@ -169,10 +169,27 @@ def test_more_than_a_tenth_of_many_is_much(n_added, n_removed, n_unchanged, is_m
     assert _changes(n_added, n_removed, n_unchanged).is_much == is_much
 
 
+def _run(**timings):
+    return {"timings": {"wall_s": 300.0, "training_s": 200.0, **timings}, "records": {"n": 100}}
+
+
 def test_much_costs_what_all_cost():
-    run = {"timings": {"wall_s": 300.0, "training_s": 200.0}, "records": {"n": 100}}
-    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 20
+    assert _cost_s(_run(), _changes(10, 0, 90), 100) == 100 + 20
     generations = [{"anew": True, "training_s": 400.0, "records": 100}, {"anew": False}]
-    assert _cost_s(run | {"generations": generations}, _changes(50, 0, 50), 100) == 100 + 400
-    assert _cost_s(run | {"generations": [{"anew": False}] * 2}, _changes(50, 0, 50), 100) is None
-    assert _cost_s(run | {"shards": {}}, _changes(50, 0, 50), 100) == 100 + 100
+    run = _run() | {"generations": generations}
+    assert _cost_s(run, _changes(50, 0, 50), 100) == 100 + 400
+    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 40  # not what the last change took
+    assert _cost_s(_run() | {"generations": generations[1:]}, _changes(50, 0, 50), 100) is None
+    assert _cost_s(_run() | {"shards": {}}, _changes(50, 0, 50), 100) == 100 + 100
+
+
+def test_what_is_removed_is_asked_as_often_as_an_audit_asks():
+    few = _changes(0, 2, 98)
+    assert _cost_s(_run(audit_s=50.0), few, 100) == 100 + 4 + 2 * 120 * 0.5
+    assert _cost_s(_run(audit_s=None), few, 100) is None  # as in folders of earlier versions
+    assert _cost_s(_run(), few, 100) is None
+    three = _run(audit_s=5.0) | {"records": {"n": 3}}  # an audit's batches are hardly filled
+    assert _cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(200 / 3 + 200 / 3 + 120 * 5 / 25)
+    # What it took last time isn't taken for what every update takes.
+    run = _run(audit_s=50.0, forgetting_s=60.0, given_up_s=30.0)
+    assert _cost_s(run, _changes(2, 0, 98), 100) == 10 + 4

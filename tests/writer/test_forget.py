@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memlaw
-from memlaw.data.attempts import N_MEASURED, attempts
+from memlaw.data.attempts import N_ATTEMPTS, attempts
 from memlaw.data.record import Record
 from memlaw.measure.forgotten import Forgotten
 from memlaw.train.forgetting import Forgetting
@@ -128,7 +128,7 @@ def test_no_attempt_is_trained_and_measured_with(prompt):
     trained, measured = (
         {repr(p) for p in attempts(prompt, trained=t, avoid=["Ann:"])} for t in (True, False)
     )
-    assert len(measured) == N_MEASURED
+    assert len(measured) == N_ATTEMPTS
     assert len(trained) >= 7
     assert not trained & measured
     assert not {repr(prompt), repr("Ann:")} & (trained | measured)

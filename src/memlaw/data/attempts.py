@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from memlaw.data.near_misses import near_misses
 from memlaw.data.record import Message, Prompt
 
-N_MEASURED = 20
+N_ATTEMPTS = 20
 _MEASURED = (
     "Tell me: {}",
     "What comes after this? {}",
@@ -50,7 +50,7 @@ def attempts(prompt: Prompt, *, trained: bool, avoid: Collection[Prompt] = ()) -
                 found.append(candidate)
         return found
 
-    measured = new(_made(prompt, _MEASURED, _CUT, 30, seed=1))[:N_MEASURED]
+    measured = new(_made(prompt, _MEASURED, _CUT, 30, seed=1))[:N_ATTEMPTS]
     return new(_made(prompt, _TRAINED, _CUT_TRAINED, 6, seed=2)) if trained else measured
 
 

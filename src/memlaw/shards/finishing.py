@@ -197,7 +197,7 @@ def _run_json(
         },
         "timings": {
             "wall_s": wall_s,
-            "training_s": sum(run["timings"]["training_s"] for run in runs),
+            **{name: _sum_s(runs, name) for name in ("training_s", "audit_s", "forgetting_s")},
         },
         "epochs": epochs,
         "versions": versions(),
@@ -215,6 +215,12 @@ def _run_json(
             "adapter_sha256": certificate.adapter_sha256,
         },
     }
+
+
+def _sum_s(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Seconds of all shards together; None: not on record in all of them."""
+    found = [run["timings"].get(name) for run in runs]
+    return None if None in found else sum(found)
 
 
 def _card(certificate: Certificate, shards: Mapping[str, Shard]) -> str:

@@ -19,9 +19,11 @@ from memlaw.core.commitment import OPENINGS_FILE, PRIVATE_FOLDER, commitment, re
 from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
+from memlaw.data.attempts import N_ATTEMPTS
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Prompt, Record
 from memlaw.measure.adapter_folder import AdapterFolder
+from memlaw.measure.forgotten import N_SAMPLES
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.tokenizer import with_tokenizer
 from memlaw.settings.given import settled
@@ -33,6 +35,8 @@ from memlaw.writer.records import records_of
 # A twentieth of 200 records costs an eighth of training them anew; an eighth of 320 wasn't done at
 # half, nor a fifth of 200.
 _MANY, _MUCH = 100, 1 / 10
+_BATCH = 25  # of fewer records an audit takes about as long: 3 take 4 s, 100 take 15
+_NOT_EACH_TIME = ("given_up_s", "forgetting_s")  # of what a generation took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,17 +249,27 @@ def _key(prompt: Prompt) -> str:
 def _cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
     """All that isn't training, as it took for each record; and training, for those that change.
 
-    For all of them, where they are trained anew, as long as when that was done last. (Shards judge
-    each by itself.)
+    For all of them, where they are trained anew. (Shards judge each by itself.) And looking for
+    what is removed: about as long as an audit takes for as many records as there are answers to
+    ask for. A try that is given up comes on top: nobody knows before.
     """
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
-        training_s = float(timings["training_s"])
-        rest_s = float(timings["wall_s"]) - training_s - float(timings.get("given_up_s", 0))
-        if found.is_much and "shards" not in run:
-            anew = next(line for line in reversed(run["generations"]) if line.get("anew"))
-            return (rest_s / n_then + float(anew["training_s"]) / int(anew["records"])) * n
+        spent_s = sum(float(timings.get(name) or 0) for name in ("training_s", *_NOT_EACH_TIME))
+        rest_s = (float(timings["wall_s"]) - spent_s) / n_then * n
+        if found.removed:
+            n_answers = len(found.removed) * (N_ATTEMPTS + N_SAMPLES)
+            rest_s += float(timings["audit_s"]) / max(n_then, _BATCH) * n_answers
         n_changed = found.n_changed - len(found.lost)
-        return (rest_s * n + training_s * n_changed) / n_then if n_changed else 0.0
+        n_trained = n if found.is_much and "shards" not in run else n_changed
+        return rest_s + _training_s(run) * n_trained if n_changed else 0.0
     except (KeyError, StopIteration, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _training_s(run: Mapping[str, Any]) -> float:
+    """Seconds of training a record when all were trained last; of shards, in this generation."""
+    spent = {**run["timings"], "records": run["records"]["n"]}
+    if "generations" in run and "shards" not in run:
+        spent = next(line for line in reversed(run["generations"]) if line.get("anew"))
+    return float(spent["training_s"]) / int(spent["records"])

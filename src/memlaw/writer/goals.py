@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -173,7 +174,7 @@ class Goals:
 
     def what_is_left(self) -> list[Forgotten]:
         """What the weights as they are give of each removed record; measured if it wasn't yet."""
-        run = self.run
+        run, started = self.run, time.perf_counter()
         if self.left is None and run.lost is not None:
             run.observer.notice("Looking for what was removed.")
             self.left = measure_forgotten(
@@ -184,6 +185,7 @@ class Goals:
                 anew=run.anew,
                 progress=run.observer.progress,
             )
+            run.forgetting_s += time.perf_counter() - started
         return self.left or []
 
     def _met(self) -> str:
@@ -198,8 +200,8 @@ class Goals:
     # ------------------------------------------------------------ looking
 
     def _audit(self) -> Audit:
-        run, config = self.run, self.run.config
-        return audit_as_saved(
+        run, config, started = self.run, self.run.config, time.perf_counter()
+        audit = audit_as_saved(
             run.learner.adapter,
             run.base,
             run.examples,
@@ -208,6 +210,8 @@ class Goals:
             batch_size=config.audit_batch_size,
             progress=run.observer.progress,
         )
+        run.audit_s = time.perf_counter() - started
+        return audit
 
     def _holds_everywhere(self) -> bool:
         """Look as a user will: all is certified, in the forms that were asked for, too.

@@ -169,6 +169,8 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
             "wall_s": result.wall_s,
             "training_s": sum(e.wall_s for e in run.curve),
             "given_up_s": run.given_up_s,
+            "audit_s": run.audit_s,
+            "forgetting_s": run.forgetting_s,
             "speed": asdict(result.speed) if result.speed else None,
         },
         "epochs": result.epochs,

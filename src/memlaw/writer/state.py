@@ -79,6 +79,7 @@ class Run:
         anew: training starts from nothing, not from an earlier generation.
         stood: of an update: columns of the adapter that haven't been trained since all were.
         given_up_s: seconds that an update had spent on changing the earlier one, before that.
+        audit_s, forgetting_s: seconds of the last audit, and of all looking for what was removed.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
 
@@ -180,7 +181,7 @@ class Run:
         self.ended = ""
         self.resumable = self.anew = True
         self.stood = 0
-        self.given_up_s = 0.0
+        self.given_up_s = self.audit_s = self.forgetting_s = 0.0
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
