@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -395,6 +396,26 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
     (tmp_path / "t.parquet").write_bytes(content.replace(b"qqqq", b"qq\xc1q"))
     with pytest.raises(DataError, match=r"t\.parquet can't be read as Parquet"):
         read_parquet(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"damage": None}, "damage.n_tokens is None"),
+        ({"damage": {"n_tokens": "9"}}, "damage.n_tokens is '9'"),
+        ({"versions": ["torch"]}, r"versions is \['torch'\]"),
+        ({"certified": 1}, "certified is 1"),
+        ({"rounding": [1]}, r"rounding.flips_per_1000 is \[1\]"),
+        ({"rounding": {"flips_per_1000": True}}, "rounding.flips_per_1000 is True"),
+    ],
+)
+def test_a_certificate_that_says_what_it_cant_is_refused(finished, tmp_path, wrong, named):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    content = json.loads((folder / "certificate.json").read_text())
+    (folder / "certificate.json").write_text(json.dumps(content | wrong))
+    with pytest.raises(DataError, match=rf"certificate\.json is not a certificate: {named}"):
+        make_report([folder], tmp_path / "x.html")
 
 
 def test_damaged_snapshots_are_named(finished, tmp_path):

@@ -14,6 +14,15 @@ from memlaw.report.probe_view import ProbeView, probes_of
 from memlaw.report.run_view import RunView
 from memlaw.train.snapshots import SNAPSHOTS_FILE, Snapshots, read_snapshots
 
+_SAID: dict[str, tuple[type, ...]] = {  # by the page, of a certificate
+    "certified": (bool,),
+    "n_certified": (int,),
+    "dtype": (str,),
+    "device": (str,),
+    "prompt_format": (str,),
+    "versions": (dict,),
+}
+
 
 def read_source(path: Path) -> RunView | list[ProbeView]:
     """Read one of the things a report is made from, whichever it is.
@@ -61,7 +70,7 @@ def _name(path: Path) -> str:
 
 
 def _write_folder(path: Path) -> RunView:
-    certificate = _object(path / CERTIFICATE_FILE)
+    certificate = _certificate(path / CERTIFICATE_FILE)
     recall = read_parquet(path / TOKENS_FILE, certificate)
     run = _object(path / RUN_FILE)
     return RunView(
@@ -73,6 +82,25 @@ def _write_folder(path: Path) -> RunView:
         answers=_object(path / ANSWERS_FILE),
         earlier=read_generations(path, len((run or {}).get("generations", [None]))),
     )
+
+
+def _certificate(path: Path) -> dict[str, Any] | None:
+    """A folder's certificate, if it has one, with all that the page says of it."""
+    if (content := _object(path)) is None:
+        return None
+    damage, rounding = content.get("damage"), content.get("rounding")
+    said = {name: content.get(name) for name in _SAID}
+    said["damage.n_tokens"] = damage.get("n_tokens") if isinstance(damage, dict) else damage
+    if rounding is not None:
+        flips = rounding.get("flips_per_1000") if isinstance(rounding, dict) else rounding
+        said["rounding.flips_per_1000"] = flips
+    for name, value in said.items():
+        if type(value) not in _SAID.get(name, (int, float)):
+            raise DataError(
+                f"{path} is not a certificate: {name} is {value!r:.40}. Fetch it again, or write "
+                "anew."
+            )
+    return content
 
 
 def _object(path: Path) -> dict[str, Any] | None:
