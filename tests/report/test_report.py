@@ -401,11 +401,13 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"damage": None}, "damage.n_tokens is None"),
+        ({"damage": None}, "damage is None"),
+        ({"damage": 9}, "damage is 9"),
         ({"damage": {"n_tokens": "9"}}, "damage.n_tokens is '9'"),
         ({"versions": ["torch"]}, r"versions is \['torch'\]"),
         ({"certified": 1}, "certified is 1"),
-        ({"rounding": [1]}, r"rounding.flips_per_1000 is \[1\]"),
+        ({"rounding": 1.0}, "rounding is 1.0"),
+        ({"rounding": {}}, "rounding.flips_per_1000 is None"),
         ({"rounding": {"flips_per_1000": True}}, "rounding.flips_per_1000 is True"),
     ],
 )

@@ -179,7 +179,9 @@ def test_much_costs_what_all_cost():
     run = _run() | {"generations": generations}
     assert _cost_s(run, _changes(50, 0, 50), 100) == 100 + 400
     assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 40  # not what the last change took
-    assert _cost_s(_run() | {"generations": generations[1:]}, _changes(50, 0, 50), 100) is None
+    generations.append({**generations[0], "training_s": None})  # a revert
+    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 40
+    assert _cost_s(_run() | {"generations": generations[1:2]}, _changes(50, 0, 50), 100) is None
     assert _cost_s(_run() | {"shards": {}}, _changes(50, 0, 50), 100) == 100 + 100
 
 

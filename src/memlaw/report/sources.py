@@ -21,6 +21,10 @@ _SAID: dict[str, tuple[type, ...]] = {  # by the page, of a certificate
     "device": (str,),
     "prompt_format": (str,),
     "versions": (dict,),
+    "damage": (dict,),
+    "damage.n_tokens": (int,),
+    "rounding": (dict, type(None)),
+    "rounding.flips_per_1000": (int, float),
 }
 
 
@@ -88,14 +92,14 @@ def _certificate(path: Path) -> dict[str, Any] | None:
     """A folder's certificate, if it has one, with all that the page says of it."""
     if (content := _object(path)) is None:
         return None
-    damage, rounding = content.get("damage"), content.get("rounding")
-    said = {name: content.get(name) for name in _SAID}
-    said["damage.n_tokens"] = damage.get("n_tokens") if isinstance(damage, dict) else damage
-    if rounding is not None:
-        flips = rounding.get("flips_per_1000") if isinstance(rounding, dict) else rounding
-        said["rounding.flips_per_1000"] = flips
-    for name, value in said.items():
-        if type(value) not in _SAID.get(name, (int, float)):
+    for name, kinds in _SAID.items():
+        outer, _, inner = name.partition(".")
+        value = content.get(outer)
+        if inner:
+            if value is None:  # not on record
+                continue
+            value = value.get(inner)
+        if type(value) not in kinds:
             raise DataError(
                 f"{path} is not a certificate: {name} is {value!r:.40}. Fetch it again, or write "
                 "anew."

@@ -271,5 +271,9 @@ def _training_s(run: Mapping[str, Any]) -> float:
     """Seconds of training a record when all were trained last; of shards, in this generation."""
     spent = {**run["timings"], "records": run["records"]["n"]}
     if "generations" in run and "shards" not in run:
-        spent = next(line for line in reversed(run["generations"]) if line.get("anew"))
+        spent = next(
+            line
+            for line in reversed(run["generations"])
+            if line.get("anew") and line["training_s"] is not None  # a revert takes none
+        )
     return float(spent["training_s"]) / int(spent["records"])
