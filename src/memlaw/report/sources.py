@@ -89,7 +89,10 @@ def _write_folder(path: Path) -> RunView:
 
 
 def _certificate(path: Path) -> dict[str, Any] | None:
-    """A folder's certificate, if it has one, with all that the page says of it."""
+    """A folder's certificate, if it has one, with all that the page says of it.
+
+    The whole check, `memlaw.certify.read_certificate`, needs torch.
+    """
     if (content := _object(path)) is None:
         return None
     for name, kinds in _SAID.items():
