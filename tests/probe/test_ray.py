@@ -1,6 +1,7 @@
 """The probe on a real, local Ray."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from test_probe import _table, config  # noqa: F401  (fixtures)
@@ -23,7 +24,8 @@ def test_ray_finds_what_one_process_finds(here, tmp_path):
 
     probe(tmp_path / "local", here)
     probe(tmp_path / "ray", dataclasses.replace(here, lengths=(6,)))
-    result = probe(tmp_path / "ray", here, launcher=ray_launcher(cpus=1))
+    with ThreadPoolExecutor() as pool:  # a server's, say: signals can be set from the main one only
+        result = pool.submit(probe, tmp_path / "ray", here, launcher=ray_launcher(cpus=1)).result()
     assert (result.n_run, result.n_failed) == (2, 0)
     assert _table(tmp_path / "ray") == _table(tmp_path / "local")
     assert not ray.is_initialized()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -62,8 +63,9 @@ def ray_tasks(
                 f"no Ray cluster answers at {address}. Check --ray-address, or leave it out "
                 "for one on this machine."
             ) from error
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray's would exit without a word
     try:
+        if started_here and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's would exit without a word
         _check_resources(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus})
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(function)
         waiting = list(reversed(range(len(jobs))))
