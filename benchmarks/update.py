@@ -6,19 +6,22 @@
     python benchmarks/update.py stream --records 200 --generations 100 --adds 0 --edits 10 \
         --removals 0
     python benchmarks/update.py kill --records 20 --kills 30
+    python benchmarks/update.py shards --records 10000 --shards 100
 
 `change` writes records, updates some of them (half replaced, half added), and writes the changed
 ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at random
-moments; whatever is left must be the old generation or the new one. Records are made-up phone
+moments; whatever is left must be the old generation or the new one. `shards` writes records spread
+over adapters, as Ray tasks of one CPU. Records are made-up phone
 numbers. Each command prints a line of JSON a step; --save adds them to results/update.jsonl.
 `--specificity` trains with specificity; without it, harm elsewhere is not held. `--max-rank` lets
-updates grow the adapter; without it they may to what `write` may. `stream --folder`
-keeps what it makes, and goes on from there when it is called again.
+updates grow the adapter; without it they may to what `write` may. `stream --folder` and `shards
+--folder` keep what they make, and go on from there when they are called again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,6 +30,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +212,51 @@ def kill(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return [{"what": "end", "kills": len(lines), "whole": whole, "ends_alike": ends_alike}]
 
 
+def shards(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Records over adapters, as Ray tasks of one CPU each; a line as each ends."""
+    import psutil
+
+    from memlaw.shards.writing import ray_launcher
+
+    book, lines, ended = People(args.seed).more(args.records), [], threading.Event()
+    started, peak_gib = time.perf_counter(), 0.0
+
+    def watch() -> None:
+        nonlocal peak_gib
+        while not ended.wait(2):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if "ray::" in process.name():
+                        peak_gib = max(peak_gib, process.memory_info().rss / 2**30)
+
+    def launch(jobs: Any, *given: Any) -> Iterator[str]:
+        for name in ray_launcher(cpus=1)(jobs, *given):
+            yield name
+            run = json.loads((folder / "out/shards" / name / "run.json").read_text("utf-8"))
+            line = {"what": name, "done": len(lines) + 1, "of": len(jobs), "epochs": run["epochs"]}
+            line |= {"shard_s": run["timings"]["wall_s"], "peak_gib": peak_gib}
+            lines.append({**line, "wall_s": time.perf_counter() - started})
+            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found = memlaw.write_shards(
+            list(book.items()),
+            folder / "out",
+            shards=args.shards,
+            launcher=launch,
+            resume=True,
+            **settings(args),
+        )
+    finally:
+        ended.set()
+        watcher.join()
+    whole = found.certificate
+    end = {"what": "end", "certified": whole.n_certified, "records": whole.n_records}
+    return [*lines, {**end, "wall_s": found.wall_s, "peak_gib": peak_gib}]
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser()
@@ -216,6 +265,7 @@ def main() -> None:
         "change": {"records": 400, "changed": 10},
         "stream": {"records": 200, "generations": 20, "adds": 20, "edits": 10, "removals": 10},
         "kill": {"records": 20, "kills": 30},
+        "shards": {"records": 10_000, "shards": 100},
     }
     for name, options in sizes.items():
         command = commands.add_parser(name)
@@ -228,10 +278,10 @@ def main() -> None:
         command.add_argument("--specificity", action="store_true")
         command.add_argument("--max-rank", type=int, help="that updates may grow to")
         command.add_argument("--save", action="store_true")
-        if name == "stream":
+        if name in ("stream", "shards"):
             command.add_argument("--folder", type=Path, help="keep it here, and go on from there")
     args = parser.parse_args()
-    run = {"change": change, "stream": stream, "kill": kill}[args.command]
+    run = {"change": change, "stream": stream, "kill": kill, "shards": shards}[args.command]
     about = {
         "command": sys.argv[1:],
         "git": git_state(),

@@ -115,7 +115,7 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
         "time": duration(result.wall_s),
-        "speed": _speed(result.speed, audit.dtype),
+        "speed": _speed(result.speed),
         "folder": str(result.out),
     }
     console = stdout_console()
@@ -146,11 +146,11 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
             console.print(to_continue)
 
 
-def _speed(speed: Speed | None, dtype: str) -> str:
+def _speed(speed: Speed | None) -> str:
     if speed is None:
         return "no epoch trained"
     return (
         f"{speed.tokens_per_s:,.0f} tokens/s, {speed.flop_per_s / 1e9:,.0f} GFLOP/s: "
         f"{speed.share_of_peak:.0%} of this machine's {speed.peak_flop_per_s / 1e9:,.0f} in "
-        f"{dtype} matrix products"
+        f"{speed.peak_dtype} matrix products"
     )

@@ -17,6 +17,7 @@ from memlaw.model.experts import read_unflattened
 from memlaw.model.hashes import tokenizer_sha256, weights_sha256
 from memlaw.model.kinds import auto_class, auto_class_of
 from memlaw.model.locate import is_a_path, locate
+from memlaw.model.products import widen
 from memlaw.model.threads import follow_load
 from memlaw.settings.choices import EMBEDDED, DType
 
@@ -143,6 +144,7 @@ def load_model(
     read_unflattened(model)
     if placed.type == "cpu":
         follow_load(model)
+        widen(model)
     return BaseModel(
         model=model.to(placed),
         tokenizer=words,

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from memlaw.model.body import body_of
+from memlaw.model.products import computes_in
 
 _NAME = "memlaw_tree"
 # PyTorch's fused attention on CPUs takes some 40 µs a head and record backwards, however short
@@ -198,6 +199,8 @@ def _short_attention(
     """Softmax attention written out: query [B, H, L, C] to [B·L, H, C]. No mask means causal."""
     b, h, n, width = query.shape
     m = key.shape[2]
+    dtype, wide = query.dtype, computes_in(query.dtype)
+    query, key, value = query.to(wide), key.to(wide), value.to(wide)
     if mask is None:
         mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()
     # Heads that share keys and values are further rows of one product.
@@ -208,4 +211,4 @@ def _short_attention(
     scores = scores.float().masked_fill(~mask.view(n, m), float("-inf"))
     weights = scores.softmax(dim=-1).to(query.dtype).flatten(2, 3)
     out = (weights @ value).view(b, h, n, width)
-    return out.transpose(1, 2).flatten(0, 1)
+    return out.transpose(1, 2).flatten(0, 1).to(dtype)

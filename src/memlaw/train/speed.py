@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from memlaw.core.observer import EpochStats
+from memlaw.model.products import computes_in
 
 _SIZES = (256, 512, 1024, 2048)
 _TRIES = 5
@@ -22,12 +23,14 @@ class Speed:
     Attributes:
         tokens_per_s: tokens that an engine ran, prompts (and the plain engine's pads) included.
         flop_per_s: floating-point operations in matrix products.
-        peak_flop_per_s: the best this machine does, on large square matrices of the same dtype.
+        peak_flop_per_s: the best this machine does, on large square matrices of `peak_dtype`.
+        peak_dtype: what it multiplies the model's matrices in, such as `bfloat16`.
     """
 
     tokens_per_s: float
     flop_per_s: float
     peak_flop_per_s: float
+    peak_dtype: str
 
     @property
     def share_of_peak(self) -> float:
@@ -42,10 +45,13 @@ def measure_speed(
     wall_s = sum(epoch.wall_s for epoch in curve)
     if not wall_s:
         return None
+    if device.type == "cpu":
+        dtype = computes_in(dtype)
     return Speed(
         tokens_per_s=sum(epoch.n_tokens_run for epoch in curve) / wall_s,
         flop_per_s=sum(epoch.flop for epoch in curve) / wall_s,
         peak_flop_per_s=matmul_peak(dtype, device),
+        peak_dtype=str(dtype).removeprefix("torch."),
     )
 
 
