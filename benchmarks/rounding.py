@@ -27,6 +27,7 @@ from memlaw.core.observer import Observer
 from memlaw.data.record import Example
 from memlaw.measure.examine import _measure_tokens, _token_measures, audit_examples
 from memlaw.measure.session import Session
+from memlaw.model.body import cache_in, cache_name
 from memlaw.model.forward import collate, in_batches, target_logits
 from memlaw.settings.audit import AuditConfig
 
@@ -59,10 +60,10 @@ def by_token(model: Any, examples: Sequence[Example], batches: list[list[int]]) 
                 input_ids=ids,
                 attention_mask=seen,
                 position_ids=places,
-                past_key_values=cache,
+                **{cache_name(model): cache},
                 use_cache=True,
             )
-            cache = out.past_key_values
+            cache = cache_in(out)
             right = [examples[i].target_ids for i in rows]
             ids = torch.tensor([[t[at] if at < len(t) else 0] for t in right])
             margins = _margins(out.logits[:, -1], ids[:, 0])

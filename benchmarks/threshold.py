@@ -24,6 +24,7 @@ from against_trl import ROOT, git_state, machine
 
 from memlaw.data.texts import natural_prose, retained_text
 from memlaw.model.base import load_model
+from memlaw.model.body import cache_in, cache_name
 
 RESULTS = ROOT / "results" / "threshold.json"
 BATCH_SIZES = {
@@ -58,10 +59,10 @@ def decode(model: Any, ids: torch.Tensor) -> tuple[Any, Any]:
         for position in range(len(window) - 1):
             out = model(
                 input_ids=window[None, position : position + 1],
-                past_key_values=cache,
+                **{cache_name(model): cache},
                 use_cache=True,
             )
-            cache = out.past_key_values
+            cache = cache_in(out)
             found = looked_at(out.logits.float(), window[None, position + 1 : position + 2])
             p.append(found[0])
             correct.append(found[1])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from memlaw.model.body import body_of
+from memlaw.model.body import body_of, cache_in, cache_name
 
 _LEAST_ALIKE = 8  # tokens: fewer are not worth a pass of their own
 
@@ -207,7 +207,7 @@ def _said(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             logits_processor=[] if ahead is None else [_Ahead(ahead)],
-            **({} if begun is None else {"past_key_values": begun}),
+            **({} if begun is None else {cache_name(model): begun}),
         )
     finally:
         for hook in hooks:
@@ -244,8 +244,7 @@ def _begun(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
         return None
     ids = torch.tensor([list(prompts[0][:n])], device=next(model.parameters()).device)
     least = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}  # none is wanted
-    said = model(input_ids=ids, use_cache=True, **least)
-    begun: Any = getattr(said, "past_key_values", None)  # some keep their state elsewhere
+    begun = cache_in(model(input_ids=ids, use_cache=True, **least))
     if type(begun) is not DynamicCache or any(type(x) is not DynamicLayer for x in begun.layers):
         return None
     begun.batch_repeat_interleave(len(prompts))

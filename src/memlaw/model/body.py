@@ -1,7 +1,8 @@
-"""The body of a language model: all but its head."""
+"""The body of a language model, which is all but its head; and what it goes on from."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from memlaw.core.errors import ModelError
@@ -32,3 +33,24 @@ def body_of(model: Any) -> Any:
         ModelError: as `body_name`.
     """
     return getattr(model, body_name(model))
+
+
+_CACHE, _CACHE_ONCE = "cache", "past_key_values"  # since Transformers 5.24; and before
+
+
+def cache_name(model: Any) -> str:
+    """The argument of a causal language model's forward pass that takes a key-value cache."""
+    return _CACHE if _CACHE in inspect.signature(model.forward).parameters else _CACHE_ONCE
+
+
+def cache_in(held: Any) -> Any:
+    """The key-value cache in a dict of a forward pass's arguments, or in what it returned.
+
+    None where there is none: some models keep their state elsewhere.
+    """
+    for name in (_CACHE, _CACHE_ONCE):
+        # Outputs are dicts whose own get() warns of the older name.
+        found = dict.get(held, name) if isinstance(held, dict) else getattr(held, name, None)
+        if found is not None:
+            return found
+    return None

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from memlaw.core.errors import AdapterError
-from memlaw.model.body import body_of
+from memlaw.model.body import body_of, cache_in
 
 
 class Invocation:
@@ -73,7 +73,7 @@ class Invocation:
             )
         was_active, n_before = self.starts < self.shape[1], self.shape[0]
         self.shape = (input_ids.shape[0], input_ids.shape[1])
-        past = kwargs.get("past_key_values")
+        past = cache_in(kwargs)
         if past is None or past.get_seq_length() == 0:
             self.starts = self._find(input_ids, kwargs.get("attention_mask"))
             return
@@ -85,7 +85,7 @@ class Invocation:
         self.starts = torch.where(was_active, 0, self.shape[1])
 
     def _remember(self, body: nn.Module, args: Any, output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_in(output)
         self._cache = (lambda: None) if cache is None else weakref.ref(cache)
 
     def _find(self, input_ids: Int64[Tensor, "B S"], attention_mask: Any) -> Int64[Tensor, "B"]:
