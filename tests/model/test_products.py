@@ -105,6 +105,15 @@ def test_weights_that_are_trained_get_their_gradients(slow):
     assert torch.equal(plain.bias.grad, wide.bias.grad)
 
 
+def test_on_another_device_it_is_a_plain_layer(slow, monkeypatch):
+    layer = _layer(torch.bfloat16, bias=True)
+    widen(layer)
+    monkeypatch.setattr(products._WideProduct, "apply", None)
+    layer.to("meta")
+    out = layer(torch.zeros(5, 48, dtype=torch.bfloat16, device="meta"))
+    assert (out.shape, out.dtype) == ((5, 32), torch.bfloat16)
+
+
 def test_inputs_of_another_dtype_are_refused_as_ever(slow):
     layer = _layer(torch.bfloat16, bias=False)
     widen(layer)

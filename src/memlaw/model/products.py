@@ -58,15 +58,17 @@ def _time_s(dtype: torch.dtype) -> float:
 class WideLinear(nn.Linear):
     """A linear layer with 16-bit weights that multiplies in float32.
 
-    Weights that are trained get plain PyTorch, and so do a few inputs: it is quicker with them.
+    Weights that are trained, or moved to another device, get plain PyTorch, and so do a few
+    inputs: it is quicker with them.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D_in] to [..., D_out], in `input`'s dtype."""
-        few = input.numel() < _FEW * self.in_features
-        if few or self.weight.requires_grad or input.dtype != self.weight.dtype:
-            return super().forward(input)
-        return _WideProduct.apply(input, self.weight, self.bias)
+        weight = self.weight
+        is_slow = weight.device.type == "cpu" and not weight.requires_grad
+        if is_slow and input.dtype == weight.dtype and input.numel() >= _FEW * self.in_features:
+            return _WideProduct.apply(input, weight, self.bias)
+        return super().forward(input)
 
 
 class _WideProduct(torch.autograd.Function):
