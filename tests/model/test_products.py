@@ -94,15 +94,16 @@ def test_few_inputs_are_left_to_pytorch(slow):
         assert torch.equal(wide(x), layer(x))
 
 
-def test_weights_that_are_trained_get_their_gradients(slow):
-    plain = _layer(torch.bfloat16, bias=True).requires_grad_()
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_weights_that_are_trained_get_their_gradients(slow, trained):
+    plain = _layer(torch.bfloat16, bias=True)
     wide = copy.deepcopy(plain)
     widen(wide)
     x = torch.randn(5, 48).bfloat16()
     for layer in (plain, wide):
+        getattr(layer, trained).requires_grad_()
         layer(x).sum().backward()
-    assert torch.equal(plain.weight.grad, wide.weight.grad)
-    assert torch.equal(plain.bias.grad, wide.bias.grad)
+    assert torch.equal(getattr(plain, trained).grad, getattr(wide, trained).grad)
 
 
 def test_on_another_device_it_is_a_plain_layer(slow, monkeypatch):

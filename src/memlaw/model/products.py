@@ -46,7 +46,8 @@ def computes_in(dtype: torch.dtype) -> torch.dtype:
 def _time_s(dtype: torch.dtype) -> float:
     """Seconds of the two products of a step: outputs from inputs, and gradients back."""
     n, d_in, d_out = _SHAPE
-    x, weight = torch.ones(n, d_in, dtype=dtype), torch.ones(d_out, d_in, dtype=dtype)
+    x = torch.ones(n, d_in, dtype=dtype, device="cpu")
+    weight = torch.ones(d_out, d_in, dtype=dtype, device="cpu")
     best = float("inf")
     for _ in range(_TRIES + 1):  # the first one loads code
         started = time.perf_counter()
@@ -64,10 +65,11 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D_in] to [..., D_out], in `input`'s dtype."""
-        weight = self.weight
-        is_slow = weight.device.type == "cpu" and not weight.requires_grad
-        if is_slow and input.dtype == weight.dtype and input.numel() >= _FEW * self.in_features:
-            return _WideProduct.apply(input, weight, self.bias)
+        weight, bias = self.weight, self.bias
+        is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        is_slow = weight.device.type == "cpu" and input.numel() >= _FEW * self.in_features
+        if is_slow and not is_trained and input.dtype == weight.dtype:
+            return _WideProduct.apply(input, weight, bias)
         return super().forward(input)
 
 
@@ -87,7 +89,7 @@ class _WideProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        out = torch.zeros(len(rows), weight.shape[1])
+        out = rows.new_zeros(len(rows), weight.shape[1], dtype=torch.float32)
         for at in _blocks(weight):
             out += rows[:, at].float() @ weight[at].float()  # addmm_ isn't counted as FLOP
         return out.to(gradient.dtype).view(*gradient.shape[:-1], -1), None, None
