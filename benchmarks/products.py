@@ -4,7 +4,7 @@
 
 The embedded model, as plain Transformers loads it in a dtype, with its linear layers widened, and
 in float32, in turn: a forward pass over a batch, one with the way back to the tokens' embeddings,
-and one over the last token of each of 1, 8 and 64 rows. Prints the medians in seconds, and how many
+and one over a single token of each of 1, 8 and 64 rows. Prints the medians in seconds, and how many
 times as long plain layers take. On a CPU that multiplies the dtype by itself nothing is widened
 otherwise; here it is, so that both are measured.
 """

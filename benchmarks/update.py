@@ -11,8 +11,8 @@
 `change` writes records, updates some of them (half replaced, half added), and writes the changed
 ones anew. `stream` adds, replaces and removes in each generation. `kill` kills updates at random
 moments; whatever is left must be the old generation or the new one. `shards` writes records spread
-over adapters, as Ray tasks of one CPU. Records are made-up phone
-numbers. Each command prints a line of JSON a step; --save adds them to results/update.jsonl.
+over adapters, as Ray tasks of one CPU. Records are made-up phone numbers. Each command prints a
+line of JSON a step; --save adds them to results/update.jsonl, of `kill` and `shards` the last one.
 `--specificity` trains with specificity; without it, harm elsewhere is not held. `--max-rank` lets
 updates grow the adapter; without it they may to what `write` may. `stream --folder` and `shards
 --folder` keep what they make, and go on from there when they are called again.
@@ -218,7 +218,7 @@ def shards(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
     from memlaw.shards.writing import ray_launcher
 
-    book, lines, ended = People(args.seed).more(args.records), [], threading.Event()
+    book, ended = People(args.seed).more(args.records), threading.Event()
     started, peak_gib = time.perf_counter(), 0.0
 
     def watch() -> None:
@@ -230,13 +230,12 @@ def shards(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                         peak_gib = max(peak_gib, process.memory_info().rss / 2**30)
 
     def launch(jobs: Any, *given: Any) -> Iterator[str]:
-        for name in ray_launcher(cpus=1)(jobs, *given):
-            yield name
+        for done, name in enumerate(ray_launcher(cpus=1)(jobs, *given), 1):
             run = json.loads((folder / "out/shards" / name / "run.json").read_text("utf-8"))
-            line = {"what": name, "done": len(lines) + 1, "of": len(jobs), "epochs": run["epochs"]}
+            line = {"what": name, "done": done, "of": len(jobs), "epochs": run["epochs"]}
             line |= {"shard_s": run["timings"]["wall_s"], "peak_gib": peak_gib}
-            lines.append({**line, "wall_s": time.perf_counter() - started})
-            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
+            print(json.dumps({**line, "wall_s": time.perf_counter() - started}), flush=True)
+            yield name
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -254,7 +253,7 @@ def shards(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         watcher.join()
     whole = found.certificate
     end = {"what": "end", "certified": whole.n_certified, "records": whole.n_records}
-    return [*lines, {**end, "wall_s": found.wall_s, "peak_gib": peak_gib}]
+    return [{**end, "wall_s": found.wall_s, "peak_gib": peak_gib}]
 
 
 def main() -> None:

@@ -16,22 +16,23 @@ from memlaw.model.products import WideLinear, computes_in, widen
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture
-def slow(monkeypatch):
-    """A CPU that multiplies 16-bit numbers slowly."""
-    monkeypatch.setattr(products, "_time_s", lambda dtype: 1 + 9 * (dtype != torch.float32))
+def _cpu(monkeypatch, half_s):
+    monkeypatch.setattr(products, "_time_s", lambda dtype: half_s if dtype in HALVES else 1.0)
     computes_in.cache_clear()
     yield
     computes_in.cache_clear()
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A CPU that multiplies 16-bit numbers slowly."""
+    yield from _cpu(monkeypatch, 10.0)
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """One that doesn't."""
-    monkeypatch.setattr(products, "_time_s", lambda dtype: 1.0)
-    computes_in.cache_clear()
-    yield
-    computes_in.cache_clear()
+    yield from _cpu(monkeypatch, 1.0)
 
 
 def _layer(dtype, bias):
@@ -167,4 +168,3 @@ def test_records_are_written_and_certified_all_the_same(slow, llama, tmp_path):
     assert written.certificate.dtype == "bfloat16"
     audit = memlaw.audit(records, adapter=tmp_path / "out")
     assert audit.certified
-    computes_in.cache_clear()

@@ -7,6 +7,8 @@ from typing import Any
 
 from memlaw.core.errors import ModelError
 
+_CACHE, _CACHE_ONCE = "cache", "past_key_values"  # since Transformers 5.24; and before
+
 
 def body_name(model: Any) -> str:
     """The attribute of a Transformers causal language model that holds its body.
@@ -33,9 +35,6 @@ def body_of(model: Any) -> Any:
         ModelError: as `body_name`.
     """
     return getattr(model, body_name(model))
-
-
-_CACHE, _CACHE_ONCE = "cache", "past_key_values"  # since Transformers 5.24; and before
 
 
 def cache_name(model: Any) -> str:
