@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from memlaw.settings.write import WriteConfig
     from memlaw.shards.asking import ask
     from memlaw.shards.checking import check_shards
+    from memlaw.shards.diffing import diff
     from memlaw.shards.loading import load
     from memlaw.shards.updating import update_shards
     from memlaw.shards.writing import write_shards
-    from memlaw.writer.changes import diff
     from memlaw.writer.history import log, revert
     from memlaw.writer.result import WriteResult
     from memlaw.writer.run import write
@@ -70,10 +70,10 @@ __getattr__, __dir__ = lazy_exports(
         "settings.write": ["WriteConfig"],
         "shards.asking": ["ask"],
         "shards.checking": ["check_shards"],
+        "shards.diffing": ["diff"],
         "shards.loading": ["load"],
         "shards.updating": ["update_shards"],
         "shards.writing": ["write_shards"],
-        "writer.changes": ["diff"],
         "writer.history": ["log", "revert"],
         "writer.result": ["WriteResult"],
         "writer.run": ["write"],

@@ -1,8 +1,11 @@
 """A folder of shards in step with its data: only what changes is trained, all or nothing."""
 
+import json
+
 import pytest
 
 import memlaw
+from memlaw.core.commitment import OPENINGS_FILE
 from memlaw.core.errors import OutputError
 from memlaw.model.peft_folder import PEFT_WEIGHTS
 
@@ -34,6 +37,26 @@ def test_only_shards_with_a_change_are_trained_and_it_can_be_undone(folder, book
     memlaw.revert(folder, to=1)
     assert _weights(folder) == before
     assert memlaw.check_shards(folder, book).holds
+
+
+def test_an_update_is_foretold_by_the_shards_that_change(folder, book):
+    def each(name):
+        run = json.loads((folder / "shards" / name / "run.json").read_text())["timings"]
+        return run["wall_s"] - run["once_s"] - run["training_s"], run["training_s"]
+
+    (rest_1, trained_1), (rest_3, trained_3) = map(each, ("shard-0001", "shard-0003"))
+    changed = [(book[0][0], "555555"), *book[1:]]  # of two records one
+    assert memlaw.diff(folder, changed).cost_s == pytest.approx(rest_1 + trained_1 / 2)
+    changed[-1] = (book[-1][0], "777")
+    both = rest_1 + trained_1 / 2 + rest_3 + trained_3 / 2
+    assert memlaw.diff(folder, changed).cost_s == pytest.approx(both)
+    more = [*book, ("Di Fa:", "141421")]  # three records for two in the shard that it goes to
+    foretold = memlaw.diff(folder, more).cost_s
+    assert foretold == pytest.approx(1.5 * rest_1 + trained_1 / 2)
+    assert memlaw.diff(folder, book).cost_s == 0
+    assert memlaw.diff(folder, book[:4]).cost_s == 0  # a whole shard goes
+    (folder / OPENINGS_FILE).unlink()
+    assert memlaw.diff(folder, changed).cost_s is None  # an update is refused
 
 
 @pytest.mark.slow

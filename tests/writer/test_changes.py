@@ -10,7 +10,7 @@ from memlaw import cli
 from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, DataError, OutputError
 from memlaw.data.reading import read_records
-from memlaw.writer.changes import Changes, _cost_s
+from memlaw.writer.changes import Changes, cost_s
 
 
 @pytest.fixture(scope="module")
@@ -174,24 +174,32 @@ def _run(**timings):
 
 
 def test_much_costs_what_all_cost():
-    assert _cost_s(_run(), _changes(10, 0, 90), 100) == 100 + 20
+    assert cost_s(_run(), _changes(10, 0, 90), 100) == 100 + 20
     generations = [{"anew": True, "training_s": 400.0, "records": 100}, {"anew": False}]
     run = _run() | {"generations": generations}
-    assert _cost_s(run, _changes(50, 0, 50), 100) == 100 + 400
-    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 40  # not what the last change took
+    assert cost_s(run, _changes(50, 0, 50), 100) == 100 + 400
+    assert cost_s(run, _changes(10, 0, 90), 100) == 100 + 40  # not what the last change took
     generations.append({**generations[0], "training_s": None})  # a revert
-    assert _cost_s(run, _changes(10, 0, 90), 100) == 100 + 40
-    assert _cost_s(_run() | {"generations": generations[1:2]}, _changes(50, 0, 50), 100) is None
-    assert _cost_s(_run() | {"shards": {}}, _changes(50, 0, 50), 100) == 100 + 100
+    assert cost_s(run, _changes(10, 0, 90), 100) == 100 + 40
+    assert cost_s(_run() | {"generations": generations[1:2]}, _changes(50, 0, 50), 100) is None
 
 
 def test_what_is_removed_is_asked_as_often_as_an_audit_asks():
     few = _changes(0, 2, 98)
-    assert _cost_s(_run(audit_s=50.0), few, 100) == 100 + 4 + 2 * 120 * 0.5
-    assert _cost_s(_run(audit_s=None), few, 100) is None  # as in folders of earlier versions
-    assert _cost_s(_run(), few, 100) is None
+    assert cost_s(_run(audit_s=50.0), few, 100) == 100 + 4 + 2 * 120 * 0.5
+    assert cost_s(_run(audit_s=None), few, 100) is None  # as in folders of earlier versions
+    assert cost_s(_run(), few, 100) is None
     three = _run(audit_s=5.0) | {"records": {"n": 3}}  # an audit's batches are hardly filled
-    assert _cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(200 / 3 + 200 / 3 + 120 * 5 / 25)
+    assert cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(200 / 3 + 200 / 3 + 120 * 5 / 25)
     # What it took last time isn't taken for what every update takes.
     run = _run(audit_s=50.0, forgetting_s=60.0, given_up_s=30.0)
-    assert _cost_s(run, _changes(2, 0, 98), 100) == 10 + 4
+    assert cost_s(run, _changes(2, 0, 98), 100) == 10 + 4
+
+
+def test_what_was_measured_once_of_the_base_model_is_not_paid_again():
+    assert cost_s(_run(once_s=90.0), _changes(10, 0, 90), 100) == 10 + 20
+    assert cost_s(_run(once_s=0.0), _changes(10, 0, 90), 100) == 100 + 20
+
+
+def test_a_run_that_was_resumed_foretells_nothing():
+    assert cost_s(_run(wall_s=150.0), _changes(10, 0, 90), 100) is None

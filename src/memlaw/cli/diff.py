@@ -59,7 +59,7 @@ def run(args: list[str]) -> int:
     given = parse(DiffArguments, GROUPS, "diff", args)
     quiet_libraries()
     from memlaw.cli.progress import ConsoleObserver
-    from memlaw.writer.changes import diff
+    from memlaw.shards.diffing import diff
 
     names = (*GROUPS["data"], "model")
     config = UpdateConfig(**{name: getattr(given, name) for name in names})

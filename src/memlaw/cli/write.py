@@ -97,6 +97,12 @@ def run(args: list[str]) -> int:
 _TO_CONTINUE = "To continue, train longer (--resume --max-epochs N) or use a higher --rank."
 
 
+def _time(result: WriteResult) -> str:
+    """How long it took; and how much of that a next run doesn't take, where it can be noticed."""
+    once = f", {duration(result.once_s)} of it once for this base model"
+    return duration(result.wall_s) + (once if result.once_s > max(5, result.wall_s / 20) else "")
+
+
 def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
     """The closing table; and how to go on where it didn't succeed."""
     from memlaw.cli.verdicts import audit_rows, print_failures, print_specificity
@@ -114,7 +120,7 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         },
         **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
-        "time": duration(result.wall_s),
+        "time": _time(result),
         "speed": _speed(result.speed),
         "folder": str(result.out),
     }

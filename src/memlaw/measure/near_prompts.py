@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from memlaw.core.files import json_sha256
+from memlaw.core.first_time import each_time
 from memlaw.data.encoding import end_of_turn_id
 from memlaw.data.form import Form
 from memlaw.data.near_misses import NearMiss, near_misses
@@ -96,9 +97,10 @@ class NearMisses:
     def base_answers(self) -> list[tuple[int, ...]]:
         """The base model's."""
         subject, prompts = self.subject, [near.prompt for near, _ in self.asked]
-        return greedy_answers(
-            subject.base, prompts, format=subject.format, max_tokens=self.max_tokens
-        )
+        with each_time():
+            return greedy_answers(
+                subject.base, prompts, format=subject.format, max_tokens=self.max_tokens
+            )
 
     def measure(self, model: Any, adapted: Callable[[], AbstractContextManager[Any]]) -> Leaks:
         """Of an adapter; `adapted` returns a context whose value is the model with it."""

@@ -18,6 +18,7 @@ import torch
 
 from memlaw.core.errors import MemlawError
 from memlaw.core.files import cache_folder, json_sha256, write_tensors
+from memlaw.core.first_time import once
 from memlaw.model.base import BaseModel
 
 _LAYOUT = 1  # raised when what is kept changes
@@ -59,12 +60,13 @@ def kept(base: BaseModel, what: str, settings: Mapping[str, Any], make: Callable
     for place in (path, Path(str(packaged)) / name):
         if (found := _read(place)) is not None:
             return found
-    content, tensors = make()
-    text = json.dumps(content)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with contextlib.suppress(OSError, MemlawError):  # a full disk, a folder that isn't ours
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"content": text, "sha256": _sha256(text, tensors)})
+    with once():
+        content, tensors = make()
+        text = json.dumps(content)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with contextlib.suppress(OSError, MemlawError):  # a full disk, a folder that isn't ours
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, tensors, {"content": text, "sha256": _sha256(text, tensors)})
     return Kept(json.loads(text), tensors)
 
 

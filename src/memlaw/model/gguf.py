@@ -14,6 +14,7 @@ import torch
 
 from memlaw.core.errors import ModelError
 from memlaw.core.files import cache_folder, file_sha256
+from memlaw.core.first_time import once
 from memlaw.model.hashes import weights_sha256
 
 _LAYOUT = 1  # raised when the folder written for a GGUF file changes
@@ -45,7 +46,8 @@ def unpacked(gguf: Path, notice: Callable[[str], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
-        unpack(gguf, work)
+        with once():
+            unpack(gguf, work)
         (work / "memlaw.json").write_text(
             json.dumps({"gguf_sha256": key, "weights_sha256": weights_sha256(work)}) + "\n"
         )

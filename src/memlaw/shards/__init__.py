@@ -1,4 +1,4 @@
-"""Shards: records spread over several adapters of one base model, and found again.
+"""Shards: records spread over several adapters of one base model, and found again; and `diff`.
 
 In: records, settings, a folder's name. Out: a folder of adapters, each made by `writer`, with one
 certificate over all, and an index that says where a record is. May import everything below it, and
@@ -12,6 +12,7 @@ from memlaw.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from memlaw.shards.asking import ask as ask
     from memlaw.shards.checking import check_shards as check_shards
+    from memlaw.shards.diffing import diff as diff
     from memlaw.shards.loading import Loaded as Loaded
     from memlaw.shards.loading import load as load
     from memlaw.shards.updating import ShardsUpdate as ShardsUpdate
@@ -24,6 +25,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "asking": ["ask"],
         "checking": ["check_shards"],
+        "diffing": ["diff"],
         "loading": ["Loaded", "load"],
         "updating": ["ShardsUpdate", "update_shards"],
         "writing": ["ShardsResult", "write_shards"],

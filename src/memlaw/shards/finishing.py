@@ -5,7 +5,6 @@ The certificate comes last, so that it vouches for what is there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from memlaw.core.files import (
     write_text,
     writing,
 )
+from memlaw.core.first_time import Stopwatch
 from memlaw.core.locks import LOCK_FILE
 from memlaw.data.record import Record
 from memlaw.model.base import BaseModel
@@ -96,7 +96,7 @@ def finish(
     config: WriteConfig,
     setting: Mapping[str, Any],
     key: bytes,
-    started: float,
+    watch: Stopwatch,
     *,
     changed: Mapping[str, int] | None = None,
     earlier: Sequence[dict[str, Any]] = (),
@@ -111,7 +111,7 @@ def finish(
         config: how.
         setting: of the shards, for `run.json`: how many were asked for.
         key: of the index's and the certificate's commitments.
-        started: when it was begun, by `time.perf_counter`.
+        watch: runs since it was begun.
         changed: of an update, how many records are added, replaced, removed, unchanged.
         earlier: the lines of the folder's earlier generations.
         forgotten: what was found of removed records, for `run.json`.
@@ -142,7 +142,7 @@ def finish(
     write_index(out, parts, key, adapters)
     write_private(out, records, {}, {})
     write_routes(out, parts, base, certificate.prompt_format)
-    run = _run_json(out, certificate, shards, base, config, setting, started)
+    run = _run_json(out, certificate, shards, base, config, setting, watch)
     run["generations"] = [
         *earlier,
         {
@@ -172,11 +172,11 @@ def _run_json(
     base: BaseModel,
     config: WriteConfig,
     setting: Mapping[str, Any],
-    started: float,
+    watch: Stopwatch,
 ) -> dict[str, Any]:
     """What `run.json` says of all; of what is the same in each shard, what the first says."""
     runs = [shard.run for shard in shards.values()]
-    first, wall_s = runs[0], time.perf_counter() - started
+    first, wall_s = runs[0], watch.wall_s
     rank = max(run["adapter"]["rank"] for run in runs)
     epochs = max(run["epochs"] for run in runs)
     same = ("tokenizer_sha256", "prompt_format", "rendering", "dtype", "device", "base", "format")

@@ -7,7 +7,6 @@ certificates. A shard that loses its last record is dropped: nothing of it is le
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from memlaw.certify.certificate import Certificate
 from memlaw.core.commitment import kept_key
 from memlaw.core.errors import OutputError
 from memlaw.core.files import made
+from memlaw.core.first_time import Stopwatch
 from memlaw.core.folders import folder_beside, linked_tree
 from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
@@ -29,9 +29,9 @@ from memlaw.model.base import BaseModel
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
+from memlaw.shards.diffing import parts_of
 from memlaw.shards.finishing import Shard, finish
-from memlaw.shards.layout import index_key, read_index, shard_folder
-from memlaw.shards.spreading import place
+from memlaw.shards.layout import shard_folder
 from memlaw.shards.writing import checked
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
 from memlaw.writer.folder import GENERATIONS
@@ -90,7 +90,7 @@ def update_shards(
         MemlawError: a child that says what is wrong; nothing has changed then.
     """
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
-    started, out = time.perf_counter(), Path(out)
+    watch, out = Stopwatch(), Path(out)
     target = target_of(out, new)
     with locked(out):
         folder = finished_folder(out)
@@ -109,7 +109,7 @@ def update_shards(
         records, _, how = checked(records, base, how, bad, observer)
         found = changes(folder, records, observer)
         with folder_beside(target) as work:
-            result = _made(folder, found, records, how, config, base, work, observer, started)
+            result = _made(folder, found, records, how, config, base, work, observer, watch)
             if result.certificate is None:
                 return result
             take(work, target, folder, in_place=new is None, changes=found)
@@ -125,12 +125,11 @@ def _made(
     base: BaseModel,
     work: Path,
     observer: Observer,
-    started: float,
+    watch: Stopwatch,
 ) -> ShardsUpdate:
     """Make the next generation in `work`; without a certificate where a shard isn't good enough."""
     assert folder.path is not None
-    asked = folder.run["shards"]
-    parts, changing = _parts(folder.path, found, records, asked["asked"])
+    parts, changing = parts_of(folder, found, records)
     result = ShardsUpdate(
         changes=found,
         trained=tuple(name for name in parts if name in changing),
@@ -158,7 +157,7 @@ def _made(
                 bad=BadRows(),
                 work=place_of,
                 observer=observer,
-                started=time.perf_counter(),
+                watch=Stopwatch(),
             )
             left += more
             forgotten |= {name: lines} if (lines := _forgotten_of(place_of)) else {}
@@ -171,7 +170,7 @@ def _made(
                 texts=general_texts(how.retain, how.damage_text),
                 bad=BadRows(),
                 observer=observer,
-                started=time.perf_counter(),
+                watch=Stopwatch(),
                 clock=folder.run.get("rendering", {}).get("clock"),
             )
         if not (written.succeeded and all(one.holds for one in left)):
@@ -182,9 +181,9 @@ def _made(
         parts,
         base,
         how,
-        {"asked": asked["asked"]},
+        {"asked": folder.run["shards"]["asked"]},
         kept_key(work),
-        started,
+        watch,
         changed=found.counts,
         earlier=generations_of(folder.run),
         forgotten=forgotten,
@@ -196,23 +195,3 @@ def _made(
 
 def _forgotten_of(shard: Path) -> Any:
     return generations_of(AdapterFolder(shard).run)[-1].get("forgotten")
-
-
-def _parts(
-    out: Path, found: Changes, records: Sequence[Record], asked: Any
-) -> tuple[dict[str, list[Record]], set[str]]:
-    """Each shard's records from now on, and the shards that change, be it that they go."""
-    index, key = read_index(out), index_key(out)
-    parts: dict[str, list[Record]] = {name: [] for name in index.adapters}
-    added = []
-    for record in records:
-        if (name := index.adapter_of(record.prompt, key)) is None:
-            added.append(record)
-        else:
-            parts[name].append(record)
-    moving = [new for _, new in found.replaced] + list(found.removed)
-    changing = {name for r in moving if (name := index.adapter_of(r.prompt, key)) is not None}
-    for name, more in place(parts, added, asked).items():
-        parts.setdefault(name, []).extend(more)
-        changing.add(name)
-    return {name: part for name, part in parts.items() if part}, changing

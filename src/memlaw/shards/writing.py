@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from memlaw.core.files import (
     write_json,
     writing,
 )
+from memlaw.core.first_time import Stopwatch
 from memlaw.core.locks import empty, locked
 from memlaw.core.observer import Observer
 from memlaw.core.ray_tasks import ray_tasks, require_ray
@@ -122,7 +122,7 @@ def write_shards(
         MemlawError: as for `write`. Shards that are finished are kept, and `resume` goes on.
     """
     config = settled(WriteConfig, config, settings).resolved()
-    observer, out, started = observer or Observer(), Path(out), time.perf_counter()
+    observer, out, watch = observer or Observer(), Path(out), Stopwatch()
     require_usable(out)
     bad = BadRows()
     records = records_of(data, config, bad, observer)
@@ -131,7 +131,7 @@ def write_shards(
     with locked(out, make=True):
         if not _is_begun(out):
             check_out(out, resume=False)
-        return _written(records, out, config, shards, launcher, bad, observer, started)
+        return _written(records, out, config, shards, launcher, bad, observer, watch)
 
 
 def _written(
@@ -142,7 +142,7 @@ def _written(
     launcher: Launcher | None,
     bad: BadRows,
     observer: Observer,
-    started: float,
+    watch: Stopwatch,
 ) -> ShardsResult:
     """`write_shards`, in a folder that is this process's."""
     base = load_model(
@@ -170,10 +170,8 @@ def _written(
     for n, name in enumerate((launcher or run_here)(todo, base, observer), 1):
         observer.notice(f"{name} is written: {n} of {len(todo)}.")
     setting = {"asked": shards}
-    certificate, found = finish(out, parts, base, config, setting, kept_key(out), started)
-    result = ShardsResult(
-        out=out, certificate=certificate, shards=found, wall_s=time.perf_counter() - started
-    )
+    certificate, found = finish(out, parts, base, config, setting, kept_key(out), watch)
+    result = ShardsResult(out=out, certificate=certificate, shards=found, wall_s=watch.wall_s)
     if result.succeeded:
         with writing(out / PLAN_FILE):
             (out / PLAN_FILE).unlink(missing_ok=True)
@@ -313,7 +311,7 @@ def _write_shard(job: Job, base: BaseModel, observer: Observer) -> None:
             texts=general_texts(job.config.retain, job.config.damage_text),
             bad=BadRows(),
             observer=observer,
-            started=time.perf_counter(),
+            watch=Stopwatch(),
             clock=job.clock,
         )
 

@@ -11,7 +11,6 @@ from memlaw.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from memlaw.core.observer import Observer as Observer
     from memlaw.writer.changes import Changes as Changes
-    from memlaw.writer.changes import diff as diff
     from memlaw.writer.history import log as log
     from memlaw.writer.history import revert as revert
     from memlaw.writer.result import WriteResult as WriteResult
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "changes": ["Changes", "diff"],
+        "changes": ["Changes"],
         "history": ["log", "revert"],
         "result": ["WriteResult"],
         "run": ["write"],

@@ -20,23 +20,19 @@ from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.attempts import N_ATTEMPTS
-from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Prompt, Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.forgotten import N_SAMPLES
 from memlaw.model.base import BaseModel, load_model
 from memlaw.model.tokenizer import with_tokenizer
-from memlaw.settings.given import settled
-from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.private import RECORDS_FILE, read_private_records
-from memlaw.writer.records import records_of
 
 # A twentieth of 200 records costs an eighth of training them anew; an eighth of 320 wasn't done at
 # half, nor a fifth of 200.
 _MANY, _MUCH = 100, 1 / 10
 _BATCH = 25  # of fewer records an audit takes nearly as long: 12 take 2.4 s, 100 take 15
-_NOT_EACH_TIME = ("given_up_s", "forgetting_s")  # of what a generation took
+_NOT_EACH_TIME = ("given_up_s", "forgetting_s", "once_s")  # of what a generation took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,35 +93,6 @@ class Changes:
 
 def _line(record: Record) -> dict[str, Any]:
     return {"id": record.id, "prompt": record.prompt, "completion": record.completion}
-
-
-def diff(
-    out: str | Path,
-    data: Any,
-    config: UpdateConfig | None = None,
-    *,
-    observer: Observer | None = None,
-    **settings: Any,
-) -> Changes:
-    """What `update` would have to change so that the adapter in `out` says exactly `data`.
-
-    Args:
-        out: a folder that `write` finished.
-        data: records: a path, or Python objects; see `read_records`.
-        config: the settings; or give them by name. Of a `model` its hash is compared.
-        observer: is told of what isn't usual.
-        **settings: fields of `UpdateConfig`, instead of `config`.
-
-    Raises:
-        MemlawError: a child that says what is wrong: no such folder, another base model, data that
-            can't be read or contradict themselves.
-    """
-    config, observer = settled(UpdateConfig, config, settings), observer or Observer()
-    folder = finished_folder(Path(out))
-    if config.model is not None:
-        own_base(folder, config.over(folder.run), observer)
-    records = records_of(data, config.over(folder.run), BadRows(), observer)
-    return changes(folder, records, observer)
 
 
 def finished_folder(out: Path) -> AdapterFolder:
@@ -211,7 +178,7 @@ def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer
     else:
         found = _by_prompt(known, records)
     changed = Changes(**found)
-    return dataclasses.replace(changed, cost_s=_cost_s(folder.run, changed, len(records)))
+    return dataclasses.replace(changed, cost_s=cost_s(folder.run, changed, len(records)))
 
 
 def _by_prompt(known: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
@@ -246,31 +213,41 @@ def _key(prompt: Prompt) -> str:
     return json.dumps(whole, sort_keys=True)
 
 
-def _cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
-    """All that isn't training, as it took for each record; and training, for those that change.
+def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
+    """About how many seconds an update of one adapter takes.
 
-    For all of them, where they are trained anew. (Shards judge each by itself.) And looking for
-    what is removed: about as long as an audit takes for as many records as there are answers to
-    ask for. A try that is given up comes on top: nobody knows before.
+    All that isn't training, as it took for each record; and training, for those that change. For
+    all of them, where they are trained anew. And looking for what is removed: about as long as an
+    audit takes for as many records as there are answers to ask for. A try that is given up comes on
+    top: nobody knows before.
+
+    Args:
+        run: what `run.json` says of the last generation.
+        found: what changes.
+        n: how many records there are then.
+
+    Returns:
+        None: it isn't on record what that took.
     """
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
         spent_s = sum(float(timings.get(name) or 0) for name in ("training_s", *_NOT_EACH_TIME))
         rest_s = (float(timings["wall_s"]) - spent_s) / n_then * n
+        if rest_s < 0:  # a run that was resumed: its seconds are those since then
+            return None
         if found.removed:
             n_answers = len(found.removed) * (N_ATTEMPTS + N_SAMPLES)
             rest_s += float(timings["audit_s"]) / max(n_then, _BATCH) * n_answers
         n_changed = found.n_changed - len(found.lost)
-        n_trained = n if found.is_much and "shards" not in run else n_changed
-        return rest_s + _training_s(run) * n_trained if n_changed else 0.0
+        return rest_s + _training_s(run) * (n if found.is_much else n_changed) if n_changed else 0.0
     except (KeyError, StopIteration, TypeError, ValueError, ZeroDivisionError):
         return None
 
 
 def _training_s(run: Mapping[str, Any]) -> float:
-    """Seconds of training a record when all were trained last; of shards, in this generation."""
+    """Seconds of training a record when all were trained last."""
     spent = {**run["timings"], "records": run["records"]["n"]}
-    if "generations" in run and "shards" not in run:
+    if "generations" in run:
         spent = next(
             line
             for line in reversed(run["generations"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from memlaw.core.files import (
     write_text,
     writing,
 )
+from memlaw.core.first_time import Stopwatch
 from memlaw.measure.decode import decoded_text
 from memlaw.model.formats import adapter_sha256, save_adapter
 from memlaw.model.provenance import machine, versions
@@ -34,7 +34,7 @@ from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
 
-def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> WriteResult:
+def hand_over(run: Run, found: Found, stopped_because: str, watch: Stopwatch) -> WriteResult:
     """Write everything; the certificate last, so that it vouches for what is there.
 
     Until then there is a checkpoint of the trained weights, with which `resume` ends in the same.
@@ -43,7 +43,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         run: the run, its training over.
         found: what its adapter was measured to be.
         stopped_because: why training ended.
-        started: when the run was begun, by `time.perf_counter`.
+        watch: runs since the run was begun.
     """
     out, base, adapter = run.out, run.base, run.learner.adapter
     made(out)
@@ -83,7 +83,8 @@ def hand_over(run: Run, found: Found, stopped_because: str, started: float) -> W
         bits_stored=float(run.base_nll.sum()) / math.log(2) - found.audit.total_nll_bits,
         epochs=run.learner.epoch,
         n_left_out=run.curve[-1].n_left_out if run.curve else 0,
-        wall_s=time.perf_counter() - started,
+        wall_s=watch.wall_s,
+        once_s=watch.once_s,
         speed=measure_speed(run.curve, base.model.dtype, base.model.device),
         stopped_because=stopped_because,
     )
@@ -169,6 +170,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
             "wall_s": result.wall_s,
             "training_s": sum(e.wall_s for e in run.curve),
             "given_up_s": run.given_up_s,
+            "once_s": result.once_s,
             "audit_s": run.audit_s,
             "forgetting_s": run.forgetting_s,
             "speed": asdict(result.speed) if result.speed else None,

@@ -31,6 +31,7 @@ class WriteResult:
         n_left_out: records that the last of them left out: too far from complete for the time
             that was left.
         wall_s: seconds, model loading and audit included.
+        once_s: those of them that went into what is kept of the base model for later runs.
         speed: of the training alone; None if no epoch was trained.
         stopped_because: why training ended.
     """
@@ -47,6 +48,7 @@ class WriteResult:
     epochs: int
     n_left_out: int
     wall_s: float
+    once_s: float
     speed: Speed | None
     stopped_because: str
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memlaw.core.first_time import Stopwatch
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
@@ -62,7 +63,7 @@ def write(
         True
     """
     config = settled(WriteConfig, config, settings).resolved()
-    observer, out, started = observer or Observer(), Path(out), time.perf_counter()
+    observer, out, watch = observer or Observer(), Path(out), Stopwatch()
     bad = BadRows()
     records = records_of(data, config, bad, observer)
     with taken(out, resume=config.resume):
@@ -83,7 +84,7 @@ def write(
             texts=texts,
             bad=bad,
             observer=observer,
-            started=started,
+            watch=watch,
         )
 
 
@@ -96,7 +97,7 @@ def write_records(
     texts: GeneralTexts,
     bad: BadRows,
     observer: Observer,
-    started: float,
+    watch: Stopwatch,
     clock: str | None = None,
 ) -> WriteResult:
     """`write`, from records that are read and a model that is loaded on.
@@ -109,7 +110,7 @@ def write_records(
         texts: to retain, and to measure damage on.
         bad: rows that can't be used so far.
         observer: is told of progress.
-        started: when the run was begun, by `time.perf_counter`.
+        watch: runs since the run was begun.
         clock: the time that chat templates are told, ISO 8601; None: now.
     """
     run = Run(
@@ -125,7 +126,7 @@ def write_records(
     goals = MeanGoals(run) if config.holds else Goals(run)
     stopped_because = train(run, goals)
     with kept_whatever_happens(run, run.learner.state(), ended=stopped_because):
-        return hand_over(run, goals.found(), stopped_because, started)
+        return hand_over(run, goals.found(), stopped_because, watch)
 
 
 @contextmanager

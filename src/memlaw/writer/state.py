@@ -78,7 +78,8 @@ class Run:
         lost: what is to be forgotten; None: nothing is.
         anew: training starts from nothing, not from an earlier generation.
         stood: of an update: columns of the adapter that haven't been trained since all were.
-        given_up_s: seconds that an update had spent on changing the earlier one, before that.
+        given_up_s: seconds that an update had spent on changing the earlier one, before that; those
+            for what is kept of the base model aren't in it.
         audit_s, forgetting_s: seconds of the last audit, and of all looking for what was removed.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.

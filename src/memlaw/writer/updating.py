@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import made, writing
+from memlaw.core.first_time import Stopwatch
 from memlaw.core.folders import exchange, folder_beside, restore
 from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
@@ -96,7 +96,7 @@ def update(
         MemlawError: a child that says what is wrong; nothing has changed then.
     """
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
-    started, out = time.perf_counter(), Path(out)
+    watch, out = Stopwatch(), Path(out)
     target = target_of(out, new)
     with locked(out):
         folder = finished_folder(out)
@@ -131,7 +131,7 @@ def update(
                 bad=bad,
                 work=work,
                 observer=observer,
-                started=started,
+                watch=watch,
             )
             result = UpdateResult(
                 changes=found,
@@ -197,7 +197,7 @@ def next_generation(
     bad: BadRows,
     work: Path,
     observer: Observer,
-    started: float,
+    watch: Stopwatch,
 ) -> tuple[WriteResult, list[Forgotten]]:
     """Make the next generation of a folder in an empty one, whether it is good enough or not.
 
@@ -211,7 +211,7 @@ def next_generation(
         bad: rows that can't be used so far.
         work: the empty folder.
         observer: is told of progress.
-        started: when it was begun, by `time.perf_counter`.
+        watch: runs since it was begun.
 
     Returns:
         What was made, and what is left of each removed record.
@@ -224,16 +224,16 @@ def next_generation(
             "trained anew."
         )
     elif forget == "suppress":
-        began = time.perf_counter()
+        tried = Stopwatch()
         run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
         start_warm(run, folder.path, {record.sha256 for record in found.unchanged})
         warm = UpdateMeanGoals(run) if how.holds else UpdateGoals(run)
         warm.most_flop = _WORTH * flop_anew(folder, len(records))
         ended = train(run, warm)
         if ended != DEAR:
-            return _finished(run, warm, ended, started)
+            return _finished(run, warm, ended, watch)
         del run, warm
-        given_up_s = time.perf_counter() - began
+        given_up_s = tried.wall_s - tried.once_s
         observer.notice(
             f"Changing the adapter has cost {_WORTH:.0%} of what training it anew does, and isn't "
             "done: it is trained anew."
@@ -241,7 +241,7 @@ def next_generation(
     run = _begun(folder, found, records, how, base=base, bad=bad, work=work, observer=observer)
     run.given_up_s = given_up_s
     goals = MeanGoals(run) if how.holds else Goals(run)
-    return _finished(run, goals, train(run, goals), started)
+    return _finished(run, goals, train(run, goals), watch)
 
 
 def _begun(
@@ -273,7 +273,7 @@ def _begun(
 
 
 def _finished(
-    run: Run, goals: Goals, ended: str, started: float
+    run: Run, goals: Goals, ended: str, watch: Stopwatch
 ) -> tuple[WriteResult, list[Forgotten]]:
     """Hand over a run whose training is over; returns what `next_generation` does."""
     measured = goals.found()
@@ -281,7 +281,7 @@ def _finished(
     if run.lost is not None:
         removed = [example.record for example in run.lost.records]
         run.forgotten = forgotten_json(removed, left, "rewrite" if run.anew else "suppress")
-    return hand_over(run, measured, ended, started), left
+    return hand_over(run, measured, ended, watch), left
 
 
 def flop_anew(folder: AdapterFolder, n: int) -> float:

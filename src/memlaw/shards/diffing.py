@@ -1,0 +1,106 @@
+"""`diff`: what an update has to change, in one adapter or in shards, and how long it will take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.commitment import read_key
+from memlaw.core.observer import Observer
+from memlaw.data.bad_rows import BadRows
+from memlaw.data.record import Record
+from memlaw.measure.adapter_folder import AdapterFolder
+from memlaw.settings.given import settled
+from memlaw.settings.update import UpdateConfig
+from memlaw.shards.layout import index_key, read_index, shard_folder
+from memlaw.shards.spreading import place
+from memlaw.writer.changes import Changes, changes, cost_s, finished_folder, own_base
+from memlaw.writer.private import read_private_records
+from memlaw.writer.records import records_of
+
+
+def diff(
+    out: str | Path,
+    data: Any,
+    config: UpdateConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Changes:
+    """What an update would have to change so that what is in `out` says exactly `data`.
+
+    Args:
+        out: a folder that `write` or `write_shards` finished.
+        data: records: a path, or Python objects; see `read_records`.
+        config: the settings; or give them by name. Of a `model` its hash is compared.
+        observer: is told of what isn't usual.
+        **settings: fields of `UpdateConfig`, instead of `config`.
+
+    Raises:
+        MemlawError: a child that says what is wrong: no such folder, another base model, data that
+            can't be read or contradict themselves.
+    """
+    config, observer = settled(UpdateConfig, config, settings), observer or Observer()
+    folder = finished_folder(Path(out))
+    if config.model is not None:
+        own_base(folder, config.over(folder.run), observer)
+    records = records_of(data, config.over(folder.run), BadRows(), observer)
+    found = changes(folder, records, observer)
+    if "shards" in folder.run:
+        found = dataclasses.replace(found, cost_s=_shards_cost_s(folder, found, records, observer))
+    return found
+
+
+def parts_of(
+    folder: AdapterFolder, found: Changes, records: Sequence[Record]
+) -> tuple[dict[str, list[Record]], set[str]]:
+    """Each shard's records from now on, and the shards that change, be it that they go.
+
+    Args:
+        folder: of shards, with the key to its index.
+        found: what is other in `records` than in it.
+        records: what is to be recited.
+
+    Raises:
+        MemlawError: the index or its key can't be read.
+    """
+    assert folder.path is not None
+    index, key = read_index(folder.path), index_key(folder.path)
+    parts: dict[str, list[Record]] = {name: [] for name in index.adapters}
+    added = []
+    for record in records:
+        if (name := index.adapter_of(record.prompt, key)) is None:
+            added.append(record)
+        else:
+            parts[name].append(record)
+    moving = [new for _, new in found.replaced] + list(found.removed)
+    changing = {name for r in moving if (name := index.adapter_of(r.prompt, key)) is not None}
+    for name, more in place(parts, added, folder.run["shards"]["asked"]).items():
+        parts.setdefault(name, []).extend(more)
+        changing.add(name)
+    return {name: part for name, part in parts.items() if part}, changing
+
+
+def _shards_cost_s(
+    folder: AdapterFolder, found: Changes, records: Sequence[Record], observer: Observer
+) -> float | None:
+    """What the shards that change cost, one after the other; a new one, as another for each record.
+
+    None: it isn't on record, or `update_shards` would refuse.
+    """
+    assert folder.path is not None
+    if read_private_records(folder.path) is None or read_key(folder.path) is None:
+        return None
+    parts, changing = parts_of(folder, found, records)
+    costs = []
+    for name in changing & parts.keys():
+        path, part = shard_folder(folder.path, name), parts[name]
+        if path.is_dir():
+            shard = finished_folder(path)
+            costs.append(cost_s(shard.run, changes(shard, part, observer), len(part)))
+        else:
+            like = finished_folder(shard_folder(folder.path, min(read_index(folder.path).adapters)))
+            costs.append(cost_s(like.run, Changes(added=tuple(part)), len(part)))
+    return None if None in costs else sum(costs)  # type: ignore[arg-type]
