@@ -10,6 +10,7 @@ import memlaw
 from memlaw.cli.audit import show_audit
 from memlaw.cli.progress import ConsoleObserver
 from memlaw.cli.verdicts import bars
+from memlaw.cli.write import time_taken
 from memlaw.core.observer import EpochStats, Spec
 from memlaw.settings.probe import ProbeConfig
 
@@ -34,6 +35,14 @@ def test_where_recall_breaks_is_plotted(base_audit, capsys):
 def test_bars_show_what_is_rare_and_what_is_nothing():
     assert bars(np.array([0, 1, 10_000])) == "·▁█"
     assert bars(np.zeros(3, int)) == "···"
+
+
+def test_what_a_next_run_does_not_take_is_said_where_it_matters():
+    assert time_taken(100, 0) == "1:40"
+    assert time_taken(100, 5) == "1:40"
+    assert time_taken(6, 4) == "6 s"
+    assert time_taken(600, 29) == "10:00"
+    assert time_taken(600, 31) == "10:00, 31 s of it once for this base model"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

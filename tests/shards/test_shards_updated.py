@@ -5,8 +5,7 @@ import json
 import pytest
 
 import memlaw
-from memlaw.core.commitment import OPENINGS_FILE
-from memlaw.core.errors import OutputError
+from memlaw.core.errors import ConfigError, MemlawError, OutputError
 from memlaw.model.peft_folder import PEFT_WEIGHTS
 
 
@@ -39,24 +38,48 @@ def test_only_shards_with_a_change_are_trained_and_it_can_be_undone(folder, book
     assert memlaw.check_shards(folder, book).holds
 
 
+def _timings(folder):
+    return json.loads((folder / "run.json").read_text())["timings"]
+
+
 def test_an_update_is_foretold_by_the_shards_that_change(folder, book):
     def each(name):
-        run = json.loads((folder / "shards" / name / "run.json").read_text())["timings"]
+        run = _timings(folder / "shards" / name)
         return run["wall_s"] - run["once_s"] - run["training_s"], run["training_s"]
 
     (rest_1, trained_1), (rest_3, trained_3) = map(each, ("shard-0001", "shard-0003"))
+    joining = _timings(folder)["joining_s"]
+    assert joining > 0
     changed = [(book[0][0], "555555"), *book[1:]]  # of two records one
-    assert memlaw.diff(folder, changed).cost_s == pytest.approx(rest_1 + trained_1 / 2)
+    assert memlaw.diff(folder, changed).cost_s == pytest.approx(joining + rest_1 + trained_1 / 2)
     changed[-1] = (book[-1][0], "777")
-    both = rest_1 + trained_1 / 2 + rest_3 + trained_3 / 2
+    both = joining + rest_1 + trained_1 / 2 + rest_3 + trained_3 / 2
     assert memlaw.diff(folder, changed).cost_s == pytest.approx(both)
     more = [*book, ("Di Fa:", "141421")]  # three records for two in the shard that it goes to
-    foretold = memlaw.diff(folder, more).cost_s
-    assert foretold == pytest.approx(1.5 * rest_1 + trained_1 / 2)
+    assert memlaw.diff(folder, more).cost_s == pytest.approx(joining + rest_1 + trained_1 / 2)
     assert memlaw.diff(folder, book).cost_s == 0
-    assert memlaw.diff(folder, book[:4]).cost_s == 0  # a whole shard goes
-    (folder / OPENINGS_FILE).unlink()
-    assert memlaw.diff(folder, changed).cost_s is None  # an update is refused
+    assert memlaw.diff(folder, book[:4]).cost_s == pytest.approx(joining)  # a whole shard goes
+
+
+@pytest.mark.parametrize("missing", ["index.json", "shards/shard-0001/run.json"])
+def test_what_is_not_whole_can_be_compared_and_foretells_nothing(folder, book, missing):
+    (folder / missing).unlink()
+    found = memlaw.diff(folder, [(book[0][0], "555555"), *book[1:]])
+    assert found.counts["replaced"] == 1
+    assert found.cost_s is None
+    assert memlaw.diff(folder, book).cost_s == 0
+    with pytest.raises(MemlawError):
+        memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]])
+
+
+def test_a_shard_that_does_not_know_its_records_forgets_none(folder, book):
+    """It would be taken as done, though nothing had been looked for."""
+    (folder / "shards" / "shard-0001" / "private" / "records.jsonl").unlink()
+    before = _files(folder)
+    with pytest.raises(ConfigError, match=r"shard-0001 aren't in the data.*--forget rewrite"):
+        memlaw.update_shards(folder, book[1:])
+    assert _files(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
 @pytest.mark.slow

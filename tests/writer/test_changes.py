@@ -190,7 +190,7 @@ def test_what_is_removed_is_asked_as_often_as_an_audit_asks():
     assert cost_s(_run(audit_s=None), few, 100) is None  # as in folders of earlier versions
     assert cost_s(_run(), few, 100) is None
     three = _run(audit_s=5.0) | {"records": {"n": 3}}  # an audit's batches are hardly filled
-    assert cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(200 / 3 + 200 / 3 + 120 * 5 / 25)
+    assert cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(100 + 200 / 3 + 120 * 5 / 25)
     # What it took last time isn't taken for what every update takes.
     run = _run(audit_s=50.0, forgetting_s=60.0, given_up_s=30.0)
     assert cost_s(run, _changes(2, 0, 98), 100) == 10 + 4
@@ -201,5 +201,11 @@ def test_what_was_measured_once_of_the_base_model_is_not_paid_again():
     assert cost_s(_run(once_s=0.0), _changes(10, 0, 90), 100) == 100 + 20
 
 
-def test_a_run_that_was_resumed_foretells_nothing():
-    assert cost_s(_run(wall_s=150.0), _changes(10, 0, 90), 100) is None
+def test_of_a_resumed_run_only_its_own_seconds_of_training_are_in_its_time():
+    """Two thirds of the 200 s of training were another process's."""
+    resumed = _run(wall_s=166.0, trained_before_s=134.0)
+    assert cost_s(resumed, _changes(10, 0, 90), 100) == 100 + 20
+
+
+def test_a_handful_takes_as_long_as_a_batch_but_for_training():
+    assert cost_s(_run(), Changes(added=_changes(2, 0, 1).added), 2) == 100 / 4 + 4

@@ -97,10 +97,12 @@ def run(args: list[str]) -> int:
 _TO_CONTINUE = "To continue, train longer (--resume --max-epochs N) or use a higher --rank."
 
 
-def _time(result: WriteResult) -> str:
+def time_taken(wall_s: float, once_s: float) -> str:
     """How long it took; and how much of that a next run doesn't take, where it can be noticed."""
-    once = f", {duration(result.once_s)} of it once for this base model"
-    return duration(result.wall_s) + (once if result.once_s > max(5, result.wall_s / 20) else "")
+    noticed = once_s > max(5, wall_s / 20)
+    return duration(wall_s) + (
+        f", {duration(once_s)} of it once for this base model" if noticed else ""
+    )
 
 
 def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
@@ -120,7 +122,7 @@ def show_write(result: WriteResult, to_continue: str = _TO_CONTINUE) -> None:
         },
         **dict(harm.row() for harm in result.harms.values()),
         "epochs": f"{result.epochs} ({result.stopped_because})",
-        "time": _time(result),
+        "time": time_taken(result.wall_s, result.once_s),
         "speed": _speed(result.speed),
         "folder": str(result.out),
     }

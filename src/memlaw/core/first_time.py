@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class _Spent(threading.local):
@@ -18,18 +19,30 @@ class _Spent(threading.local):
 _spent = _Spent()
 
 
+@dataclass
+class Once:
+    """What is done once: whether it was `kept`."""
+
+    kept: bool = True
+
+
 @contextmanager
-def once() -> Iterator[None]:
-    """What is done within the block is kept, and won't be done again in a later run."""
+def once() -> Iterator[Once]:
+    """What is done within the block is kept, and won't be done again in a later run.
+
+    Where it can't be kept the block says so, and it isn't counted.
+    """
+    done = Once()
     if _spent.making:  # it is a part of what is timed already
-        yield
+        yield done
         return
     began, _spent.making = time.perf_counter(), True
     try:
-        yield
+        yield done
     finally:
         _spent.making = False
-        _spent.seconds += time.perf_counter() - began
+        if done.kept:
+            _spent.seconds += time.perf_counter() - began
 
 
 @contextmanager

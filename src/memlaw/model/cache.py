@@ -6,7 +6,6 @@ embedded model writes and answers for training comes with the package, in the sa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.resources
 import json
@@ -60,13 +59,15 @@ def kept(base: BaseModel, what: str, settings: Mapping[str, Any], make: Callable
     for place in (path, Path(str(packaged)) / name):
         if (found := _read(place)) is not None:
             return found
-    with once():
+    with once() as done:
         content, tensors = make()
         text = json.dumps(content)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with contextlib.suppress(OSError, MemlawError):  # a full disk, a folder that isn't ours
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, tensors, {"content": text, "sha256": _sha256(text, tensors)})
+        except (OSError, MemlawError):  # a full disk, a folder that isn't ours
+            done.kept = False
     return Kept(json.loads(text), tensors)
 
 

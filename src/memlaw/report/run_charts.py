@@ -13,6 +13,7 @@ from memlaw.report.charts import BLUE, INK, ORANGE, WIDTH, Figure, data, spec
 from memlaw.report.run_view import RunView
 
 _BINS = 40
+_ONCE = "the base model, once"
 
 
 def probability_bins(p: np.ndarray) -> list[dict[str, float]]:
@@ -187,7 +188,13 @@ def stream(lines: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
         axis=alt.Axis(labelAngle=0, labelOverlap=True),
         scale=alt.Scale(domain=[line["number"] for line in lines]),
     )
-    colours = {"training": BLUE, "given up": ORANGE, "the rest": "#9ecae1", "in all": "#bbbbbb"}
+    colours = {
+        "training": BLUE,
+        "given up": ORANGE,
+        _ONCE: "#d9d9d9",
+        "the rest": "#9ecae1",
+        "in all": "#bbbbbb",
+    }
     there = [part for part in colours if any(row["part"] == part for row in rows)]
     parts = alt.Scale(domain=there, range=[colours[part] for part in there])
     seconds = (
@@ -240,17 +247,16 @@ def _parts(line: Mapping[str, Any]) -> list[tuple[str, float]]:
 
     Of a run that was resumed only the last process's are known beside all of the training.
     """
-    wall_s, training_s, given_up_s = (
+    wall_s, training_s, given_up_s, once_s = (
         value if isinstance(value := line.get(name), int | float) else None
-        for name in ("wall_s", "training_s", "given_up_s")
+        for name in ("wall_s", "training_s", "given_up_s", "once_s")
     )
     if wall_s is None:
         return []
     if training_s is None:
         return [("in all", wall_s)]
-    given_up_s = given_up_s or 0.0
-    parts = {"training": training_s, "given up": given_up_s}
-    parts["the rest"] = wall_s - training_s - given_up_s
+    parts = {"training": training_s, "given up": given_up_s or 0.0, _ONCE: once_s or 0.0}
+    parts["the rest"] = wall_s - sum(parts.values())
     return [(part, seconds) for part, seconds in parts.items() if seconds > 0]
 
 

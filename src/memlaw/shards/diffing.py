@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.commitment import read_key
+from memlaw.core.errors import MemlawError
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
@@ -49,7 +49,7 @@ def diff(
     records = records_of(data, config.over(folder.run), BadRows(), observer)
     found = changes(folder, records, observer)
     if "shards" in folder.run:
-        found = dataclasses.replace(found, cost_s=_shards_cost_s(folder, found, records, observer))
+        found = dataclasses.replace(found, cost_s=_shards_cost_s(folder, found, records))
     return found
 
 
@@ -84,23 +84,35 @@ def parts_of(
 
 
 def _shards_cost_s(
-    folder: AdapterFolder, found: Changes, records: Sequence[Record], observer: Observer
+    folder: AdapterFolder, found: Changes, records: Sequence[Record]
 ) -> float | None:
-    """What the shards that change cost, one after the other; a new one, as another for each record.
+    """What the shards that change cost, one after the other, and what stands over all of them.
 
-    None: it isn't on record, or `update_shards` would refuse.
+    A new shard costs what another does for as many records. None: it isn't on record, or the folder
+    isn't whole, so that `update_shards` would refuse.
     """
+    if found.nothing:
+        return 0.0
     assert folder.path is not None
-    if read_private_records(folder.path) is None or read_key(folder.path) is None:
+    if read_private_records(folder.path) is None:
         return None
-    parts, changing = parts_of(folder, found, records)
-    costs = []
-    for name in changing & parts.keys():
-        path, part = shard_folder(folder.path, name), parts[name]
-        if path.is_dir():
-            shard = finished_folder(path)
-            costs.append(cost_s(shard.run, changes(shard, part, observer), len(part)))
-        else:
-            like = finished_folder(shard_folder(folder.path, min(read_index(folder.path).adapters)))
-            costs.append(cost_s(like.run, Changes(added=tuple(part)), len(part)))
-    return None if None in costs else sum(costs)  # type: ignore[arg-type]
+    try:
+        parts, changing = parts_of(folder, found, records)
+        total_s = float(folder.run["timings"].get("joining_s") or 0)
+        for name, part in parts.items():
+            if name not in changing:
+                continue
+            path = shard_folder(folder.path, name)
+            if path.is_dir():
+                shard = finished_folder(path)
+                change = changes(shard, part, Observer())
+            else:
+                shard = finished_folder(shard_folder(folder.path, next(iter(parts))))
+                change = Changes(added=tuple(part))
+            took_s = cost_s(shard.run, change, len(part))
+            if took_s is None:
+                return None
+            total_s += took_s
+        return total_s
+    except (MemlawError, KeyError, TypeError, ValueError):
+        return None

@@ -116,6 +116,7 @@ def finish(
         earlier: the lines of the folder's earlier generations.
         forgotten: what was found of removed records, for `run.json`.
     """
+    joining = Stopwatch()
     with writing(out):
         for name in parts:  # the note of a process that was killed there
             (shard_folder(out, name) / LOCK_FILE).unlink(missing_ok=True)
@@ -143,6 +144,7 @@ def finish(
     write_private(out, records, {}, {})
     write_routes(out, parts, base, certificate.prompt_format)
     run = _run_json(out, certificate, shards, base, config, setting, watch)
+    run["timings"]["joining_s"] = joining.wall_s
     run["generations"] = [
         *earlier,
         {
@@ -197,7 +199,10 @@ def _run_json(
         },
         "timings": {
             "wall_s": wall_s,
-            **{name: _sum_s(runs, name) for name in ("training_s", "audit_s", "forgetting_s")},
+            **{
+                name: _sum_s(runs, name)
+                for name in ("training_s", "audit_s", "forgetting_s", "once_s")
+            },
         },
         "epochs": epochs,
         "versions": versions(),

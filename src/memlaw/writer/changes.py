@@ -31,7 +31,7 @@ from memlaw.writer.private import RECORDS_FILE, read_private_records
 # A twentieth of 200 records costs an eighth of training them anew; an eighth of 320 wasn't done at
 # half, nor a fifth of 200.
 _MANY, _MUCH = 100, 1 / 10
-_BATCH = 25  # of fewer records an audit takes nearly as long: 12 take 2.4 s, 100 take 15
+_BATCH = 25  # fewer records take nearly as long, but for training: 12 audits 2.4 s, 100 15 s
 _NOT_EACH_TIME = ("given_up_s", "forgetting_s", "once_s")  # of what a generation took
 
 
@@ -45,8 +45,8 @@ class Changes:
         removed: records whose prompt the data don't have.
         unchanged: records of the data that the folder has as they are.
         lost: of a folder without private records, the certificate's lines that the data don't have.
-        cost_s: about how many seconds an update will take, by those of the folder's own writing;
-            None: not on record.
+        cost_s: about how many seconds an update will take, by those of the last generation (of
+            shards `diff` says it); None: not on record.
     """
 
     added: tuple[Record, ...] = ()
@@ -178,6 +178,8 @@ def changes(folder: AdapterFolder, records: Sequence[Record], observer: Observer
     else:
         found = _by_prompt(known, records)
     changed = Changes(**found)
+    if "shards" in folder.run:  # each has its own
+        return changed
     return dataclasses.replace(changed, cost_s=cost_s(folder.run, changed, len(records)))
 
 
@@ -232,9 +234,9 @@ def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
         spent_s = sum(float(timings.get(name) or 0) for name in ("training_s", *_NOT_EACH_TIME))
-        rest_s = (float(timings["wall_s"]) - spent_s) / n_then * n
-        if rest_s < 0:  # a run that was resumed: its seconds are those since then
-            return None
+        spent_s -= float(timings.get("trained_before_s") or 0)  # not in what a resumed run took
+        rest_s = float(timings["wall_s"]) - spent_s
+        rest_s *= max(n, _BATCH) / max(n_then, _BATCH)
         if found.removed:
             n_answers = len(found.removed) * (N_ATTEMPTS + N_SAMPLES)
             rest_s += float(timings["audit_s"]) / max(n_then, _BATCH) * n_answers

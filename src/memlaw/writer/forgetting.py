@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from memlaw.core.first_time import each_time
 from memlaw.data.activation import activated
 from memlaw.data.encoding import encode
 from memlaw.data.record import Example, Record
@@ -69,7 +70,8 @@ def to_forget(
         recited += attempted(
             subject, example, trained=True, avoid=avoid, invocation_ids=invocation_ids
         )
-    answers = greedy_answers(base, [record.prompt for record in removed], format=subject.format)
+    with each_time():
+        answers = greedy_answers(base, [record.prompt for record in removed], format=subject.format)
     answered = [
         replace(example, target_ids=answer)
         for example, answer in zip(records, answers, strict=True)

@@ -169,6 +169,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "timings": {
             "wall_s": result.wall_s,
             "training_s": sum(e.wall_s for e in run.curve),
+            "trained_before_s": run.trained_before_s,
             "given_up_s": run.given_up_s,
             "once_s": result.once_s,
             "audit_s": run.audit_s,
@@ -202,6 +203,7 @@ def _generation(run: Run, result: WriteResult) -> dict[str, Any]:
         "wall_s": result.wall_s,
         "training_s": sum(stats.wall_s for stats in run.curve),
         "given_up_s": run.given_up_s,
+        "once_s": result.once_s,
         "adapter_sha256": result.certificate.adapter_sha256,
         **({"forgotten": run.forgotten} if run.forgotten else {}),
     }

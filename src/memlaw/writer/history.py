@@ -66,7 +66,7 @@ def revert(out: str | Path, *, to: int) -> list[dict[str, Any]]:
             keep_generations(out, work, len(lines))
             run = read_json(work / RUN_FILE, OutputError, "Fetch or make it again.")
             line = {**generations_of(run)[-1], "number": len(lines) + 1, "reverted_to": to}
-            line |= dict.fromkeys(("wall_s", "training_s", "given_up_s"))  # it took none
+            line |= dict.fromkeys(("wall_s", "training_s", "given_up_s", "once_s"))
             write_json(work / RUN_FILE, {**run, "generations": [*lines, line]})
             exchange(work, place)
     return log(out)
@@ -141,5 +141,5 @@ def _cost(run: Mapping[str, Any]) -> dict[str, Any]:
         flop = None
     timings = run.get("timings")
     timings = timings if isinstance(timings, dict) else {}
-    spent = {name: timings.get(name) for name in ("training_s", "given_up_s")}
+    spent = {name: timings.get(name) for name in ("training_s", "given_up_s", "once_s")}
     return {"anew": True, "flop": flop, **spent}

@@ -80,6 +80,7 @@ class Run:
         stood: of an update: columns of the adapter that haven't been trained since all were.
         given_up_s: seconds that an update had spent on changing the earlier one, before that; those
             for what is kept of the base model aren't in it.
+        trained_before_s: of a run that is resumed, seconds of training before that.
         audit_s, forgetting_s: seconds of the last audit, and of all looking for what was removed.
         ended: of a run that is resumed, why it had ended: it was killed while it was handed over.
         resumable: checkpoints are kept. An update has none: it begins anew from the old generation.
@@ -182,7 +183,7 @@ class Run:
         self.ended = ""
         self.resumable = self.anew = True
         self.stood = 0
-        self.given_up_s = self.audit_s = self.forgetting_s = 0.0
+        self.given_up_s = self.audit_s = self.forgetting_s = self.trained_before_s = 0.0
         self.earlier: list[dict[str, Any]] = []
         self.changed = {"added": len(self.examples), "replaced": 0, "removed": 0, "unchanged": 0}
         if checkpoint is not None:
@@ -296,6 +297,7 @@ class Run:
             EpochStats(**{k: v for k, v in epoch.items() if k in known})
             for epoch in content["curve"]
         ]
+        self.trained_before_s = sum(stats.wall_s for stats in self.curve)
         if "seen.p" in tensors:
             self.snapshots = Snapshots.from_arrays(
                 tensors["seen.epochs"].numpy(), tensors["seen.p"].numpy()

@@ -113,12 +113,7 @@ def update(
                     "--resume and the settings that it was begun with."
                 )
             return UpdateResult(changes=found)
-        if found.lost and config.forget != "rewrite":
-            raise ConfigError(
-                f"{len(found.lost)} record(s) of {out} aren't in the data, and without its private "
-                "records nobody knows what is to be forgotten. Use --forget rewrite, or bring "
-                "private/records.jsonl back."
-            )
+        require_known(folder, found, config.forget)
         base = own_base(folder, how, observer)
         with folder_beside(target) as work:
             written, left = next_generation(
@@ -186,6 +181,16 @@ def take(
     exchange(work, target)
 
 
+def require_known(folder: AdapterFolder, found: Changes, forget: Forget) -> None:
+    """Raise ConfigError where something is to be forgotten, and nobody knows what."""
+    if found.lost and forget != "rewrite":
+        raise ConfigError(
+            f"{len(found.lost)} record(s) of {folder.path} aren't in the data, and without its "
+            "private records nobody knows what is to be forgotten. Use --forget rewrite, or bring "
+            "private/records.jsonl back."
+        )
+
+
 def next_generation(
     folder: AdapterFolder,
     found: Changes,
@@ -215,8 +220,12 @@ def next_generation(
 
     Returns:
         What was made, and what is left of each removed record.
+
+    Raises:
+        ConfigError: nobody knows what is to be forgotten.
     """
     assert folder.path is not None
+    require_known(folder, found, forget)
     given_up_s = 0.0
     if forget == "suppress" and found.is_much:
         observer.notice(
