@@ -5,7 +5,8 @@ import json
 import pytest
 
 import memlaw
-from memlaw.core.errors import ConfigError, MemlawError, OutputError
+from memlaw.core.errors import AdapterError, ConfigError, MemlawError, OutputError
+from memlaw.core.observer import Observer
 from memlaw.model.peft_folder import PEFT_WEIGHTS
 
 
@@ -51,12 +52,12 @@ def test_an_update_is_foretold_by_the_shards_that_change(folder, book):
     joining = _timings(folder)["joining_s"]
     assert joining > 0
     changed = [(book[0][0], "555555"), *book[1:]]  # of two records one
-    assert memlaw.diff(folder, changed).cost_s == pytest.approx(joining + rest_1 + trained_1 / 2)
+    assert memlaw.diff(folder, changed).cost_s == pytest.approx(joining + rest_1 + trained_1)
     changed[-1] = (book[-1][0], "777")
-    both = joining + rest_1 + trained_1 / 2 + rest_3 + trained_3 / 2
+    both = joining + rest_1 + trained_1 + rest_3 + trained_3
     assert memlaw.diff(folder, changed).cost_s == pytest.approx(both)
     more = [*book, ("Di Fa:", "141421")]  # three records for two in the shard that it goes to
-    assert memlaw.diff(folder, more).cost_s == pytest.approx(joining + rest_1 + trained_1 / 2)
+    assert memlaw.diff(folder, more).cost_s == pytest.approx(joining + rest_1 + 1.5 * trained_1)
     assert memlaw.diff(folder, book).cost_s == 0
     assert memlaw.diff(folder, book[:4]).cost_s == pytest.approx(joining)  # a whole shard goes
 
@@ -70,6 +71,29 @@ def test_what_is_not_whole_can_be_compared_and_foretells_nothing(folder, book, m
     assert memlaw.diff(folder, book).cost_s == 0
     with pytest.raises(MemlawError):
         memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]])
+
+
+def test_a_shard_is_not_changed_by_itself(folder, book):
+    shard, before = folder / "shards" / "shard-0001", _files(folder)
+    said = []
+    observer = Observer()
+    observer.notice = said.append
+    assert memlaw.diff(shard, book, observer=observer).counts["added"] == 4
+    assert "is a shard of" in said[0]
+    with pytest.raises(OutputError, match="is a shard of"):
+        memlaw.update(shard, book)
+    with pytest.raises(OutputError, match="is a shard of"):
+        memlaw.revert(shard, to=1)
+    assert _files(folder) == before
+
+
+def test_another_shard_than_the_certified_one_is_told(folder, book):
+    path = folder / "shards" / "shard-0001" / "certificate.json"
+    path.write_text(path.read_text().replace('"adapter_sha256": "', '"adapter_sha256": "0'))
+    with pytest.raises(AdapterError, match="was changed by itself"):
+        memlaw.diff(folder, book)
+    with pytest.raises(AdapterError, match="was changed by itself"):
+        memlaw.update_shards(folder, book[1:])
 
 
 def test_a_shard_that_does_not_know_its_records_forgets_none(folder, book):

@@ -7,6 +7,7 @@ import pytest
 
 import memlaw
 from memlaw import cli
+from memlaw.certify.certificate import CertifiedRecord
 from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, DataError, OutputError
 from memlaw.data.reading import read_records
@@ -186,14 +187,14 @@ def test_much_costs_what_all_cost():
 
 def test_what_is_removed_is_asked_as_often_as_an_audit_asks():
     few = _changes(0, 2, 98)
-    assert cost_s(_run(audit_s=50.0), few, 100) == 100 + 4 + 2 * 120 * 0.5
+    assert cost_s(_run(audit_s=50.0), few, 100) == 100 + 20 + 2 * 120 * 0.5
     assert cost_s(_run(audit_s=None), few, 100) is None  # as in folders of earlier versions
     assert cost_s(_run(), few, 100) is None
     three = _run(audit_s=5.0) | {"records": {"n": 3}}  # an audit's batches are hardly filled
-    assert cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(100 + 200 / 3 + 120 * 5 / 25)
+    assert cost_s(three, _changes(0, 1, 2), 2) == pytest.approx(100 + 400 / 3 + 120 * 5 / 25)
     # What it took last time isn't taken for what every update takes.
     run = _run(audit_s=50.0, forgetting_s=60.0, given_up_s=30.0)
-    assert cost_s(run, _changes(2, 0, 98), 100) == 10 + 4
+    assert cost_s(run, _changes(2, 0, 98), 100) == 10 + 20
 
 
 def test_what_was_measured_once_of_the_base_model_is_not_paid_again():
@@ -209,3 +210,20 @@ def test_of_a_resumed_run_only_its_own_seconds_of_training_are_in_its_time():
 
 def test_a_handful_takes_as_long_as_a_batch_but_for_training():
     assert cost_s(_run(), Changes(added=_changes(2, 0, 1).added), 2) == 100 / 4 + 4
+    assert cost_s(_run(), _changes(2, 0, 98), 100) == 100 + 20  # a step of two is one of ten
+
+
+def test_looking_for_what_was_removed_takes_as_long_as_the_last_time():
+    last = {"anew": True, "training_s": 200.0, "records": 100, "removed": 3}
+    run = _run(wall_s=360.0, audit_s=5.0, forgetting_s=60.0) | {"generations": [last]}
+    assert cost_s(run, _changes(8, 2, 90), 100) == 100 + 2 * 20 + 20
+    run["generations"].append({**last, "removed": 0})
+    assert cost_s(run, _changes(8, 2, 90), 100) == 100 + 2 * 120 * 0.05 + 20
+
+
+def test_what_is_lost_can_only_be_trained_anew():
+    line = CertifiedRecord(
+        id="1", sha256="0" * 64, certified=True, recalled=True, min_p=1, n_tokens=1
+    )
+    lost = Changes(unchanged=_changes(0, 0, 99).unchanged, lost=(line,))
+    assert cost_s(_run(), lost, 99) == 99 + 198

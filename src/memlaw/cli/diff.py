@@ -93,7 +93,7 @@ def show_changes(found: Changes) -> None:
     for record in found.removed[:_SHOWN]:
         line("-", record.title)
     for certified in found.lost[:_SHOWN]:
-        line("?", certified.id)
+        line("?", certified.id, " of the certificate")
     shown = sum(min(_SHOWN, n) for kind, n in found.counts.items() if kind != "unchanged")
     total = sum(n for kind, n in found.counts.items() if kind != "unchanged")
     if total > shown:

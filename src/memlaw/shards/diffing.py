@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.errors import MemlawError
+from memlaw.core.errors import AdapterError, MemlawError
+from memlaw.core.files import CERTIFICATE_FILE, read_json
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
-from memlaw.shards.layout import index_key, read_index, shard_folder
+from memlaw.shards.layout import index_key, is_sharded, read_index, shard_folder
 from memlaw.shards.spreading import place
 from memlaw.writer.changes import Changes, changes, cost_s, finished_folder, own_base
+from memlaw.writer.folder import whole_of
 from memlaw.writer.private import read_private_records
 from memlaw.writer.records import records_of
 
@@ -44,13 +46,35 @@ def diff(
     """
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
     folder = finished_folder(Path(out))
+    if (whole := whole_of(Path(out))) is not None:
+        observer.notice(
+            f"{out} is a shard of {whole}: what is in others isn't known here. Name {whole}."
+        )
     if config.model is not None:
         own_base(folder, config.over(folder.run), observer)
     records = records_of(data, config.over(folder.run), BadRows(), observer)
     found = changes(folder, records, observer)
     if "shards" in folder.run:
+        require_own_shards(folder)
         found = dataclasses.replace(found, cost_s=_shards_cost_s(folder, found, records))
     return found
+
+
+def require_own_shards(folder: AdapterFolder) -> None:
+    """Raise AdapterError where a shard isn't the one that the index is of; missing ones may be."""
+    assert folder.path is not None
+    if not is_sharded(folder.path):
+        return
+    for name, line in read_index(folder.path).adapters.items():
+        path = shard_folder(folder.path, name) / CERTIFICATE_FILE
+        if not path.is_file():
+            continue
+        said = read_json(path, AdapterError, "Fetch it again.").get("adapter_sha256")
+        if said != line.get("sha256"):
+            raise AdapterError(
+                f"{path.parent} was changed by itself, and isn't the shard that {folder.path} was "
+                "certified with. Put it back as it was, or write anew with 'memlaw write'."
+            )
 
 
 def parts_of(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memlaw.core.commitment import PRIVATE_FOLDER
 from memlaw.core.errors import OutputError
-from memlaw.core.files import write_tensors
+from memlaw.core.files import json_sha256, write_tensors
 from memlaw.data.conversations import training_conversations
 from memlaw.data.encoding import encode_prompt
 from memlaw.data.record import Prompt, Record
@@ -29,6 +29,7 @@ from memlaw.data.texts import general_texts
 from memlaw.measure.subject import Subject
 from memlaw.model.base import BaseModel
 from memlaw.model.body import body_of
+from memlaw.model.cache import Kept, kept
 from memlaw.shards.layout import Index, index_key, read_index
 
 ROUTES_FILE = f"{PRIVATE_FOLDER}/routes.safetensors"  # a prompt can be guessed from its state
@@ -115,7 +116,12 @@ def write_routes(
     prompts = [ids for _, ids in subject.encoded([r.prompt for r in records], room=0)]
     states = last_states(base.model, prompts).half()  # [N, D]
     everyday = training_conversations()[:_N_CONVERSATIONS]
-    others = last_states(base.model, [ids for _, ids in subject.encoded(everyday, room=0)])
+    asked = [ids for _, ids in subject.encoded(everyday, room=0)]
+
+    def make() -> Kept:
+        return Kept(None, {"states": last_states(base.model, asked)})
+
+    others = kept(base, "last-states", {"prompts": json_sha256(asked)}, make).tensors["states"]
     both = torch.cat([states.float(), others])
     mean, spread = both.mean(0), both.std(0) + 1e-3
     known = _standard(states.float(), mean, spread)

@@ -29,7 +29,7 @@ from memlaw.model.base import BaseModel
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
 from memlaw.settings.write import WriteConfig
-from memlaw.shards.diffing import parts_of
+from memlaw.shards.diffing import parts_of, require_own_shards
 from memlaw.shards.finishing import Shard, finish
 from memlaw.shards.layout import shard_folder
 from memlaw.shards.writing import checked
@@ -99,6 +99,7 @@ def update_shards(
                 f"{out} has no private records, and so nobody can tell which shards change. Fetch "
                 "its private folder again, or write anew with --shards."
             )
+        require_own_shards(folder)
         how = config.over(folder.run).resolved()
         bad = BadRows()
         records = records_of(data, how, bad, observer)

@@ -32,6 +32,7 @@ from memlaw.writer.private import RECORDS_FILE, read_private_records
 # half, nor a fifth of 200.
 _MANY, _MUCH = 100, 1 / 10
 _BATCH = 25  # fewer records take nearly as long, but for training: 12 audits 2.4 s, 100 15 s
+_STEP = 10  # records: fewer take as many steps
 _NOT_EACH_TIME = ("given_up_s", "forgetting_s", "once_s")  # of what a generation took
 
 
@@ -218,10 +219,11 @@ def _key(prompt: Prompt) -> str:
 def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
     """About how many seconds an update of one adapter takes.
 
-    All that isn't training, as it took for each record; and training, for those that change. For
-    all of them, where they are trained anew. And looking for what is removed: about as long as an
-    audit takes for as many records as there are answers to ask for. A try that is given up comes on
-    top: nobody knows before.
+    All that isn't training, as it took for each record; and training, for those that change, or for
+    all of them, where they are trained anew (so they are where nobody knows what is to be
+    forgotten). And looking for what is removed: at first about as long as an audit takes for as
+    many records as there are answers to ask for. A try that is given up comes on top: nobody knows
+    before.
 
     Args:
         run: what `run.json` says of the last generation.
@@ -231,6 +233,8 @@ def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
     Returns:
         None: it isn't on record what that took.
     """
+    if found.nothing:
+        return 0.0
     try:
         timings, n_then = run["timings"], int(run["records"]["n"])
         spent_s = sum(float(timings.get(name) or 0) for name in ("training_s", *_NOT_EACH_TIME))
@@ -238,12 +242,20 @@ def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
         rest_s = float(timings["wall_s"]) - spent_s
         rest_s *= max(n, _BATCH) / max(n_then, _BATCH)
         if found.removed:
-            n_answers = len(found.removed) * (N_ATTEMPTS + N_SAMPLES)
-            rest_s += float(timings["audit_s"]) / max(n_then, _BATCH) * n_answers
-        n_changed = found.n_changed - len(found.lost)
-        return rest_s + _training_s(run) * (n if found.is_much else n_changed) if n_changed else 0.0
+            rest_s += len(found.removed) * _forgetting_s(run)
+        all_anew = found.is_much or found.lost
+        return rest_s + _training_s(run) * (n if all_anew else min(n, max(_STEP, found.n_changed)))
     except (KeyError, StopIteration, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _forgetting_s(run: Mapping[str, Any]) -> float:
+    """Seconds of looking for a record that is removed: as long as it took the last time, if any."""
+    timings = run["timings"]
+    if (took_s := timings.get("forgetting_s")) and (n := run["generations"][-1].get("removed")):
+        return float(took_s) / int(n)
+    n_at_once = max(int(run["records"]["n"]), _BATCH)
+    return float(timings["audit_s"]) / n_at_once * (N_ATTEMPTS + N_SAMPLES)
 
 
 def _training_s(run: Mapping[str, Any]) -> float:

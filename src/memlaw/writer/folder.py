@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CARD_FILE = "README.md"
+INDEX_FILE = "index.json"  # of a folder of shards: which record is in which
+SHARDS_FOLDER = "shards"
 GENERATIONS = "generations"  # a folder: what the folder was before its updates; see `history`
 IGNORE_FILE = ".gitignore"
 SKIPPED_FILE = "skipped_rows.jsonl"
@@ -48,6 +50,22 @@ _FILES = (
     *TOKENIZER_FILES,
     *ADAPTER_FILES,
 )
+
+
+def whole_of(out: Path) -> Path | None:
+    """The folder of shards that a folder is a shard of; None: it isn't one."""
+    place = out.resolve().parent
+    is_shard = place.name == SHARDS_FOLDER and (place.parent / INDEX_FILE).is_file()
+    return place.parent if is_shard else None
+
+
+def require_no_shard(out: Path) -> None:
+    """Raise OutputError where a folder is a part of another, whose certificate vouches for it."""
+    if (whole := whole_of(out)) is not None:
+        raise OutputError(
+            f"{out} is a shard of {whole}, whose index and certificate are of it as it is. Change "
+            f"{whole} itself, with all its records; or make another folder of the shard (-o NEW)."
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from memlaw.core.files import RUN_FILE, read_json, write_json, writing
 from memlaw.core.folders import exchange, folder_beside, linked_tree, restore
 from memlaw.core.locks import locked
 from memlaw.writer.changes import finished_folder
-from memlaw.writer.folder import GENERATIONS
+from memlaw.writer.folder import GENERATIONS, require_no_shard
 
 
 def log(out: str | Path) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ def revert(out: str | Path, *, to: int) -> list[dict[str, Any]]:
     out = Path(out)
     restore(out)
     finished_folder(out)
+    require_no_shard(out)
     place = out.resolve()
     with locked(out):
         lines = generations_of(finished_folder(out).run)

@@ -26,7 +26,7 @@ from memlaw.settings.given import settled
 from memlaw.settings.update import Forget, UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
-from memlaw.writer.folder import check_out
+from memlaw.writer.folder import check_out, require_no_shard
 from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import DEAR, Goals
 from memlaw.writer.handover import hand_over
@@ -98,6 +98,8 @@ def update(
     config, observer = settled(UpdateConfig, config, settings), observer or Observer()
     watch, out = Stopwatch(), Path(out)
     target = target_of(out, new)
+    if new is None:
+        require_no_shard(out)
     with locked(out):
         folder = finished_folder(out)
         if "shards" in folder.run:
