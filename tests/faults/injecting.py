@@ -483,7 +483,7 @@ def _difference(now: dict[str, str], new: dict[str, str]) -> str:
 
 # ------------------------------------------------------------ what is compared
 
-_CHANGES = {"created", "wall_s", "timings", "speed", "machine", "training_s", "resume"}
+_CHANGES = {"created", "wall_s", "timings", "speed", "machine", "training_s", "once_s", "resume"}
 
 
 def content(path: Path, halves: str = r"$^") -> dict[str, str]:
