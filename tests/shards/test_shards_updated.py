@@ -51,6 +51,8 @@ def test_an_update_is_foretold_by_the_shards_that_change(folder, book):
     (rest_1, trained_1), (rest_3, trained_3) = map(each, ("shard-0001", "shard-0003"))
     joining = _timings(folder)["joining_s"]
     assert joining > 0
+    of_shards = [_timings(path)["once_s"] for path in (folder / "shards").iterdir()]
+    assert _timings(folder)["once_s"] >= sum(of_shards)
     changed = [(book[0][0], "555555"), *book[1:]]  # of two records one
     assert memlaw.diff(folder, changed).cost_s == pytest.approx(joining + rest_1 + trained_1)
     changed[-1] = (book[-1][0], "777")

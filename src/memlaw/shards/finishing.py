@@ -144,7 +144,10 @@ def finish(
     write_private(out, records, {}, {})
     write_routes(out, parts, base, certificate.prompt_format)
     run = _run_json(out, certificate, shards, base, config, setting, watch)
-    run["timings"]["joining_s"] = joining.wall_s - joining.once_s
+    timings = run["timings"]
+    timings["joining_s"] = joining.wall_s - joining.once_s
+    if timings["once_s"] is not None:  # as of shards that an earlier version wrote
+        timings["once_s"] += joining.once_s
     run["generations"] = [
         *earlier,
         {
