@@ -5,6 +5,7 @@ import json
 import pytest
 
 import memlaw
+from memlaw.cli.dispatch import run
 from memlaw.core.errors import AdapterError, ConfigError, MemlawError, OutputError
 from memlaw.core.observer import Observer
 from memlaw.model.peft_folder import PEFT_WEIGHTS
@@ -73,6 +74,16 @@ def test_what_is_not_whole_can_be_compared_and_foretells_nothing(folder, book, m
     assert memlaw.diff(folder, book).cost_s == 0
     with pytest.raises(MemlawError):
         memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]])
+
+
+def test_what_a_killed_exchange_left_aside_is_found_by_the_command(folder, book, capsys):
+    data = folder.parent / "book.jsonl"
+    rows = [json.dumps({"prompt": prompt, "completion": text}) for prompt, text in book]
+    data.write_text("\n".join(rows))
+    folder.rename(folder.parent / f".{folder.name}.last")
+    assert run(["update", str(folder), str(data)]) == 0
+    assert "NO CHANGE" in capsys.readouterr().out
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_a_shard_is_not_changed_by_itself(folder, book):

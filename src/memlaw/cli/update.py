@@ -51,10 +51,12 @@ def run(args: list[str]) -> int:
     given = parse(UpdateArguments, GROUPS, "update", args)
     quiet_libraries()
     from memlaw.cli.progress import ConsoleObserver
+    from memlaw.core.folders import restore
     from memlaw.shards.layout import is_sharded
     from memlaw.writer.updating import update
 
     config = part_of(UpdateConfig, given)
+    restore(given.out)  # before it is seen what it holds
     if is_sharded(given.out):
         from memlaw.cli.shards import run_update
 
