@@ -1,8 +1,11 @@
 """What is kept of a base model: timed when it is made, and not when it is found."""
 
+import json
+
 import pytest
 import torch
 
+import memlaw
 from memlaw.core.first_time import Stopwatch
 from memlaw.data.record import Record
 from memlaw.data.texts import GeneralTexts
@@ -65,3 +68,13 @@ def test_what_is_answered_to_other_records_neighbours_is_asked_again(
     assert watch.once_s == 0
     assert greedy_answers(base, ["Why?"], format="chat", max_tokens=2)
     assert watch.once_s > 0
+
+
+def test_a_second_write_takes_nothing_once(llama, phone_book, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLAW_CACHE", str(tmp_path / "cache"))
+    how = {"model": str(llama), "specificity": False, "max_epochs": 1, **texts}
+    first, second = (memlaw.write(phone_book, tmp_path / name, **how) for name in "ab")
+    assert 0 < first.once_s < first.wall_s
+    assert second.once_s == 0
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert run["timings"]["once_s"] == run["generations"][-1]["once_s"] == first.once_s

@@ -1,6 +1,7 @@
 """A folder of shards in step with its data: only what changes is trained, all or nothing."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ from memlaw.cli.dispatch import run
 from memlaw.core.errors import AdapterError, ConfigError, MemlawError, OutputError
 from memlaw.core.observer import Observer
 from memlaw.model.peft_folder import PEFT_WEIGHTS
+from memlaw.writer.folder import whole_of
 
 
 def _weights(out):
@@ -100,12 +102,22 @@ def test_a_shard_is_not_changed_by_itself(folder, book):
     assert _files(folder) == before
 
 
+def test_a_folder_that_only_lies_like_a_shard_is_none(written, book, tmp_path):
+    """Somebody's own folder of that name, in a folder with an index."""
+    mine = tmp_path / "shards" / "shard-0001"
+    shutil.copytree(written / "shards" / "shard-0001", mine)
+    (tmp_path / "index.json").write_text("{}")
+    assert whole_of(mine) is None
+    assert memlaw.update(mine, book[:2]).changes.nothing
+    assert whole_of(written / "shards" / "shard-0001") == written.resolve()
+
+
 def test_another_shard_than_the_certified_one_is_told(folder, book):
     path = folder / "shards" / "shard-0001" / "certificate.json"
     path.write_text(path.read_text().replace('"adapter_sha256": "', '"adapter_sha256": "0'))
-    with pytest.raises(AdapterError, match="was changed by itself"):
+    with pytest.raises(AdapterError, match="shard-0001: the adapter is not the certified one"):
         memlaw.diff(folder, book)
-    with pytest.raises(AdapterError, match="was changed by itself"):
+    with pytest.raises(AdapterError, match="isn't what it was certified as"):
         memlaw.update_shards(folder, book[1:])
 
 

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from memlaw.certify.certificate import read_certificate
+from memlaw.certify.joined import joined_mismatches
 from memlaw.core.errors import AdapterError, MemlawError
-from memlaw.core.files import CERTIFICATE_FILE, read_json
+from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
-from memlaw.shards.layout import index_key, is_sharded, read_index, shard_folder
+from memlaw.shards.layout import index_key, read_index, shard_folder
 from memlaw.shards.spreading import place
 from memlaw.writer.changes import Changes, changes, cost_s, finished_folder, own_base
 from memlaw.writer.folder import whole_of
@@ -61,20 +63,19 @@ def diff(
 
 
 def require_own_shards(folder: AdapterFolder) -> None:
-    """Raise AdapterError where a shard isn't the one that the index is of; missing ones may be."""
+    """Raise AdapterError where the shards' certificates aren't those that were joined to one."""
     assert folder.path is not None
-    if not is_sharded(folder.path):
-        return
-    for name, line in read_index(folder.path).adapters.items():
-        path = shard_folder(folder.path, name) / CERTIFICATE_FILE
-        if not path.is_file():
-            continue
-        said = read_json(path, AdapterError, "Fetch it again.").get("adapter_sha256")
-        if said != line.get("sha256"):
-            raise AdapterError(
-                f"{path.parent} was changed by itself, and isn't the shard that {folder.path} was "
-                "certified with. Put it back as it was, or write anew with 'memlaw write'."
-            )
+    whole = read_certificate(folder.path / CERTIFICATE_FILE)
+    parts = {
+        name: read_certificate(path)
+        for name in whole.adapters or {}
+        if (path := shard_folder(folder.path, name) / CERTIFICATE_FILE).is_file()
+    }
+    if found := joined_mismatches(whole, parts):
+        raise AdapterError(
+            f"{folder.path} isn't what it was certified as ({found[0]}). Put its shards back as "
+            "they were, or write anew with 'memlaw write'."
+        )
 
 
 def parts_of(
@@ -138,5 +139,5 @@ def _shards_cost_s(
                 return None
             total_s += took_s
         return total_s
-    except (MemlawError, KeyError, TypeError, ValueError):
+    except (MemlawError, LookupError, TypeError, ValueError):
         return None

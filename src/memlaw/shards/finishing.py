@@ -28,9 +28,9 @@ from memlaw.data.record import Record
 from memlaw.model.base import BaseModel
 from memlaw.model.provenance import machine, versions
 from memlaw.settings.write import WriteConfig
-from memlaw.shards.layout import shard_folder, write_index
+from memlaw.shards.layout import INDEX_FILE, shard_folder, write_index
 from memlaw.shards.routing import write_routes
-from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE, INDEX_FILE, SHARDS_FOLDER
+from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE, SHARDS_FOLDER
 from memlaw.writer.private import write_private
 
 _CARD = """---

@@ -16,8 +16,9 @@ from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import json_sha256, read_json, write_json
 from memlaw.data.record import Prompt, Record, text_of
-from memlaw.writer.folder import INDEX_FILE, SHARDS_FOLDER
+from memlaw.writer.folder import SHARDS_FOLDER
 
+INDEX_FILE = "index.json"
 _FORMAT = 1
 _NAME = re.compile(r"\w[\w.-]*")
 

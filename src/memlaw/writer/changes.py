@@ -245,7 +245,7 @@ def cost_s(run: Mapping[str, Any], found: Changes, n: int) -> float | None:
             rest_s += len(found.removed) * _forgetting_s(run)
         all_anew = found.is_much or found.lost
         return rest_s + _training_s(run) * (n if all_anew else min(n, max(_STEP, found.n_changed)))
-    except (KeyError, StopIteration, TypeError, ValueError, ZeroDivisionError):
+    except (LookupError, StopIteration, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -16,6 +16,7 @@ from memlaw.core.files import (
     RUN_FILE,
     TOKENS_FILE,
     made,
+    read_json,
     require_usable,
     write_tensors,
     writing,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CARD_FILE = "README.md"
-INDEX_FILE = "index.json"  # of a folder of shards: which record is in which
 SHARDS_FOLDER = "shards"
 GENERATIONS = "generations"  # a folder: what the folder was before its updates; see `history`
 IGNORE_FILE = ".gitignore"
@@ -54,9 +54,13 @@ _FILES = (
 
 def whole_of(out: Path) -> Path | None:
     """The folder of shards that a folder is a shard of; None: it isn't one."""
-    place = out.resolve().parent
-    is_shard = place.name == SHARDS_FOLDER and (place.parent / INDEX_FILE).is_file()
-    return place.parent if is_shard else None
+    place = out.resolve()
+    whole = place.parent.parent
+    if place.parent.name != SHARDS_FOLDER or not (whole / RUN_FILE).is_file():
+        return None
+    shards = read_json(whole / RUN_FILE, OutputError, "Fetch it again.").get("shards")
+    names = shards.get("names") if isinstance(shards, dict) else None
+    return whole if isinstance(names, list) and place.name in names else None
 
 
 def require_no_shard(out: Path) -> None:
