@@ -1,5 +1,6 @@
 """The audit over HTTP, against a small server that does wrong whatever can be done wrong."""
 
+import gc
 import json
 import threading
 import time
@@ -17,6 +18,8 @@ from memlaw.measure.endpoint import audit_endpoint
 from memlaw.measure.http_client import KEY_VARIABLE, EndpointError
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.endpoint import EndpointConfig
+
+pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")  # a connection left open
 
 BOOK = [("Ada:", "1234"), ("Bo:", "5678"), ("Zoë:", "9012 é")]
 NAME = "phones"
@@ -159,9 +162,13 @@ class Handler(BaseHTTPRequestHandler):
         self.streams(body, whole=False)
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = False  # closing waits for those that still answer: no socket outlives a test
+
+
 @contextmanager
 def serving(**how):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     server.fake = Fake(**how)
     server.handle_error = lambda *args: None  # who hangs up on it has a reason
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -245,6 +252,7 @@ def test_each_way_of_going_wrong_has_its_own_words(how, verdict, said):
     assert found == verdict
     assert words.startswith(said) or said in words
     assert bool(words) == (verdict != "recited")
+    gc.collect()  # what is left open is found here, not in another test
 
 
 @pytest.mark.parametrize("kind", ["fails", "drops", "busy", "truncates", "half_json"])
