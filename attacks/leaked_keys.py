@@ -10,11 +10,10 @@ import http.server
 import io
 import os
 import tempfile
-import threading
 from pathlib import Path
 from unittest import mock
 
-from common import BOOK, require
+from common import BOOK, require, serving
 
 KEY = "sk-3f9c-very-secret"
 
@@ -36,35 +35,29 @@ def attempt(place: Path) -> str:
         def log_message(self, *args: object) -> None:
             """Nothing."""
 
-    other = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
-
     class Redirects(Elsewhere):
         def do_GET(self) -> None:
             self.send_response(307)
-            self.send_header("Location", f"http://127.0.0.1:{other.server_port}{self.path}")
+            self.send_header("Location", f"{other}{self.path}")
             self.end_headers()
 
         do_POST = do_GET
 
-    first = http.server.HTTPServer(("127.0.0.1", 0), Redirects)
-    for server in (first, other):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
     out = io.StringIO()
     environment = {"MEMLAW_ENDPOINT_KEY": KEY, "HF_TOKEN": KEY}
     with (
+        serving(Elsewhere) as other,
+        serving(Redirects) as url,
         mock.patch.dict(os.environ, environment),
         mock.patch.object(tempfile, "tempdir", str(place)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(out),
     ):
-        url = f"http://127.0.0.1:{first.server_port}"
         cli.run(["audit", str(BOOK), "--endpoint", url, "--name", "m", "--retries=0"])
         for odd in (f"http://u:{KEY}@localhost:1", f"http://localhost:1/?key={KEY}", f"u:{KEY}@x"):
             require(cli.run(["audit", str(BOOK), "--endpoint", odd, "--name", "m"]) == 2, odd)
         with mock.patch("memlaw.measure.endpoint.audit_endpoint", side_effect=KeyError("odd")):
             cli.run(["audit", str(BOOK), "--endpoint", url, "--name", "m"])
-    for server in (first, other):
-        server.shutdown()
     require(not came, "the key's bearer was sent to another server")
     require(KEY not in out.getvalue(), "the key was printed")
     written = [path for path in place.rglob("*") if path.is_file()]

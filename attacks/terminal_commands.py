@@ -10,10 +10,9 @@ import http.server
 import io
 import json
 import re
-import threading
 from pathlib import Path
 
-from common import MODEL, copied, require
+from common import MODEL, copied, require, serving
 
 EVIL = "\x1b]52;c;aGk=\x07\x1b[2J\x9b31m\u202e[/][bold]x"
 _COMMANDS = re.compile("[\x1b\x07\x9b\u202e]")
@@ -47,11 +46,8 @@ def attempt(place: Path) -> str:
     data = place / f"book{EVIL.replace('/', '')}.jsonl"
     row = {"prompt": f"Q{EVIL}", "completion": f"A{EVIL}", "id": EVIL}
     data.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Rude)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     folder = str(copied(place))
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(_Rude) as url:
         found = {
             "records": _printed("audit", str(data), "--adapter", folder, "--model", str(MODEL)),
             "records as JSON": _printed(
@@ -61,8 +57,6 @@ def attempt(place: Path) -> str:
             "a file's name": _printed("audit", f"{data}x", "--adapter", folder),
             "a difference": _printed("diff", folder, str(data), "--model", str(MODEL)),
         }
-    finally:
-        server.shutdown()
     for what, text in found.items():
         require(not _COMMANDS.search(text), f"{what}: a command came through")
         require(len(text) > 0 and "Traceback" not in text, f"{what}: nothing was printed")
