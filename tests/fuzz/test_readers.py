@@ -12,6 +12,7 @@ from readers import READING
 N_CASES = 25  # of each; `make fuzz` has thousands
 
 
+@pytest.mark.filterwarnings("error::ResourceWarning")  # a file left open
 @pytest.mark.parametrize("name", READING)
 def test_a_reader_raises_nothing_but_what_it_documents(name, tmp_path):
     seen, wrong = fuzzed(name, N_CASES, tmp_path)

@@ -95,7 +95,8 @@ def read_snapshots(path: Path) -> Snapshots:
         DataError: it can't be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return Snapshots.from_arrays(file["epochs"], file["p"])
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, *_MALFORMED) as error:
         raise DataError(
