@@ -4,8 +4,8 @@ The names below are loaded when they are first used, so that `import memlaw` cos
 packages beneath stand in the order in which data go through them; each says what it takes, what it
 gives, and what it may import:
 
-    core, settings, data, law, model, measure, train, certify,
-    writer, probe, integrations and export, shards, report, cli
+    core, data, settings, law, model, measure, train, certify, export,
+    writer, probe and integrations, shards, report, cli
 """
 
 from typing import TYPE_CHECKING

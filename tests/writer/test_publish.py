@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -144,3 +145,20 @@ def test_a_signed_upload_verifies_by_itself(folder, tmp_path):
     for name, content in hub.files.items():
         (tmp_path / "got" / name).write_bytes(content)
     verify(tmp_path / "got", public)
+
+
+def test_a_tokenizer_goes_up_whole(folder, tmp_path):
+    """Whatever it consists of: without its vocabulary others' tokens would be other ones."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    words = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "vocab.txt")
+    for name in words:
+        (own / name).write_text(name)
+    (own / "additional_chat_templates").mkdir()
+    (own / "additional_chat_templates/rag.jinja").write_text("{{ messages }}")
+    (own / "additional_chat_templates/notes.txt").write_text("mine")
+    hub = FakeHub()
+    found = push(own, "me/book", base="some/model", api=hub)
+    assert {*words, "additional_chat_templates/rag.jinja"} <= set(hub.files)
+    assert not any(name.endswith("notes.txt") for name in hub.files)
+    assert set(found.files) == set(hub.files)

@@ -1,8 +1,8 @@
 """Exports: an adapter in the form in which others run it, audited again in that form.
 
-In: a folder with a LoRA, its records. Out: a merged model, a GGUF file of either, a `Modelfile`;
-and what became of recall on the way; the survival table, of every form. May import all up to
-`certify`.
+In: a folder with a LoRA, its records. Out: a merged model, a GGUF file of either, a `Modelfile`,
+an adapter for vLLM, a task for lm-eval, a signature; what became of recall on the way; the
+survival table, of every form. May import all up to `certify`.
 """
 
 from typing import TYPE_CHECKING

@@ -4,9 +4,10 @@ In: cells, from a probe's store or as flat rows. Out: fitted laws, plans. May im
 torch, so that a laptop without it fits and plans.
 
 The store gives rows (`store`, `rows`). The memory law is a form (`forms`) and its likelihood
-(`search_space`, `likelihood`), a maximum (`optimum`), intervals (`profile`, `identifiability`), and
-the estimator on top (`memory_law`, `comparison`). The recall law (`recall_posterior`, `recall_law`)
-is what plans go by (`plan`, `builtin`). `fits` has all laws of a store.
+(`search_space`, `likelihood`), a maximum (`optimum`), intervals (`profile_likelihood`,
+`identifiability`), and the estimator on top (`memory_law`, `comparison`). The recall law
+(`recall_posterior`, `recall_law`) is what plans go by (`plan`, `builtin`). `fits` has all laws of a
+store.
 """
 
 from typing import TYPE_CHECKING

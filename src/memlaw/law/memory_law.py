@@ -1,6 +1,6 @@
 """The Parametric Memory Law as an estimator: fit it to cells, read its parameters, predict.
 
-The curves are in `forms`, the noise model in `likelihood`, the intervals in `profile`.
+The curves are in `forms`, the noise model in `likelihood`, the intervals in `profile_likelihood`.
 
 Legend: n cells, G groups (cells of one group were trained on the same data).
 """

@@ -11,7 +11,7 @@ from memlaw.model.base import BaseModel, has_tokenizer, read_tokenizer
 from memlaw.model.hashes import tokenizer_sha256
 
 _TEMPLATE_FILE = "chat_template.jinja"
-# What save_pretrained of tokenizers writes.
+# What save_pretrained of tokenizers writes; the last is a folder of further templates.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"),
     *(_TEMPLATE_FILE, "merges.txt", "vocab.txt", "spiece.model"),

@@ -88,7 +88,7 @@ def probe(
         config: what to probe.
         launcher: runs groups of cells: a function of (prober, groups, out) that yields for each
             group what became of its cells; default: `run_here`, one after the other;
-            `memlaw.probe.ray_launcher` makes another.
+            `memlaw.probe.ray_launcher.ray_launcher` makes another.
         observer: is told of progress.
 
     Returns:

@@ -27,8 +27,9 @@ class TrainConfig:
         margin: how far above the threshold, against rounding; threshold + margin < 1.
         learning_rate: learning rate of AdamW, at its highest.
         schedule: of the learning rate. loss: times the square root of the last epoch's mean loss
-            in nats, kept within 0.1 to 1, so it falls as the loss does, without a fixed number of
-            steps; linear: falls to 0 in total_steps steps; constant.
+            in nats, kept within 0.1 to 1 (with specificity 0.3 to 1), so it falls as the loss
+            does, without a fixed number of steps; linear: falls to 0 in total_steps steps;
+            constant.
         total_steps: number of steps in which the linear schedule falls to 0.
         betas: decay rates of AdamW's two moment estimates; with schedule loss and without
             specificity the second one never falls (AMSGrad), but in updates of what is written.

@@ -23,9 +23,9 @@ from memlaw.settings.forms import Form, forms_named
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.train import TrainConfig
 
+BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
 # end also decides which records are still worth training.
-BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 FREE_TO_CHANGE = (
     *BOUNDS,
     "robust_to",

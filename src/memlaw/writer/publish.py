@@ -14,6 +14,7 @@ from memlaw.core.files import CERTIFICATE_FILE, write_text
 from memlaw.export.signing import sign
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.formats import ADAPTER_FILES, adapter_base, adapter_config_file
+from memlaw.model.tokenizer import TOKENIZER_FILES
 from memlaw.settings.choices import portable_base
 from memlaw.writer.folder import CARD_FILE
 
@@ -22,10 +23,7 @@ PUBLIC = (
     *ADAPTER_FILES,
     CERTIFICATE_FILE,
     CARD_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    *TOKENIZER_FILES,
 )
 
 
@@ -92,9 +90,10 @@ def push(
         _fill_card(stage / CARD_FILE, base, license, datasets)
         if key is not None:
             sign(stage, key)
-        files = tuple(sorted(path.name for path in stage.iterdir()))
+        found = [path.relative_to(stage) for path in stage.rglob("*") if path.is_file()]
+        files = tuple(sorted(path.as_posix() for path in found))
         url = "" if dry_run else _upload(stage, repo, private, api)
-    left = tuple(sorted({path.name for path in folder.iterdir()} - set(files)))
+    left = tuple(sorted({path.name for path in folder.iterdir()} - {p.parts[0] for p in found}))
     return Pushed(repo=repo, files=files, left_out=left, url=url)
 
 
@@ -112,9 +111,8 @@ def _local_names(folder: AdapterFolder) -> list[str]:
 def _stage(folder: Path, stage: Path, local: Sequence[str], base: str) -> None:
     """Copy what may be uploaded; where a text names a place on this machine, it names `base`."""
     places = [name for name in sorted(local, key=len, reverse=True) if portable_base(name) is None]
-    for name in PUBLIC:
-        if not (folder / name).is_file():
-            continue
+    files = [path for name in PUBLIC for path in (folder / name, *folder.glob(f"{name}/*.jinja"))]
+    for name in (str(path.relative_to(folder)) for path in files if path.is_file()):
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise OutputError(
                 f"{folder / name} is a link to another place, {(folder / name).resolve()}. Put the "
@@ -126,6 +124,7 @@ def _stage(folder: Path, stage: Path, local: Sequence[str], base: str) -> None:
                 text = text.replace(f'"{place}"', f'"{base}"').replace(f"'{place}'", f"'{base}'")
             write_text(stage / name, text)
         else:
+            (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, stage / name)
 
 
