@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for child processes too: the same bytes f
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["RAY_ADDRESS"] = "local"  # a cluster that runs on this machine isn't the tests' to use
 
 import json
 from collections.abc import Callable

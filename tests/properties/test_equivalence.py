@@ -21,7 +21,7 @@ from memlaw.train.engine import EngineError, Job, PlainEngine
 from memlaw.train.learner import DivergedError, Learner
 from memlaw.train.packed_model import PackedModel
 from memlaw.train.packing import shared_prefix
-from memlaw.train.precondition import Whitener, measure_general, measure_statistics
+from memlaw.train.precondition import Whitener, measure_general, record_inputs
 from memlaw.train.retention import quadratic_penalty, separate_terms
 from memlaw.train.trainer import AdapterBank
 
@@ -52,14 +52,16 @@ def _trained(kind, base, placement, objective, epochs, layers=(1,), whiten=True)
     examples = encode(BOOK, base.tokenizer, format=resolve_prompt_format(base.tokenizer, "auto"))
     sites = resolve_sites(base.model, placement, layers)
     text = windows(base.tokenizer, retained_text(), context=base.context_length, n_windows=4)
-    statistics = measure_statistics(
-        base.model, sites, examples, measure_general(base.model, sites, text, seed=0)
-    )
-    whiteners = [Whitener(s, mixture=0.5, damping=0.01) for s in statistics] if whiten else []
+    general = measure_general(base.model, sites, text, seed=0)
+    records = record_inputs(base.model, sites, examples) if whiten else []
+    whiteners = [
+        Whitener(read, x, mixture=0.5, damping=0.01)
+        for read, (x, _) in zip(records, general, strict=False)
+    ]
     config = TrainConfig(objective=objective, batch_size=3, learning_rate=1e-2, retention=4.0)
     adapter = Adapter(sites, rank=4, seed=0, whiteners=whiteners)
     engine = _engine(kind, base, sites, examples)
-    learner = Learner(adapter, examples, config, separate_terms(statistics))
+    learner = Learner(adapter, examples, config, separate_terms(general))
     bank = AdapterBank(engine, [learner])
     losses = [bank.run_epoch()[0].nll_nats for _ in range(epochs)]
     return losses, learner
@@ -337,27 +339,24 @@ def test_the_whitener_evens_out_what_it_was_measured_on(make_model):
     examples = encode(BOOK, base.tokenizer, format="chat")
     sites = resolve_sites(base.model, "down_proj", (1,))
     text = windows(base.tokenizer, retained_text(), context=base.context_length, n_windows=8)
-    (at_site,) = measure_statistics(
-        base.model, sites, examples, measure_general(base.model, sites, text, seed=0)
-    )
-    whitener = Whitener(at_site, mixture=1.0, damping=1e-6)
+    ((general, _),) = measure_general(base.model, sites, text, seed=0)
+    (records,) = record_inputs(base.model, sites, examples)
+    whitener = Whitener(records, general, mixture=1.0, damping=1e-6)
     # W is symmetric, so x W for each row x of the factor is apply(factorᵀ)ᵀ
-    white = torch.linalg.svdvals(whitener.apply(at_site.general_in.T))
-    plain = torch.linalg.svdvals(at_site.general_in)
+    white = torch.linalg.svdvals(whitener.apply(general.T))
+    plain = torch.linalg.svdvals(general)
     middle = len(white) // 2
     assert plain[0] > 2 * plain[middle]
     assert white[0] < 1.05 * white[middle]
-    kept = whitener.apply(at_site.records_in.T).norm() / at_site.records_in.norm()
+    kept = whitener.apply(records.T).norm() / records.norm()
     assert float(kept) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_the_retention_penalty_is_the_quadratic_form_written_out():
-    from memlaw.train.precondition import Statistics
-
     generator = torch.Generator().manual_seed(0)
     x, g = torch.randn(9, 5, generator=generator), torch.randn(9, 3, generator=generator)
     a, b = torch.randn(5, 2, generator=generator), torch.randn(2, 3, generator=generator)
-    at_site = Statistics(records_in=x, general_in=x / 3, general_out=g / 3)  # F^T F = mean
+    at_site = x / 3, g / 3  # F^T F = mean
     moves = x @ a @ b  # [9, 3] what the adapter adds at each input
     expected = 0.5 * sum(float(move @ gradient) ** 2 for move in moves for gradient in g) / (9 * 9)
     assert float(quadratic_penalty(separate_terms([at_site]), [(a, b)])) == pytest.approx(

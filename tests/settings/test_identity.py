@@ -72,6 +72,8 @@ GONE = {
     "cached": {"cached_or_plain"},  # train.preparation.make_engine
     "certificate": {"DAMAGE_TOLERANCE_NATS"},  # measure.damage.TOLERANCE_NATS
     "law": {"Cell"},  # CellRow
+    # Whitener and separate_terms take the moments themselves; quadratic_penalty
+    "precondition": {"Statistics", "measure_statistics", "retention_penalty"},
 }
 
 

@@ -5,7 +5,7 @@ import torch
 
 from memlaw.model.adapter import Adapter
 from memlaw.model.sites import Site
-from memlaw.train.precondition import Statistics, Whitener
+from memlaw.train.precondition import Whitener
 from memlaw.train.retention import Retention, Term, quadratic_penalty, separate_terms
 
 WIDTHS = [(5, 3), (4, 6), (7, 2)]
@@ -69,7 +69,7 @@ def test_its_gradient_is_that_of_the_written_out_form(drawn):
 
 def test_one_site_of_one_text_is_the_same_either_way(drawn):
     x, g, a, b = drawn[0]
-    at_site = Statistics(records_in=x, general_in=x / N**0.5, general_out=g / M**0.5)
+    at_site = x / N**0.5, g / M**0.5
     joint, apart = (
         float(quadratic_penalty(terms, [(a, b)]))
         for terms in ([_joint(drawn[:1])], separate_terms([at_site]))
@@ -79,10 +79,7 @@ def test_one_site_of_one_text_is_the_same_either_way(drawn):
 
 def test_whitening_changes_the_coordinates_and_not_the_penalty(drawn):
     sites = [_site(d_in, d_out) for d_in, d_out in WIDTHS]
-    whiteners = [
-        Whitener(Statistics(records_in=x, general_in=x, general_out=g), mixture=0.5, damping=0.01)
-        for x, g, *_ in drawn
-    ]
+    whiteners = [Whitener(x, x, mixture=0.5, damping=0.01) for x, *_ in drawn]
     adapter = Adapter(sites, rank=2, seed=0, whiteners=whiteners)
     with torch.no_grad():
         for p, (*_, b) in zip(adapter.b, drawn, strict=True):

@@ -13,8 +13,6 @@ Shapes: n sampled positions, D_in and D_out widths of a site, R rank, M rows of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float32, Int64
@@ -26,49 +24,13 @@ from memlaw.model.forward import collate
 from memlaw.model.head import sampled_score
 from memlaw.model.sites import Site
 from memlaw.train.engine import Engine
+from memlaw.train.held import probing, site_reads
 
+# Of a site: F [M, D_in] with Fᵀ F = E[xᵀ x] on general text, x what the site reads; and likewise of
+# g, the gradient of sampled general text's log-likelihood at the site's output.
 GeneralMoments = tuple[Float32[Tensor, "_ _"], Float32[Tensor, "_ _"]]  # sites differ in width
 _MAX_POSITIONS = 4096  # of the records that are looked at, or a record more
 _GENERAL_BATCH = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Second moments at one site. All float32.
-
-    Attributes:
-        records_in: [n, D_in]: inputs on the records, scaled so that its Gram matrix is a mean.
-        general_in: [M, D_in]: F with Fᵀ F = E[xᵀ x] on general text.
-        general_out: [M, D_out]: F with Fᵀ F = E[gᵀ g], g the gradient of the log-likelihood of
-            sampled general text with respect to the site's output.
-    """
-
-    records_in: Float32[Tensor, "n D_in"]
-    general_in: Float32[Tensor, "M D_in"]
-    general_out: Float32[Tensor, "M_out D_out"]
-
-
-def measure_statistics(
-    model: nn.Module,
-    sites: Sequence[Site],
-    examples: Sequence[Example],
-    general: Sequence[GeneralMoments],
-    engine: Engine | None = None,
-) -> list[Statistics]:
-    """Measure the records' second moments at every site of the bare model, beside general text's.
-
-    Args:
-        model: frozen, in eval mode, no adapter attached.
-        sites: where.
-        examples: the records.
-        general: of each site, as `measure_general` found it.
-        engine: has the examples as its first ones; it may know what a site reads.
-    """
-    records = record_inputs(model, sites, examples, engine, range(len(examples)))
-    return [
-        Statistics(records_in=r, general_in=x, general_out=g)
-        for r, (x, g) in zip(records, general, strict=True)
-    ]
 
 
 def measure_general(
@@ -83,7 +45,7 @@ def measure_general(
         seed: of the tokens sampled for the Fisher.
 
     Returns:
-        For each site `general_in` and `general_out`, as `Statistics` has them.
+        For each site the factor of what it reads, and that of the gradients at its output.
     """
     found = _general(model, sites, general.split(_GENERAL_BATCH), seed)
     return [(_factor(x), _factor(g)) for x, g in found]
@@ -113,32 +75,20 @@ def record_inputs(
     spread = _spread(examples)
     if engine is not None and (known := engine.reads([rows[i] for i in spread])) is not None:
         return [known]
-    found: list[list[Tensor]] = [[] for _ in sites]
-    hooks = [
-        model.get_submodule(site.module).register_forward_hook(
-            lambda _, inputs, __, kept=kept: kept.append(inputs[0].float())
-        )
-        for site, kept in zip(sites, found, strict=True)
-    ]
     device = next(model.parameters()).device
     body = body_of(model)
     read: list[list[Tensor]] = [[] for _ in sites]
     chosen = [examples[i] for i in spread]
     longest = max(len(e.prompt_ids) + len(e.target_ids) for e in chosen)
-    try:
-        with torch.no_grad():
-            at_once = max(1, _MAX_POSITIONS // longest)
-            for start in range(0, len(chosen), at_once):
-                batch = collate(chosen[start : start + at_once], device)
-                body(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                )
-                for kept, out in zip(found, read, strict=True):
-                    x = kept.pop()  # some layers read [B * S, D]
-                    out.append(x.flatten(0, -2)[batch.attention_mask.bool().flatten()])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), site_reads(model, sites) as seen:
+        at_once = max(1, _MAX_POSITIONS // longest)
+        for start in range(0, len(chosen), at_once):
+            batch = collate(chosen[start : start + at_once], device)
+            body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            real = batch.attention_mask.bool().flatten()
+            for site, out in zip(sites, read, strict=True):
+                x = seen[site.module].flatten(0, -2)  # some layers read [B * S, D]
+                out.append(x[real].float())
     return [x / max(len(x), 1) ** 0.5 for x in (torch.cat(parts) for parts in read)]
 
 
@@ -161,35 +111,18 @@ def _general(
     """Inputs [n, D_in] and output gradients [n, D_out] of each site on batches of general text."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    seen: dict[int, Tensor] = {}
-    probes: dict[int, Tensor] = {}
-
-    def probe(index: int) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen[index] = inputs[0].detach().float().flatten(0, -2)
-            probes[index] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
-            return (output.float() + probes[index]).to(output.dtype)
-
-        return hook
-
-    hooks = [
-        model.get_submodule(site.module).register_forward_hook(probe(i))
-        for i, site in enumerate(sites)
-    ]
+    modules = [site.module for site in sites]
     inputs: list[list[Tensor]] = [[] for _ in sites]
     gradients: list[list[Tensor]] = [[] for _ in sites]
-    try:
-        for ids in batches:
+    for ids in batches:
+        everywhere = torch.ones_like(ids, dtype=torch.bool, device=device)
+        with probing(model, modules, everywhere) as (reads, probes):
             logits = model(input_ids=ids.to(device), use_cache=False).logits.flatten(0, 1)
-            u = torch.rand(len(logits), generator=generator).to(device)
-            logits.backward(sampled_score(logits.detach(), u))
-            for i in range(len(sites)):
-                gradient = probes[i].grad.flatten(0, -2)  # type: ignore[union-attr]
-                inputs[i].append(seen[i])
-                gradients[i].append(gradient)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        u = torch.rand(len(logits), generator=generator).to(device)
+        logits.backward(sampled_score(logits.detach(), u))
+        for i in range(len(sites)):
+            inputs[i].append(reads[i].float())
+            gradients[i].append(probes[i].grad)  # type: ignore[arg-type]
     return [(torch.cat(x), torch.cat(g)) for x, g in zip(inputs, gradients, strict=True)]
 
 
@@ -217,18 +150,21 @@ class Whitener:
     rank.
 
     Args:
-        statistics: of the site.
+        records_in: [n, D_in] float32: inputs on the records, scaled so that its Gram is a mean.
+        general_in: [M, D_in] float32: F with Fᵀ F = E[xᵀ x] on general text.
         mixture: share of general text in S, in [0, 1].
         damping: ε > 0.
     """
 
-    def __init__(self, statistics: Statistics, *, mixture: float, damping: float) -> None:
-        rows = torch.cat(
-            [
-                statistics.records_in * (1 - mixture) ** 0.5,
-                statistics.general_in * mixture**0.5,
-            ]
-        )
+    def __init__(
+        self,
+        records_in: Float32[Tensor, "n D_in"],
+        general_in: Float32[Tensor, "M D_in"],
+        *,
+        mixture: float,
+        damping: float,
+    ) -> None:
+        rows = torch.cat([records_in * (1 - mixture) ** 0.5, general_in * mixture**0.5])
         width = rows.shape[1]
         if len(rows) >= width:
             values, vectors = _eigh(rows.T @ rows)
@@ -245,9 +181,8 @@ class Whitener:
         self.thin: Tensor | None = vectors
         if vectors.shape[1] == width:
             self.rest, self.wide, self.thin = 0.0, (vectors * gains) @ vectors.T, None
-        records = statistics.records_in
-        norm = float(self.apply(records.T).norm())
-        scale = float(records.norm()) / norm if norm else 1.0
+        norm = float(self.apply(records_in.T).norm())
+        scale = float(records_in.norm()) / norm if norm else 1.0
         self.rest, self.wide = self.rest * scale, self.wide * scale
 
     def apply(self, columns: Float32[Tensor, "D_in R"]) -> Float32[Tensor, "D_in R"]:

@@ -18,7 +18,7 @@ from memlaw.settings.train import TrainConfig
 from memlaw.train.cached import CachedEngine
 from memlaw.train.engine import Engine, EngineError, PlainEngine
 from memlaw.train.learner import Learner
-from memlaw.train.precondition import GeneralMoments, Statistics, Whitener, measure_statistics
+from memlaw.train.precondition import GeneralMoments, Whitener, record_inputs
 from memlaw.train.retention import Term, separate_terms
 
 
@@ -78,15 +78,15 @@ def prepare(
         general: gives general text's second moments, as `measure_general`; called if needed.
         engine: has the examples as its first ones, if it is there already.
     """
-    statistics: list[Statistics] = []
-    if config.whiten or config.retention:
-        statistics = measure_statistics(model, sites, examples, general(), engine)
-    whiteners = [
-        Whitener(s, mixture=config.whiten_mixture, damping=config.whiten_damping)
-        for s in statistics
-        if config.whiten
-    ]
-    terms = separate_terms(statistics) if config.retention else []
+    moments = general() if config.whiten or config.retention else []
+    whiteners: list[Whitener] = []
+    if config.whiten:
+        records = record_inputs(model, sites, examples, engine, range(len(examples)))
+        whiteners = [
+            Whitener(x, at_site, mixture=config.whiten_mixture, damping=config.whiten_damping)
+            for x, (at_site, _) in zip(records, moments, strict=True)
+        ]
+    terms = separate_terms(moments) if config.retention else []
     return Preparation(sites=sites, config=config, terms=terms, whiteners=whiteners)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memlaw.core.errors import ConfigError
 from memlaw.model.adapter import Adapter
-from memlaw.train.precondition import Statistics
+from memlaw.train.precondition import GeneralMoments
 
 _LEAST_TOKENS = 1000  # of the records, that retention is weighed against
 
@@ -89,12 +89,9 @@ class Term:
         return replace(self, reads=reads, writes=writes, weight=self.weight / share)
 
 
-def separate_terms(statistics: Sequence[Statistics]) -> list[Term]:
+def separate_terms(general: Sequence[GeneralMoments]) -> list[Term]:
     """A term for each site by itself, on general text."""
-    return [
-        Term(sites=[i], reads=[at_site.general_in], writes=[at_site.general_out])
-        for i, at_site in enumerate(statistics)
-    ]
+    return [Term(sites=[i], reads=[x], writes=[g]) for i, (x, g) in enumerate(general)]
 
 
 def quadratic_penalty(
@@ -121,13 +118,6 @@ def quadratic_penalty(
         writes = torch.cat([b @ g.T for g, b in zip(term.writes, b, strict=True)])
         total = total + 0.5 * term.weight * ((reads @ reads.T) * (writes @ writes.T)).sum()
     return total
-
-
-def retention_penalty(
-    statistics: Sequence[Statistics], factors: Sequence[tuple[Tensor, Tensor]]
-) -> Float32[Tensor, ""]:
-    """The penalty of each site by itself; see `quadratic_penalty`, and `separate_terms`."""
-    return quadratic_penalty(separate_terms(statistics), factors)
 
 
 class Retention:

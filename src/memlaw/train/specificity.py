@@ -27,7 +27,7 @@ from memlaw.train.held import probing
 from memlaw.train.holding import Holding
 from memlaw.train.learner import Learner
 from memlaw.train.negatives import Negatives
-from memlaw.train.precondition import Statistics, Whitener, record_inputs
+from memlaw.train.precondition import Whitener, record_inputs
 from memlaw.train.retention import Term
 
 _MOST_RECORDS = 100  # that are asked what makes their answers likely
@@ -116,17 +116,15 @@ def _whiteners(
     config: TrainConfig,
 ) -> list[Whitener]:
     """General text's part is the mean over the domains, each by its share."""
-    found = []
-    for i, read in enumerate(record_inputs(base.model, sites, records)):
-        statistics = Statistics(
-            records_in=read,
-            general_in=torch.cat([d.share**0.5 * d.reads[i] for d in domains]),
-            general_out=torch.cat([d.share**0.5 * d.writes[i] for d in domains]),
+    return [
+        Whitener(
+            read,
+            torch.cat([d.share**0.5 * d.reads[i] for d in domains]),
+            mixture=config.whiten_mixture,
+            damping=config.whiten_damping,
         )
-        found.append(
-            Whitener(statistics, mixture=config.whiten_mixture, damping=config.whiten_damping)
-        )
-    return found
+        for i, read in enumerate(record_inputs(base.model, sites, records))
+    ]
 
 
 def _all_near(
