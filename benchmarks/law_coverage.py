@@ -4,9 +4,11 @@
     python benchmarks/law_coverage.py paper-grouped plan   # some of it; the rest is kept
 
 A grid is 5 ranks × 5 lengths × 3 seeds; cells of one length and seed share their data, and in the
-grouped scenarios an error. Cells whose ΔL passes 97 % of L0 (99 % under a form with a ceiling) are
-saturated: they say no more than that. Each grid has a seed of its own, so that all scenarios and
-all readers see the same. No model is trained. Results go to `results/law_coverage.json`.
+grouped scenarios an error. In the nested ones shorter data are beginnings of longer ones of their
+seed, as a probe's are, so that these errors go together, by √(shorter / longer). Cells whose ΔL
+passes 97 % of L0 (99 % under a form with a ceiling) are saturated: they say no more than that. Each
+grid has a seed of its own, so that all scenarios and all readers see the same. No model is trained.
+Results go to `results/law_coverage.json`.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Scenario:
     truth: dict[str, float]
     sigma: float
     tau: float
+    nested: bool = False
 
 
 PAPER = {"C": 60.0, "alpha": 0.5, "beta": 0.6, "b": -0.5}
@@ -55,6 +58,10 @@ SCENARIOS = {
     "paper-strongly-grouped": Scenario("paper", PAPER, 0.05, 0.12),
     "power-grouped": Scenario("power", {"C": 80.0, "alpha": 0.5, "beta": 0.7}, 0.08, 0.08),
     "power-strongly-grouped": Scenario("power", {"C": 80.0, "alpha": 0.5, "beta": 0.7}, 0.05, 0.12),
+    "paper-nested": Scenario("paper", PAPER, 0.05, 0.12, nested=True),
+    "power-nested": Scenario(
+        "power", {"C": 80.0, "alpha": 0.5, "beta": 0.7}, 0.05, 0.12, nested=True
+    ),
     "saturating-grouped": Scenario(
         "saturating", {"C": 200.0, "alpha": 0.6, "beta": 0.6}, 0.08, 0.08
     ),
@@ -64,6 +71,16 @@ SCENARIOS = {
         "ceiling", {"C": 80.0, "alpha": 0.7, "beta": 0.65, "b": 0.5, "k": 4.0}, 0.08, 0.08
     ),
 }
+
+
+def of_data(rng: np.random.Generator, nested: bool) -> np.ndarray:
+    """A standard normal number for each length and seed: [5, 3]."""
+    drawn = rng.normal(size=(len(LENGTHS), len(SEEDS)))
+    if not nested:
+        return drawn
+    n = np.array(LENGTHS, dtype=float)
+    together = np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))  # of means over tokens
+    return np.linalg.cholesky(together) @ drawn
 
 
 def synthetic_grid(
@@ -77,7 +94,7 @@ def synthetic_grid(
     log_q = math.log(truth["C"]) + truth.get("alpha", 1.0) * np.log(X[:, 0])
     log_q = log_q - truth.get("beta", 1.0) * np.log(X[:, 1])
     extras = np.array([math.log(truth[p]) if p == "k" else truth[p] for p in form.extras])
-    shared = rng.normal(size=len(LENGTHS) * len(SEEDS)).repeat(len(RANKS))
+    shared = of_data(rng, scenario.nested).ravel().repeat(len(RANKS))
     y = form.curve(log_q, X[:, 2], extras)[0]
     y = y + scenario.tau * shared + scenario.sigma * rng.normal(size=len(X))
     line = (0.99 if form.bounded else 0.97) * BASE_NLL
@@ -101,6 +118,7 @@ def law_coverage(scenario: Scenario, n_grids: int, ways: dict[str, Fit]) -> dict
         "truth": scenario.truth,
         "sigma_nats": scenario.sigma,
         "tau_nats": scenario.tau,
+        "nested": scenario.nested,
         "n_grids": n_grids,
         "mean_saturated_of_75": float(
             np.mean([synthetic_grid(scenario, seed)[2].sum() for seed in range(n_grids)])
@@ -143,13 +161,13 @@ class Thresholds:
     bend: float
     spread: float
 
-    def draw(self, rng: np.random.Generator, n_tokens: float) -> float:
-        """The ln s* of a new data set."""
+    def draw(self, e: float, n_tokens: float) -> float:
+        """The ln s* of a data set, e standard deviations from its length's middle."""
         logs = np.log(LENGTHS)
         z = math.log(n_tokens) - logs.mean()
         middle = math.log(self.size_at_centre) + self.gamma * z
         middle += self.bend * (z / (np.ptp(logs) / 2)) ** 2
-        return float(middle + self.spread * rng.normal())
+        return float(middle + self.spread * e)
 
 
 def random_thresholds(rng: np.random.Generator) -> Thresholds:
@@ -162,12 +180,14 @@ def random_thresholds(rng: np.random.Generator) -> Thresholds:
     )
 
 
-def synthetic_store(truth: Thresholds, rng: np.random.Generator) -> list[dict[str, Any]]:
+def synthetic_store(
+    truth: Thresholds, rng: np.random.Generator, nested: bool = False
+) -> list[dict[str, Any]]:
     """Cells of a probe with these thresholds."""
     cells = []
-    for n_tokens in LENGTHS:
-        for seed in SEEDS:
-            threshold = truth.draw(rng, n_tokens)
+    for n_tokens, drawn in zip(LENGTHS, of_data(rng, nested), strict=True):
+        for seed, e in zip(SEEDS, drawn, strict=True):
+            threshold = truth.draw(e, n_tokens)
             for rank in RANKS:
                 ok = math.log(rank) >= threshold
                 cells.append(
@@ -189,7 +209,7 @@ def synthetic_store(truth: Thresholds, rng: np.random.Generator) -> list[dict[st
     return cells
 
 
-def plan_coverage(n_stores: int) -> dict[str, Any]:
+def plan_coverage(n_stores: int, *, nested: bool = False) -> dict[str, Any]:
     """Random stores; four requests each, of random length, on data not seen."""
     hits = dict.fromkeys(("size_at_centre", "gamma", "bend", "spread"), 0)
     certified, half_fails, in_interval, promised, done = [], [], [], [], 0
@@ -198,7 +218,7 @@ def plan_coverage(n_stores: int) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         seed += 1
         truth = random_thresholds(rng)
-        cells = synthetic_store(truth, rng)
+        cells = synthetic_store(truth, rng, nested)
         if len({cell["certified"] for cell in cells}) < 2:
             continue
         done += 1
@@ -208,7 +228,7 @@ def plan_coverage(n_stores: int) -> dict[str, Any]:
             hits[name] += low <= getattr(truth, name) <= high
         for n_tokens in np.exp(rng.uniform(np.log(32), np.log(256), size=4)).round().astype(int):
             plan = plan_rank(cells, int(n_tokens))
-            threshold = truth.draw(rng, n_tokens)
+            threshold = truth.draw(rng.normal(), n_tokens)
             certified.append(math.log(plan.rank) >= threshold)
             if plan.rank > 1:
                 half_fails.append(math.log(plan.rank // 2) < threshold)
@@ -216,6 +236,7 @@ def plan_coverage(n_stores: int) -> dict[str, Any]:
             in_interval.append(plan.rank_interval[0] <= needed <= plan.rank_interval[1])
             promised.append(plan.probability)
     return {
+        "nested": nested,
         "n_stores": n_stores,
         "n_requests": len(certified),
         "confidence_asked": 0.9,
@@ -266,6 +287,7 @@ def main() -> int:
         name = "power-strongly-grouped" if way == INDEPENDENT else "paper-grouped"
         jobs[way] = partial(law_coverage, SCENARIOS[name], N_GRIDS, {way: fit})
     jobs["plan"] = partial(plan_coverage, N_STORES)
+    jobs["plan-nested"] = partial(plan_coverage, N_STORES, nested=True)
     jobs["share"] = partial(share_coverage, N_GRIDS)
     names = sys.argv[1:] or list(jobs)
     if unknown := [name for name in names if name not in jobs]:

@@ -36,6 +36,8 @@ SCENARIOS = (  # of results/law_coverage.json, in the order of the table
     "capacity-grouped",
     "ceiling-grouped",
     "power-strongly-grouped",
+    "paper-nested",
+    "power-nested",
     "errors taken for independent",
     "saturated cells dropped",
     "saturated cells at face value",
@@ -117,6 +119,7 @@ def coverage_table() -> str:
         )
         shown = [f"{100 * coverage[n]:.1f} %" if n in coverage else "–" for n in names]
         label = f"`{of['form']}`, {of['sigma_nats']:g}, {of['tau_nats']:g}"
+        label = f"*beginnings of one another*: {label}" if of.get("nested") else label
         label = label if way == "memlaw" else f"*{way}*: {label}"
         lines.append(f"| {label} | {of['mean_saturated_of_75']:.0f} | {' | '.join(shown)} |")
     return "\n".join(lines)

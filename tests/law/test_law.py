@@ -392,6 +392,14 @@ def test_mixed_settings_must_be_chosen_from():
     assert len(chosen) == 75
     with pytest.raises(LawError, match=r"No cell has task 'poems'; there are \"noise:1.0\""):
         choose_cells(cells, {"task": "poems"})
+
+
+def test_cells_of_files_that_share_a_name_are_not_points_of_one_law():
+    cell = {"task": "records:r.jsonl", "n_tokens": 14, "seed": 0, "data_sha256": "a"}
+    cells = [{**cell, "rank": rank} for rank in (1, 2)]
+    assert choose_cells([*cells, {**cell, "n_tokens": 28, "data_sha256": "b"}])
+    with pytest.raises(LawError, match="n_tokens 14, seed 0 were trained on different data"):
+        choose_cells([*cells, {**cell, "rank": 1, "data_sha256": "b"}])
     placed = _cells(layers=[20]) + _cells(layers=[24])
     with pytest.raises(LawError, match="several values of layers"):
         MemoryLaw().fit_cells(placed)

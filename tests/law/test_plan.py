@@ -191,7 +191,10 @@ def test_share_law_reads_cells_and_refuses_what_it_cannot_use():
     with pytest.raises(LawError, match="2 data sets; intervals need at least 4"):
         ShareLaw().fit([[1, 2], [2, 3]], [0.5, 0.6])
     with pytest.raises(LawError, match="same size"):
-        ShareLaw().fit([[1, 2], [1, 3], [1, 4], [1, 5]], [0.1] * 4)
+        ShareLaw().fit([[1, 2], [1, 3], [1, 4], [1, 5]], [0.1, 0.2, 0.3, 0.4])
+    for share in (0.0, 1.0):  # no interval follows from shares that never change
+        with pytest.raises(LawError, match=f"All shares are {share:g}"):
+            ShareLaw().fit([[1, 2], [2, 3], [1, 4], [2, 5]], [share] * 4)
 
 
 # -- the planner
@@ -206,7 +209,7 @@ def test_the_recommended_rank_holds_and_half_of_it_does_not(truth):
     hold = fail = 0
     for n_tokens in np.exp(rng.uniform(math.log(56), math.log(250), size=12)).round().astype(int):
         plan = plan_rank(cells, int(n_tokens))
-        threshold = math.exp(truth.draw(rng, n_tokens))
+        threshold = math.exp(truth.draw(rng.normal(), n_tokens))
         hold += plan.rank >= threshold
         fail += plan.rank // 2 < threshold
         assert plan.probability >= 0.9

@@ -77,7 +77,21 @@ def choose_cells(cells: Sequence[CellRow], where: Mapping[str, Any] | None = Non
                 f"The cells mix several values of {column}: {_listed(chosen, column)}. Choose "
                 f"one: --where {column}=..., or where={{{column!r}: ...}} in Python."
             )
+    _require_one_data(chosen)
     return chosen
+
+
+def _require_one_data(cells: Sequence[CellRow]) -> None:
+    """Raise LawError where cells that should have been trained on the same data weren't."""
+    seen: dict[str, Any] = {}
+    for cell in cells:
+        where = ", ".join(f"{name} {cell.get(name)}" for name in ("task", "n_tokens", "seed"))
+        data = seen.setdefault(where, cell.get("data_sha256"))
+        if data != cell.get("data_sha256"):
+            raise LawError(
+                f"The cells of {where} were trained on different data: the file was changed, or "
+                "another one has its name. Probe different data into different folders."
+            )
 
 
 def cell_arrays(

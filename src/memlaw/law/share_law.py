@@ -18,7 +18,7 @@ class ShareLaw(Estimator):
         share = 1 / (1 + exp(−(a − b ln s + c ln ℓ)))
 
     It is fitted by fractional logit (the Bernoulli likelihood with a share for an outcome). A weak
-    normal prior (sd 5 on standardised coefficients) keeps it finite where shares are all 0 or 1.
+    normal prior (sd 5 on standardised coefficients) keeps it finite where each share is 0 or 1.
     Intervals are from the sandwich estimator, clustered by data, with its CR1 correction and
     Student's t with G − 1 degrees of freedom (G data sets): nothing is assumed about how the tokens
     of a cell, or the cells on the same data, depend on each other.
@@ -73,8 +73,8 @@ class ShareLaw(Estimator):
             self.
 
         Raises:
-            LawError: arrays that don't fit together; shares out of range; fewer than four groups,
-                or only one size or length.
+            LawError: arrays that don't fit together; shares out of range, or all the same; fewer
+                than four groups, or only one size or length.
         """
         X, share = checked_pairs(X), np.asarray(share, dtype=float)
         labels = np.arange(len(X)).astype(str) if groups is None else np.asarray(groups).astype(str)
@@ -83,6 +83,11 @@ class ShareLaw(Estimator):
                 raise LawError(f"{name} has shape {values.shape}; it must be ({len(X)},).")
         if not ((share >= 0) & (share <= 1)).all():
             raise LawError("Shares must lie between 0 and 1.")
+        if len(set(share.tolist())) < 2:
+            raise LawError(
+                f"All shares are {share[0]:g}: that says nothing about where they change. Probe "
+                "other ranks or lengths."
+            )
         index = np.unique(labels, return_inverse=True)[1].reshape(-1)
         self.n_groups_ = n_groups = int(index.max()) + 1
         if n_groups < 4:
