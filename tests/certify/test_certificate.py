@@ -17,14 +17,18 @@ from memlaw.certify.certificate import (
     records_sha256,
 )
 from memlaw.certify.joined import Part, joined_certificate, joined_mismatches
-from memlaw.certify.mismatches import mismatches
+from memlaw.certify.mismatches import mismatches, unchecked
 from memlaw.core.commitment import commitment
 from memlaw.core.criterion import of_thousand
 from memlaw.core.errors import CertificateError
 from memlaw.core.files import write_json
 from memlaw.measure.damage import Damage
 from memlaw.measure.examine import Audit
+from memlaw.measure.generality import Generality
+from memlaw.measure.harm import KINDS
+from memlaw.measure.leaks import KindCounts, Leaks
 from memlaw.measure.table import RecordVerdict, TokenTable
+from memlaw.measure.unchanged import Unchanged
 
 _write = functools.partial(memlaw.write, specificity=False)
 
@@ -464,3 +468,251 @@ def test_a_forecast_far_from_what_is_found_is_a_mismatch(now, is_found):
 )
 def test_so_many_of_a_thousand(n, said):
     assert of_thousand(n) == said
+
+
+# ---------------------------------------------------------------- the second verdict
+
+
+def _figures(
+    delta=0.005,
+    half=0.002,
+    unchanged=70,
+    in_form=0,
+    kl=0.006,
+    text_kl=0.006,
+    leaks=0,
+    made_up=2,
+    n=100,
+):
+    text = {"base_nll_nats": 3.0, "n_windows": 2, "n_tokens": 10, "text": "a text"}
+    return {
+        "damage": Damage(
+            delta_nll_nats=delta,
+            delta_nll_ci95=(delta - half, delta + half),
+            kl_nats=text_kl,
+            kl_ci95=(0.0, 2 * text_kl),
+            text_sha256="d",
+            **text,
+        ),
+        "elsewhere": Unchanged(
+            n=150,
+            n_everyday=50,
+            unchanged=unchanged,
+            everyday_unchanged=20,
+            floor=100,
+            everyday_in_form=in_form,
+            kl_nats=kl,
+            kl_ci95=(0.0, 2 * kl),
+            kl_worst_nats=1.0,
+            prompts_sha256="p",
+            overturned=3,
+        ),
+        "near_misses": Leaks(
+            by_kind={"unknown": KindCounts(n=n, leaks=leaks, made_up=made_up, unchanged=n // 2)},
+            prompts_sha256="n",
+        ),
+        "generality": Generality(n=n, recited=n // 2, n_records=n, prompts_sha256="g"),
+    }
+
+
+def _with(name, **figures):
+    audit = _audit(_verdict(name))
+    return make_certificate(
+        audit,
+        _figures(**figures),
+        key=KEY,
+        device="cpu",
+        prompt_format="chat",
+        base_model="some/model",
+        n_parameters=17,
+        versions={"memlaw": "0"},
+        **HASHES,
+    )
+
+
+def _joined(*parts):
+    named = {f"shard-{n}": part for n, part in enumerate(parts, 1)}
+    records = [[SimpleNamespace(sha256=str(n) * 64)] for n in range(1, len(parts) + 1)]
+    whole = joined_certificate(
+        {
+            name: Part(part, KEY, own)
+            for (name, part), own in zip(named.items(), records, strict=True)
+        },
+        KEY,
+    )
+    assert joined_mismatches(whole, named) == []
+    return whole, named
+
+
+WORSE = (
+    {"delta": 0.012, "half": 0.001},
+    {"unchanged": 59},
+    {"in_form": 3},
+    {"kl": 0.06},
+    {"leaks": 1},
+    {"made_up": 6},
+)
+
+
+@pytest.mark.parametrize("worse", WORSE, ids=lambda worse: next(iter(worse)))
+def test_adapters_are_specific_together_if_each_of_them_is(tmp_path, worse):
+    """Whatever else is better, and however much wider the other's intervals are."""
+    good = _with("2", n=1000, made_up=0, half=0.1)
+    whole, parts = _joined(_with("1", **worse), good)
+    assert whole.specific is False
+    (reason,) = whole.not_specific_because
+    assert reason == f"shard-1: {parts['shard-1'].not_specific_because[0]}"
+    write_json(tmp_path / "certificate.json", whole.to_json())
+    read = read_certificate(tmp_path / "certificate.json")
+    assert read.to_json() == json.loads(json.dumps(whole.to_json()))
+    assert joined_mismatches(read, parts) == []
+    for better in ({"specific": True, "not_specific_because": ()}, {"not_specific_because": ("",)}):
+        (said,) = joined_mismatches(dataclasses.replace(whole, **better), parts)
+        assert "verdict on specificity" in said
+    assert _joined(_with("1"), good)[0].specific is True
+
+
+def test_of_adapters_together_each_figure_is_the_worst_and_counts_are_summed():
+    whole, parts = _joined(
+        _with("1", delta=0.009, half=0.001, leaks=1), _with("2", leaks=40, kl=1.0, text_kl=1.0)
+    )
+    claims = whole.claims()
+    assert claims["damage"]["delta_nll_nats"] == 0.009
+    assert claims["damage"]["delta_nll_ci95"] == (0.008, pytest.approx(0.01))
+    assert claims["damage"]["kl_nats"] == claims["elsewhere"]["kl_nats"] == 1.0
+    assert (claims["near_misses"]["leaks"], claims["near_misses"]["n"]) == (41, 200)
+    assert (claims["generality"]["recited"], claims["generality"]["n"]) == (100, 200)
+    for name in claims:
+        read = KINDS[name].read(claims[name])
+        assert read.to_json() == claims[name]
+    fewer = parts["shard-1"].harms["near_misses"]
+    (said,) = joined_mismatches(
+        dataclasses.replace(whole, harms=whole.harms | {"near_misses": fewer}), parts
+    )
+    assert "near_misses" in said
+
+
+MUCH_WORSE = (
+    {"delta": 0.014},
+    {"unchanged": 56},
+    {"in_form": 3},
+    {"kl": 0.07},
+    {"leaks": 1},
+    {"made_up": 9},
+)
+
+
+@pytest.mark.parametrize("worse", MUCH_WORSE, ids=lambda worse: next(iter(worse)))
+def test_what_is_certified_as_specific_and_is_not_does_not_hold(worse):
+    then = _with("1", delta=0.009, unchanged=62, kl=0.045, made_up=4)
+    assert then.specific
+    again = _figures(**{"delta": 0.009, "unchanged": 62, "kl": 0.045, "made_up": 4} | worse)
+    found = mismatches(then, _audit(_verdict("1")), again, key=KEY, **HASHES)
+    assert any(said.startswith("certified as specific, but ") for said in found)
+    assert not any("specific" in said for said in unchecked(then, again, KEY, "cpu"))
+    same = _figures(delta=0.009, unchanged=62, kl=0.045, made_up=4)
+    assert mismatches(then, _audit(_verdict("1")), same, key=KEY, **HASHES) == []
+
+
+def test_a_divergence_that_is_not_the_certified_one_is_named():
+    then, now = _with("1"), _figures()
+    now["damage"] = dataclasses.replace(now["damage"], kl_nats=3.5, kl_ci95=(3.0, 4.0))
+    (said,) = mismatches(then, _audit(_verdict("1")), now, key=KEY, **HASHES)
+    assert said.startswith("KL on unseen text is +3.5000")
+
+
+def test_harm_that_cannot_be_measured_again_is_not_taken_for_granted():
+    then, now = _with("1"), _figures()
+    assert unchecked(then, now, KEY, "cpu") == []
+    del now["near_misses"]
+    near, verdict = unchecked(then, now, KEY, "cpu")
+    assert "near misses" in near
+    assert "isn't here" in near
+    assert "specific" in verdict
+    assert len(unchecked(then, {}, None, "cpu")) == 6
+
+
+def test_on_another_text_of_the_kind_intervals_must_meet():
+    one = _figures(delta=0.01, half=0.004)["damage"]
+    other = dataclasses.replace(
+        _figures(delta=0.019, half=0.004)["damage"], text_sha256="another", kl_nats=one.kl_nats
+    )
+    assert one.mismatch(other) is None
+    far = dataclasses.replace(other, delta_nll_nats=0.05, delta_nll_ci95=(0.046, 0.054))
+    assert "ΔNLL on unseen text is +0.0100" in one.mismatch(far)
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ({"min_p": 0.999999}, "its lowest p is 0.750, not 1.000"),
+        ({"n_tokens": 500}, "3 tokens, not 500"),
+    ],
+)
+def test_what_a_line_claims_is_compared(claim, said):
+    (line,) = _certificate(_audit(_verdict("1"))).records
+    forged = dataclasses.replace(
+        _certificate(_audit(_verdict("1"))), records=(dataclasses.replace(line, **claim),)
+    )
+    (found,) = mismatches(forged, _audit(_verdict("1")), {"damage": DAMAGE}, key=KEY, **HASHES)
+    assert found == f"book:1: {said}"
+
+
+def test_what_else_a_certificate_claims_is_compared():
+    then = _certificate(BOTH)
+    assert mismatches(then, BOTH, {"damage": DAMAGE}, key=KEY, n_parameters=17, **HASHES) == []
+    (said,) = mismatches(then, BOTH, {"damage": DAMAGE}, key=KEY, n_parameters=18, **HASHES)
+    assert said == "the adapter has 18 trained numbers, not 17"
+    more = dataclasses.replace(DAMAGE, n_tokens=10**7)
+    (said,) = mismatches(then, BOTH, {"damage": more}, key=KEY, **HASHES)
+    assert "measured on 10,000,000 tokens" in said
+    examples = (SimpleNamespace(target_ids=(5, 2)),)
+    ended = dataclasses.replace(BOTH, examples=examples)
+    other = dataclasses.replace(then, end_token_id=3)
+    (said,) = mismatches(other, ended, {"damage": DAMAGE}, key=KEY, **HASHES)
+    assert said == "answers end with token 2, not 3"
+    assert mismatches(dataclasses.replace(then, end_token_id=2), ended, {}, key=KEY, **HASHES) == []
+    (said,) = unchecked(then, {"damage": DAMAGE}, KEY, "cuda")
+    assert said == "what it says of cpu: this was measured on cuda"
+
+
+@pytest.mark.parametrize(
+    "worse", [{"delta": 0.0105}, {"unchanged": 59}, {"kl": 0.051}, {"made_up": 6}]
+)
+def test_a_verdict_that_turns_on_rounding_is_neither_borne_out_nor_refuted(worse):
+    then = _with("1", delta=0.0095, unchanged=60, kl=0.045, made_up=4)
+    again = _figures(**{"delta": 0.0095, "unchanged": 60, "kl": 0.045, "made_up": 4} | worse)
+    assert then.specific
+    assert mismatches(then, _audit(_verdict("1")), again, key=KEY, **HASHES) == []
+    (said,) = unchecked(then, again, KEY, "cpu")
+    assert said.startswith("that it is specific: ")
+    assert said.endswith("by as little as rounding makes")
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ({"base_sha256": "f" * 64}, "shard-1: base_sha256 is another"),
+        ({"dtype": "bfloat16"}, "shard-1: dtype is another"),
+        ({"threshold": 0.9}, "shard-1: threshold is another"),
+        ({"certified": False}, "contradicts itself"),
+        ({"records_sha256": "0" * 64}, "records' hash"),
+    ],
+)
+def test_what_a_certificate_over_adapters_forges_is_found(claim, said):
+    whole, parts = _joined(_with("1"), _with("2"))
+    found = joined_mismatches(dataclasses.replace(whole, **claim), parts)
+    assert any(said in line for line in found), found
+
+
+def test_lines_over_adapters_are_those_of_the_adapters():
+    whole, parts = _joined(_with("1"), _with("2"))
+    lines = tuple(dataclasses.replace(line, min_p=1.0) for line in whole.records)
+    (said,) = joined_mismatches(dataclasses.replace(whole, records=lines), parts)
+    assert said == "its lines are not those of the adapters' certificates"
+
+
+def test_a_certificate_over_adapters_of_an_earlier_version_is_told_as_such():
+    whole, parts = _joined(_with("1", leaks=1), _with("2", leaks=40))
+    before = dataclasses.replace(whole, harms=whole.harms | parts["shard-1"].harms)
+    assert all("as earlier versions had it" in said for said in joined_mismatches(before, parts))

@@ -27,6 +27,9 @@ class Loudness:
     def to_json(self):
         return {"decibels": self.decibels}
 
+    def joined(self, harms):
+        return Loudness(max(h.decibels for h in harms))
+
     def row(self):
         return "loudness", f"{self.decibels:g} dB"
 

@@ -23,7 +23,7 @@ from memlaw.core.files import CERTIFICATE_FILE as CERTIFICATE_FILE
 from memlaw.core.files import json_sha256
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
-from memlaw.measure.specificity import specificity
+from memlaw.measure.specificity import Specificity, specificity
 
 FORMAT = 2
 _PLAIN = 1  # its records are named by their bare hashes
@@ -276,6 +276,19 @@ def records_sha256(names: Sequence[str]) -> str:
     return json_sha256(sorted(names))
 
 
+def _verdict_follows(certificate: Certificate, verdict: Specificity | None) -> bool:
+    """Whether a certificate's second verdict is that of its figures.
+
+    Of several adapters each must be specific: one that isn't may not show in figures of all.
+    """
+    specific, reasons = certificate.specific, list(certificate.not_specific_because)
+    if certificate.adapters and specific is False and verdict is not None:
+        return bool(reasons)
+    return (specific, reasons) == (
+        (verdict.specific, list(verdict.reasons)) if verdict else (None, [])
+    )
+
+
 def read_certificate(path: Path) -> Certificate:
     """Read a certificate.
 
@@ -297,9 +310,7 @@ def read_certificate(path: Path) -> Certificate:
         if "damage" in certificate.harms:  # it would stand in for what the certificate says
             raise ValueError("it claims damage twice")
         claims = {name: KINDS[name].read(c) for name, c in certificate.claims().items()}
-        verdict = specificity(claims)
-        said = (certificate.specific, list(certificate.not_specific_because))
-        if said != ((verdict.specific, list(verdict.reasons)) if verdict else (None, [])):
+        if not _verdict_follows(certificate, specificity(claims)):
             raise ValueError("its verdict on specificity is not that of its figures")
         for line in lines:
             _check_types(line)

@@ -17,7 +17,7 @@ from memlaw.measure.decode import decoded_text
 from memlaw.measure.examine import Audit
 from memlaw.measure.harm import KINDS, Harm
 from memlaw.measure.session import Session
-from memlaw.model.formats import adapter_sha256
+from memlaw.model.formats import adapter_sha256, n_parameters
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import settled
 
@@ -32,8 +32,9 @@ class CertificateCheck:
         harms: measured anew, by kind; those whose text isn't here are left out. With `specificity`
             also kinds that the certificate says nothing of.
         mismatches: a sentence for each thing that doesn't match; empty if the certificate holds.
-        unchecked: a sentence for each thing that can't be checked here: which records are certified
-            is known to who has the private file beside the certificate.
+        unchecked: a sentence for each thing that can't be checked here: harm on a text or prompts
+            that aren't here; which records are certified, without the private file beside the
+            certificate.
     """
 
     certificate: Certificate
@@ -126,7 +127,10 @@ def check_certificate(
                 invocation_ids=ids,
                 invocation_text=decoded_text(session.base.tokenizer, ids),
                 key=key,
+                n_parameters=n_parameters(session.config.adapter)
+                if session.config.adapter
+                else None,
             )
         ),
-        unchecked=tuple(unchecked(certificate, key)),
+        unchecked=tuple(unchecked(certificate, harms, key, session.base.model.device.type)),
     )

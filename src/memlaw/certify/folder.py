@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from memlaw.data.encoding import end_of_turn_id
 from memlaw.measure.decode import decoded_text
 from memlaw.measure.harm import kinds_to_measure
 from memlaw.measure.session import Session
-from memlaw.model.formats import adapter_sha256, adapter_shapes
+from memlaw.model.formats import adapter_sha256, n_parameters
 from memlaw.model.provenance import versions
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import settled
@@ -67,7 +66,7 @@ def certify_adapter(
         base_sha256=base.sha256,
         tokenizer_sha256=base.tokenizer_sha256,
         adapter_sha256=adapter_sha256(folder),
-        n_parameters=sum(math.prod(shape) for shape in adapter_shapes(folder).values()),
+        n_parameters=n_parameters(folder),
         versions=versions(),
         activated=decoded_text(base.tokenizer, ids) if ids else None,
         invocation_ids=ids,

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memlaw.certify.certificate import Certificate, of_rounding, records_sha256
+from memlaw.certify.mismatches import contradictions
 from memlaw.core.commitment import commitment
 from memlaw.core.files import json_sha256
 from memlaw.data.record import Record
 from memlaw.measure.harm import KINDS
-from memlaw.measure.specificity import specificity
 
 
 class Part(NamedTuple):
@@ -30,7 +30,8 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
         key: of the new certificate's commitments.
 
     Returns:
-        What is claimed of a kind of harm is what the worst adapter does.
+        Of harm each figure is the worst of the adapters', and what is counted is counted over all.
+        It is specific if each of them is.
     """
     lines = []
     for part in parts.values():
@@ -40,8 +41,8 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
             lines.append(dataclasses.replace(line, commitment=commitment(key, record.sha256)))
     certificates = [part.certificate for part in parts.values()]
     first, n_certified = certificates[0], sum(line.certified for line in lines)
-    claims = _worst(certificates)
-    verdict = specificity({name: KINDS[name].read(claim) for name, claim in claims.items()})
+    claims = {name: of[0].joined(of).to_json() for name, of in _harms(*certificates).items()}
+    specific, reasons = _verdict({name: part.certificate for name, part in parts.items()})
     adapters = {name: part.certificate.adapter_sha256 for name, part in parts.items()}
     return dataclasses.replace(
         first,
@@ -56,23 +57,30 @@ def joined_certificate(parts: Mapping[str, Part], key: bytes) -> Certificate:
         n_parameters=sum(part.n_parameters for part in certificates),
         damage=claims.pop("damage"),
         harms=claims,
-        specific=verdict.specific if verdict else None,
-        not_specific_because=verdict.reasons if verdict else (),
+        specific=specific,
+        not_specific_because=reasons,
         rounding=_rounding(certificates),
         created=max(part.created for part in certificates),
     )
 
 
-def _worst(certificates: Sequence[Certificate]) -> dict[str, dict[str, Any]]:
-    """Of each kind of harm the claim whose 95 % interval reaches highest."""
-    names = {name: None for part in certificates for name in part.claims()}
-    return {
-        name: max(
-            (part.claims()[name] for part in certificates if name in part.claims()),
-            key=lambda claim: KINDS[name].read(claim).high,
-        )
-        for name in names
-    }
+def _harms(*certificates: Certificate) -> dict[str, list[Any]]:
+    """What each certificate says of a kind of harm, by the kind's name."""
+    found: dict[str, list[Any]] = {}
+    for part in certificates:
+        for name, claim in part.claims().items():
+            found.setdefault(name, []).append(KINDS[name].read(claim))
+    return found
+
+
+def _verdict(parts: Mapping[str, Certificate]) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether each adapter is specific, and what speaks against it; None: not of each known."""
+    reasons = tuple(
+        f"{name}: {reason}" for name, part in parts.items() for reason in part.not_specific_because
+    )
+    if reasons:
+        return False, reasons
+    return (None if any(part.specific is None for part in parts.values()) else True), ()
 
 
 def _rounding(certificates: Sequence[Certificate]) -> dict[str, Any] | None:
@@ -95,7 +103,8 @@ def _statement(certificates: Sequence[Certificate], n_certified: int, n: int) ->
     return (
         f"{n_certified} of {n} records are certified{own} The records are spread over "
         f"{len(certificates)} adapters, of which the one that index.json names for a record is "
-        "active; what is said of harm is what the worst of them does."
+        "active; of what is said of harm each figure is that of the worst of them, and what is "
+        "counted is counted over all."
         f"{of_rounding(_rounding(certificates))}"
     )
 
@@ -106,6 +115,39 @@ def joined_mismatches(whole: Certificate, parts: Mapping[str, Certificate]) -> l
     Args:
         whole: the certificate over all.
         parts: those of its adapters, by name.
+    """
+    found = other_parts(whole, parts)
+    certificates = list(parts.values())
+    found += [
+        f"{name}: {field} is another than in the certificate over all"
+        for field in _SHARED
+        for name, part in parts.items()
+        if getattr(part, field) != getattr(whole, field)
+    ]
+    if _lines(whole) != sorted(line for part in certificates for line in _lines(part)):
+        found.append("its lines are not those of the adapters' certificates")
+    found += contradictions(whole)
+    if whole.rounding != _rounding(certificates):
+        found.append("what is said of rounding is not what the adapters' certificates say")
+    if (whole.specific, tuple(whole.not_specific_because)) != _verdict(parts):
+        found.append("the verdict on specificity is not that of the adapters' certificates")
+    said, of_parts = _harms(whole), _harms(*certificates)
+    for name in sorted(said.keys() | of_parts.keys()):
+        harms, claimed = of_parts.get(name, []), said.get(name, [None])[0]
+        if not harms or claimed != harms[0].joined(harms):
+            as_before = " (but what one of them does, as earlier versions had it)"
+            found.append(
+                f"what is claimed of {name} is not what the adapters' certificates say together"
+                f"{as_before if claimed in harms else ''}: memlaw update joins them anew"
+            )
+    return found
+
+
+def other_parts(whole: Certificate, parts: Mapping[str, Certificate]) -> list[str]:
+    """Where adapters are others than those that a certificate was joined from: a sentence each.
+
+    Args:
+        whole, parts: as for `joined_mismatches`.
     """
     found = []
     adapters = whole.adapters or {}
@@ -119,15 +161,20 @@ def joined_mismatches(whole: Certificate, parts: Mapping[str, Certificate]) -> l
     counts = [sum(getattr(part, field) for part in parts.values()) for field in _COUNTS]
     if counts != [getattr(whole, field) for field in _COUNTS]:
         found.append("the totals are not those of the adapters' certificates")
-    claims = _worst(list(parts.values())) if parts else {}
-    if whole.rounding != _rounding(list(parts.values())):
-        found.append("what is said of rounding is not what the adapters' certificates say")
-    found += [
-        f"what is claimed of {name} is not what the worst adapter does"
-        for name in sorted(claims.keys() | whole.claims().keys())
-        if claims.get(name) != whole.claims().get(name)
-    ]
     return found
 
 
+def _lines(certificate: Certificate) -> list[tuple[Any, ...]]:
+    """What is said of each record, but for its commitment, in order."""
+    return sorted(
+        (line.id, line.certified, line.recalled, line.min_p, line.n_tokens)
+        for line in certificate.records
+    )
+
+
+_SHARED = (
+    *("base_sha256", "tokenizer_sha256", "dtype", "device", "threshold", "margin"),
+    *("prompt_format", "prompt_rendering", "template_args", "clock", "end_token", "end_token_id"),
+    *("activated", "invocation_ids"),
+)
 _COUNTS = ("n_records", "n_certified", "n_parameters")

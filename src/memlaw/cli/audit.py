@@ -169,7 +169,7 @@ def show_audit(audit: Audit, harms: Mapping[str, Harm] = MappingProxyType({})) -
 
 def show_check(check: CertificateCheck) -> None:
     """The result of `--certificate`: the audit, what doesn't match, and whether it holds."""
-    from memlaw.cli.verdicts import SHOWN, print_specificity
+    from memlaw.cli.verdicts import SHOWN, certificate_verdict, print_specificity
     from memlaw.measure.harm import KINDS
     from memlaw.measure.specificity import specificity
 
@@ -193,15 +193,4 @@ def show_check(check: CertificateCheck) -> None:
         console.print(f"  and {len(check.mismatches) - 4 * SHOWN} more")
     for line in check.unchecked:
         console.print(Text(f"  not checked: {line}"), soft_wrap=True)
-    if check.holds:
-        verdict = "THE CERTIFICATE HOLDS"
-    elif check.unchecked and not check.mismatches and check.certificate.certified:
-        verdict = "NOTHING SPEAKS AGAINST THE CERTIFICATE, BUT NOT ALL OF IT CAN BE CHECKED HERE"
-    elif check.mismatches:
-        verdict = f"THE CERTIFICATE DOES NOT HOLD: {len(check.mismatches)} mismatch(es)"
-    else:
-        verdict = (
-            f"THE CERTIFICATE IS TRUE, BUT ONLY {check.certificate.n_certified} OF "
-            f"{check.certificate.n_records} RECORDS ARE CERTIFIED"
-        )
-    console.print(Text(verdict, style="bold"))
+    console.print(Text(certificate_verdict(check), style="bold"))

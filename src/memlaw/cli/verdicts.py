@@ -13,9 +13,11 @@ from memlaw.cli.terminal import BARS, print_rows, stdout_console
 from memlaw.core.criterion import of_thousand
 
 if TYPE_CHECKING:
+    from memlaw.certify.check import CertificateCheck
     from memlaw.measure.examine import Audit
     from memlaw.measure.forgotten import Forgotten
     from memlaw.measure.specificity import Specificity
+    from memlaw.shards.checking import ShardsCheck
 
 SHOWN = 5  # records of a kind; of the others only how many there are
 _CONTEXT_TOKENS = 8
@@ -140,3 +142,19 @@ def show_forgotten(found: Sequence[Forgotten]) -> None:
         "answered as by the bare model": f"{sum(one.as_base for one in found)} of {len(found)}",
     }
     print_rows(stdout_console(), rows)
+
+
+def certificate_verdict(check: CertificateCheck | ShardsCheck) -> str:
+    """In capitals whether a certificate holds."""
+    claimed = check.certificate
+    if check.holds:
+        return "THE CERTIFICATE HOLDS"
+    if check.mismatches:
+        return f"THE CERTIFICATE DOES NOT HOLD: {len(check.mismatches)} mismatch(es)"
+    only = f"ONLY {claimed.n_certified} OF {claimed.n_records} RECORDS ARE CERTIFIED"
+    if check.unchecked:
+        also = "" if claimed.certified else f"; AND {only}"
+        return (
+            f"NOTHING SPEAKS AGAINST THE CERTIFICATE, BUT NOT ALL OF IT CAN BE CHECKED HERE{also}"
+        )
+    return f"THE CERTIFICATE IS TRUE, BUT {only}"

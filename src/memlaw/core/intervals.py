@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -16,7 +16,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def share_interval(n_found: int, n: int) -> tuple[float, float]:
+def share_interval(n_found: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, n_found of n; 0 to 1 where n is 0."""
     if n == 0:
         return 0.0, 1.0
@@ -25,3 +25,9 @@ def share_interval(n_found: int, n: int) -> tuple[float, float]:
     half = z / (n + z * z) * (n_found * (n - n_found) / n + z * z / 4) ** 0.5
     low = 0.0 if n_found == 0 else middle - half
     return low, 1.0 if n_found == n else middle + half
+
+
+def highest(intervals: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The highest low and the highest high end of at least one interval."""
+    lows, highs = zip(*intervals, strict=True)
+    return max(lows), max(highs)

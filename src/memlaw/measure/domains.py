@@ -145,6 +145,11 @@ class Chats(_Domain):
     name, kind = "chats", ChatsDamage
     text_name = "the base model's own chats"
 
+    @classmethod
+    def of_claim(cls, subject: Subject, claim: Mapping[str, Any]) -> Self:
+        """For a certificate: chats of this machine, which rounding may have made others."""
+        return cls(subject)
+
     def texts(self) -> list[tuple[Ids, Ids]]:
         """Prompts and answers."""
         subject = self.subject

@@ -7,7 +7,7 @@ bound: it says how far beyond the very words of a prompt the memory reaches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -50,8 +50,12 @@ class Generality:
 
     @property
     def share_ci95(self) -> tuple[float, float]:
-        """Its 95 % confidence interval (Wilson's)."""
-        return share_interval(self.recited, self.n)
+        """Its 95 % confidence interval (Wilson's, of as many trials as there are records).
+
+        What is asked in several other words is one memory: taken for so many memories, phrasings
+        would make the interval too narrow. So it is rather too wide.
+        """
+        return share_interval(self.share * self.n_records, self.n_records)
 
     @property
     def high(self) -> float:
@@ -80,9 +84,22 @@ class Generality:
             raise ValueError(f"counts that can't be: {counts}")
         said = [content["share"], *content["share_ci95"]]
         meant = [found.share, *found.share_ci95]
-        if any(not abs(a - b) < 1e-9 for a, b in zip(said, meant, strict=True)):
+        by_phrasing = [found.share, *share_interval(found.recited, found.n)]  # as it once was
+        if not any(
+            all(abs(a - b) < 1e-9 for a, b in zip(said, figures, strict=True))
+            for figures in (meant, by_phrasing)
+        ):
             raise ValueError(f"share is {said}, but its counts make it {meant}")
         return found
+
+    def joined(self, harms: Sequence[Generality]) -> Generality:
+        """Of several adapters, each asked for its own records: all together."""
+        return Generality(
+            n=sum(h.n for h in harms),
+            recited=sum(h.recited for h in harms),
+            n_records=sum(h.n_records for h in harms),
+            prompts_sha256=json_sha256([h.prompts_sha256 for h in harms]),
+        )
 
     def row(self) -> tuple[str, str]:
         """Its name and value in a table of results."""

@@ -41,6 +41,10 @@ class Harm(Protocol):
         """What the certificate says of it."""
         ...
 
+    def joined(self, harms: Sequence[Any]) -> Any:
+        """What can be said of several adapters, of which one is active: none does worse."""
+        ...
+
     def row(self) -> tuple[str, str]:
         """A name and a value for a table of results."""
         ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from memlaw.core.files import json_sha256
 from memlaw.core.intervals import share_interval
 from memlaw.data.near_misses import NOT_STORED
 from memlaw.measure.answers import Answered
@@ -131,6 +132,25 @@ class Leaks:
             if any(not abs(a - b) < 1e-9 for a, b in pairs):
                 raise ValueError(f"{name} is {said}, but the kinds make it {meant}")
         return found
+
+    def joined(self, harms: Sequence[Leaks]) -> Leaks:
+        """Of several adapters, each asked near misses of its own records: all together."""
+        kinds = dict.fromkeys(kind for h in harms for kind in h.by_kind)
+        names = [f.name for f in fields(KindCounts)]
+        return Leaks(
+            by_kind={
+                kind: KindCounts(
+                    **{
+                        name: sum(
+                            getattr(h.by_kind[kind], name) for h in harms if kind in h.by_kind
+                        )
+                        for name in names
+                    }
+                )
+                for kind in kinds
+            },
+            prompts_sha256=json_sha256([h.prompts_sha256 for h in harms]),
+        )
 
     def row(self) -> tuple[str, str]:
         """Its name and value in a table of results."""

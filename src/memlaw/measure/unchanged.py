@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from memlaw.core.intervals import share_interval
+from memlaw.core.intervals import highest, share_interval
 from memlaw.measure.answers import Answered
 from memlaw.measure.own_prompts import ANSWER_TOKENS
 
 TOLERANCE = 0.03  # of a share: what rounding may change on another machine
-_TOLERANCE_NATS = 0.01
+TOLERANCE_NATS = 0.01
 OVERTURNED_NATS = math.log(2)  # half as likely; a near tie is less than that
 
 
@@ -109,6 +109,23 @@ class Unchanged:
                 raise ValueError(f"{name} is {said}, but its counts make it {meant}")
         return found
 
+    def joined(self, harms: Sequence[Unchanged]) -> Unchanged:
+        """Of several adapters on the same prompts: each figure that of the one worst in it."""
+        least = min(harms, key=lambda h: h.share_of_floor)
+        known = [h.overturned for h in harms if h.overturned is not None]
+        return replace(
+            least,
+            everyday_unchanged=min(h.everyday_unchanged for h in harms),
+            everyday_in_form=max(h.everyday_in_form for h in harms),
+            kl_nats=max(h.kl_nats for h in harms),
+            kl_ci95=highest(h.kl_ci95 for h in harms),
+            kl_worst_nats=max(h.kl_worst_nats for h in harms),
+            overturned=(
+                min(max(known), least.n - least.unchanged) if len(known) == len(harms) else None
+            ),
+            changed=(),
+        )
+
     def row(self) -> tuple[str, str]:
         """Its name and value in a table of results."""
         low, high = self.share_of_floor_ci95
@@ -166,7 +183,7 @@ class Unchanged:
                 f"{claimed.share_of_floor:.1%}"
             )
         low, high = self.kl_ci95
-        if not low - _TOLERANCE_NATS <= claimed.kl_nats <= high + _TOLERANCE_NATS:
+        if not low - TOLERANCE_NATS <= claimed.kl_nats <= high + TOLERANCE_NATS:
             return (
                 f"KL on other prompts is {self.kl_nats:.4f} nats a token, not {claimed.kl_nats:.4f}"
             )
