@@ -60,9 +60,11 @@ def test_all_are_certified_and_each_shard_is_a_folder_of_write(written, book):
 def test_what_is_claimed_of_all_is_what_the_worst_does(written):
     whole = json.loads((written / "certificate.json").read_text())
     parts = [json.loads(p.read_text()) for p in written.glob("shards/*/certificate.json")]
-    assert whole["damage"] in [part["damage"] for part in parts]
-    highest = max(part["damage"]["delta_nll_ci95"][1] for part in parts)
-    assert whole["damage"]["delta_nll_ci95"][1] == highest
+    for name in ("delta_nll_nats", "kl_nats"):
+        assert whole["damage"][name] == max(part["damage"][name] for part in parts)
+    for end in (0, 1):
+        highest = max(part["damage"]["delta_nll_ci95"][end] for part in parts)
+        assert whole["damage"]["delta_nll_ci95"][end] == highest
     assert whole["n_parameters"] == sum(part["n_parameters"] for part in parts)
 
 
@@ -193,3 +195,16 @@ def test_ray_writes_what_one_process_writes(written, book, settings, tmp_path):
     out = tmp_path / "out"
     assert memlaw.write_shards(book, out, shards=3, launcher=launcher, **settings).succeeded
     assert _weights(out) == _weights(written)
+
+
+@pytest.mark.slow
+def test_further_phrasings_of_records_in_several_shards_are_checked(book, settings, tmp_path):
+    data = tmp_path / "phrasings.jsonl"
+    rows = [{"prompt": p, "paraphrases": [f"Number of {p}", f"And {p}"]} for p, _ in book]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    how = {**settings, "paraphrases": str(data)}
+    assert memlaw.write_shards(book, out, shards=2, **how).succeeded
+    check = memlaw.check_shards(out, book)
+    assert check.holds, (check.mismatches, check.unchecked)
+    assert check.certificate.harms["generality"]["n"] == len(book)

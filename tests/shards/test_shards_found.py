@@ -167,3 +167,44 @@ def test_a_model_is_loaded_once_for_a_prompt_that_has_to_be_found(written, monke
         )
     memlaw.ask(written, "nobody's prompt", threshold=-1.0)
     assert len(loaded) == 1
+
+
+def test_the_certificate_over_all_is_the_one_that_is_named(written, book, tmp_path, capsys):
+    data, renamed = tmp_path / "data.jsonl", tmp_path / "renamed.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in book))
+    renamed.write_text("\n".join(json.dumps({"name": p, "phone": c}) for p, c in book))
+    own = written / "certificate.json"
+
+    def check(data, certificate, *more):
+        given = ["audit", str(data), "--certificate", str(certificate), *more]
+        return cli.run(given), capsys.readouterr()
+
+    assert check(data, written / "nowhere.json")[0] == 2
+    fields = ("--prompt-field", "name", "--completion-field", "phone")
+    assert check(renamed, own, *fields)[0] == 0
+    status, said = check(data, own, "--tokens", str(tmp_path / "tokens.parquet"))
+    assert status == 2
+    assert "audit one of them" in said.err
+    with data.open("a") as file:
+        file.write('\n{"prompt": "Eve Mora:", "completion": 5}')
+    status, said = check(data, own)
+    assert status == 2
+    assert "data.jsonl:7" in said.err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_checked_of_shards_is_told(folder, book, texts, tmp_path, capsys):
+    """As where a text that damage was measured on isn't here."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in book))
+    for path in folder.glob("shards/*/private/openings.json"):
+        path.unlink()
+    given = ["audit", str(data), "--certificate", str(folder / "certificate.json")]
+    assert cli.run(given) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not checked: shard-0001: that these are the certified records" in said
+    assert "NOTHING SPEAKS AGAINST THE CERTIFICATE" in said
+    assert cli.run([*given, "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["mismatches"] == []
+    assert len(content["unchecked"]) == 3

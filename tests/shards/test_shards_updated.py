@@ -164,3 +164,53 @@ def test_the_update_of_one_adapter_is_not_for_shards(folder, book):
     with pytest.raises(OutputError, match="no private records"):
         memlaw.update_shards(folder, book[1:])
     assert len(_files(folder)) == len(before) - 1
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_not_certified_must_be_finished_first(book, settings, tmp_path):
+    out = tmp_path / "out"
+    assert not memlaw.write_shards(book, out, shards=3, **settings | {"max_epochs": 1}).certified
+    data = [*book[:-1], (book[-1][0], "9999")]
+    with pytest.raises(OutputError, match=r"shard-0001 isn't certified .*--resume"):
+        memlaw.update_shards(out, data, max_epochs=300)
+    assert memlaw.write_shards(book, out, shards=3, **settings | {"resume": True}).succeeded
+    assert memlaw.update_shards(out, data).taken
+
+
+def test_notes_in_a_folder_of_shards_stay(folder, book):
+    for name in ("notes.txt", "shards/shard-0001/notes.txt", "shards/shard-0002/notes.txt"):
+        (folder / name).write_text("mine")
+    assert memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]]).taken
+    for name in ("notes.txt", "shards/shard-0001/notes.txt", "shards/shard-0002/notes.txt"):
+        assert (folder / name).read_text() == "mine"
+
+
+def test_a_certificate_as_earlier_versions_joined_it_is_joined_anew(folder, book):
+    """One adapter's claim, where now each figure is the worst of all."""
+    path = folder / "certificate.json"
+    content = json.loads(path.read_text())
+    parts = [json.loads(p.read_text()) for p in sorted(folder.glob("shards/*/certificate.json"))]
+    content["damage"] = max((p["damage"] for p in parts), key=lambda d: d["delta_nll_ci95"][1])
+    content["damage"]["kl_nats"] = min(p["damage"]["kl_nats"] for p in parts)
+    path.write_text(json.dumps(content))
+    before = _weights(folder)
+    (said,) = memlaw.check_shards(folder, book).mismatches
+    assert "memlaw update joins them anew" in said
+    result = memlaw.update_shards(folder, book)
+    assert result.taken
+    assert result.trained == ()
+    assert _weights(folder) == before
+    assert memlaw.check_shards(folder, book).holds
+    assert memlaw.update_shards(folder, book).changes.nothing
+
+
+def test_notes_in_shards_stay_when_it_is_gone_back(folder, book):
+    notes = folder / "shards/shard-0001/notes.txt"
+    notes.write_text("one")
+    (folder / ".gitignore").write_text("everything\n")
+    assert memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]]).taken
+    assert not list((folder / "generations").rglob("notes.txt"))
+    notes.write_text("two")
+    memlaw.revert(folder, to=1)
+    assert notes.read_text() == "two"
+    assert (folder / ".gitignore").read_text() == "everything\n"

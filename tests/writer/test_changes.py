@@ -59,11 +59,33 @@ def test_the_order_of_records_is_no_change(written, phone_book):
     assert found.cost_s == 0
 
 
-def test_a_chat_of_one_message_is_another_prompt_than_its_text(written, phone_book):
-    chat = {"messages": [{"role": "user", "content": "Li Na:"}]}
-    chat["messages"].append({"role": "assistant", "content": "031415"})
-    found = memlaw.diff(written, [chat])
+def test_a_prompt_in_messages_is_not_told_from_its_text(written, phone_book):
+    """It would be forgotten and learnt at once."""
+
+    def chat(*said):
+        roles = ("user", "assistant", "user", "assistant")
+        return {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=False)]}
+
+    with pytest.raises(DataError, match=r"1 prompt.s. are as text in the folder and in messages"):
+        memlaw.diff(written, [chat("Li Na:", "031415"), phone_book[0]])
+    found = memlaw.diff(written, [chat("Li Na:", "?", "Li Na:", "031415")])
     assert found.counts == {"added": 1, "replaced": 0, "removed": 4, "unchanged": 0}
+
+
+@pytest.mark.parametrize("row", ['{"prompt": "Eve Mora:", "completion": 555123}', '{"prompt": "E'])
+def test_a_row_that_cannot_be_used_is_no_record_that_is_gone(
+    written, phone_book, tmp_path, row, capsys
+):
+    good = [json.dumps({"prompt": p, "completion": c}) for p, c in phone_book]
+    data = tmp_path / "data.jsonl"
+    for rows in ([*good, row], [*good[:-1], row]):
+        data.write_text("\n".join(rows))
+        for command in ("diff", "update"):
+            assert cli.run([command, str(written), str(data)]) == 2
+            assert "data.jsonl:" in capsys.readouterr().err
+            if command == "diff" or rows[:-1] == good:  # else there is something to train
+                assert cli.run([command, str(written), str(data), "--skip-bad"]) == 0
+                assert "1 bad row(s) left out" in capsys.readouterr().err
 
 
 def test_data_that_contradict_themselves_are_refused(written):

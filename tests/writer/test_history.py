@@ -7,7 +7,7 @@ import pytest
 
 import memlaw
 from memlaw import cli
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, MemlawError, OutputError
 from memlaw.writer.history import generations_of
 
 SETTINGS = {"specificity": False, "retention": 0, "max_epochs": 300}
@@ -100,3 +100,30 @@ def test_a_folder_older_than_generations_has_one(folder):
     (line,) = run.pop("generations")
     (found,) = generations_of(run)
     assert found == {**line, "created": None}
+
+
+def test_it_can_be_gone_back_from_within(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert cli.run(["revert", ".", "--to", "1"]) == 0
+    monkeypatch.chdir(folder)
+    assert len(memlaw.log(".")) == 3
+
+
+def test_an_earlier_generation_is_not_changed(folder, phone_book):
+    with pytest.raises(OutputError, match=r"earlier generation of .*revert .* --to 1"):
+        memlaw.update(folder / "generations/1", phone_book[1:])
+    with pytest.raises(OutputError, match="earlier generation"):
+        memlaw.revert(folder / "generations/1", to=1)
+
+
+@pytest.mark.parametrize("damage", ["gone", "another"])
+def test_a_generation_that_is_not_what_it_was_is_not_gone_back_to(folder, damage):
+    weights = folder / "generations/1/adapter_model.safetensors"
+    now = folder / "adapter_model.safetensors"
+    weights.unlink()
+    if damage == "another":
+        shutil.copy(now, weights)
+    before = now.read_bytes()
+    with pytest.raises(MemlawError, match=r"another adapter|no adapter"):
+        memlaw.revert(folder, to=1)
+    assert now.read_bytes() == before

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import memlaw
 from memlaw import cli
-from memlaw.core.errors import AdapterError, DataError, OutputError
+from memlaw.core.errors import AdapterError, ConfigError, DataError, OutputError
 from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
@@ -24,6 +24,7 @@ from memlaw.settings.write import WriteConfig
 from memlaw.writer import updating, warm
 from memlaw.writer.history import generations_of
 from memlaw.writer.private import read_learner, read_private_records
+from memlaw.writer.publish import push
 from memlaw.writer.state import Run
 
 SETTINGS = {"specificity": False, "retention": 100, "max_epochs": 300}
@@ -393,3 +394,94 @@ def test_a_first_generation_without_it_has_it_from_the_curve(written, curve):
     assert line["flop"] == sum(epoch["flop"] for epoch in run["curve"])
     (line,) = generations_of(run | {"curve": curve})
     assert line["flop"] is None
+
+
+def test_what_is_somebody_elses_stays_in_the_folder(folder, changed, phone_book):
+    """A repository that it is, and notes: they are no part of a generation, and go with none."""
+    (folder / ".git/objects").mkdir(parents=True)
+    (folder / ".git/objects/one").write_text("a commit")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "latest").symlink_to("notes.txt")
+    own = {
+        name: (folder / name).read_bytes() for name in (".git/objects/one", "notes.txt", "latest")
+    }
+
+    def kept():
+        return {name: (folder / name).read_bytes() for name in own} == own
+
+    assert memlaw.update(folder, changed).taken
+    assert kept()
+    assert (folder / "latest").is_symlink()
+    assert not (folder / "generations/1/notes.txt").exists()
+    assert not (folder / "generations/1/.git").exists()
+    (folder / "notes.txt").write_text("more")
+    own["notes.txt"] = own["latest"] = b"more"
+    memlaw.revert(folder, to=1)
+    assert kept()
+    notices = []
+
+    class Listening(Observer):
+        def notice(self, text):
+            notices.append(text)
+
+    assert memlaw.update(folder, phone_book[:3], observer=Listening()).taken
+    assert any(".git, latest, notes.txt" in text for text in notices)
+    assert not (folder / "generations").exists()
+    assert kept()
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+
+
+def test_where_a_file_system_is_mounted_nothing_is_begun(folder, changed, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == str(folder))
+    with pytest.raises(OutputError, match="where a file system is mounted"):
+        memlaw.update(folder, changed)
+    with pytest.raises(OutputError, match="where a file system is mounted"):
+        memlaw.revert(folder, to=1)
+    assert memlaw.update(folder, changed, new=folder.parent / "new").taken
+
+
+def test_rows_that_only_the_tokenizer_refuses_are_no_change(llama, phone_book, texts, tmp_path):
+    bad = [*phone_book, ("Eve Mora:", "12<|im_end|>3")]
+    out = tmp_path / "out"
+    how = {"skip_bad": True, **SETTINGS, **texts}
+    assert memlaw.write(bad, out, model=str(llama), **how).certified
+    before = _files(out)
+    assert memlaw.update(out, bad).changes.nothing
+    assert _files(out) == before
+    worse = [(phone_book[0][0], "44<|im_end|>7"), *phone_book[1:]]
+    result = memlaw.update(out, worse)
+    assert [record.prompt for record in result.changes.removed] == [phone_book[0][0]]
+    assert result.taken
+    assert result.is_forgotten
+    assert memlaw.ask(out, phone_book[0][0]).text != phone_book[0][1]
+
+
+def test_texts_are_found_from_another_folder(
+    llama, phone_book, tmp_path, monkeypatch, texts, capsys
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    for name, path in texts.items():
+        shutil.copy(path, home / f"{name}.txt")
+    shutil.copytree(llama, home / "a" / "model")
+    monkeypatch.chdir(home)
+    how = {name: f"{name}.txt" for name in texts}
+    assert memlaw.write(phone_book, "out", model="a/model", **SETTINGS, **how).certified
+    monkeypatch.chdir(elsewhere)
+    assert _run(home / "out")["config"]["damage_text"] == str(home / "damage_text.txt")
+    with pytest.raises(ConfigError, match="is a path on this machine"):
+        push(home / "out", "me/book", dry_run=True)
+    with pytest.raises(ConfigError, match="is a path on this machine"):
+        push(home / "out", "me/book", base=str(home / "a/model"), dry_run=True)
+    assert memlaw.update(home / "out", [*phone_book, ADDED]).taken
+    other = elsewhere / "other.txt"
+    other.write_text((home / "damage_text.txt").read_text() + "And more. " * 400)
+    notices = []
+
+    class Listening(Observer):
+        def notice(self, text):
+            notices.append(text)
+
+    memlaw.update(home / "out", phone_book, damage_text=str(other), observer=Listening())
+    assert any("another text than it was" in text for text in notices)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from memlaw.writer.changes import Changes
 
 GROUPS = {
-    "data": ("prompt_field", "completion_field", "data_format", "delimiter", "paraphrases"),
+    "data": (
+        *("prompt_field", "completion_field", "data_format", "delimiter", "skip_bad"),
+        "paraphrases",
+    ),
     "run": ("model", "json"),
 }
 _SHOWN = 5  # records of a kind
@@ -38,6 +41,7 @@ class DiffArguments:
         completion_field: name of the completion's field in the data (default: the run's).
         data_format: format of the data file; auto goes by its suffix (default: the run's).
         delimiter: what is between the cells of a CSV file (default: the run's).
+        skip_bad: leave out rows that can't be used; without it, too, if the run did.
         paraphrases: file of other phrasings, where it now lies (default: the run's).
         model: a base model that must be the folder's own: its hash is compared.
         json: print JSON: counts, and the text of all records that change.
@@ -49,6 +53,7 @@ class DiffArguments:
     completion_field: str | None = None
     data_format: DataFormat | None = None
     delimiter: str | None = None
+    skip_bad: bool = False
     paraphrases: str | None = None
     model: str | None = None
     json: bool = False

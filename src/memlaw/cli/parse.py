@@ -125,7 +125,7 @@ def with_config_file(kind: type, args: list[str]) -> list[str]:
     settings = _settings_of(kind, Path(args[place + 1]))
     rest = args[:place] + args[place + 2 :]
     # DATA goes first: behind a setting that takes a list it would be read as one of its items.
-    first = 1 if rest and not rest[0].startswith("-") else 0
+    first = next((n for n, text in enumerate(rest) if text.startswith("-")), len(rest))
     return rest[:first] + settings + rest[first:]
 
 

@@ -84,7 +84,7 @@ def run_update(given: UpdateArguments, config: UpdateConfig) -> int:
         stdout_console().print(said, soft_wrap=True)
         return NOT_CERTIFIED
     show_shards(result.certificate, result.shards, given.new or given.out, None)
-    return DONE
+    return DONE if result.certificate.certified else NOT_CERTIFIED
 
 
 def show_shards(
@@ -122,11 +122,21 @@ def show_shards(
 def run_check(given: AuditArguments, config: AuditConfig) -> int:
     """`memlaw audit --certificate` of a folder of shards; returns the exit status."""
     from memlaw.cli.progress import ConsoleObserver
+    from memlaw.cli.verdicts import certificate_verdict
+    from memlaw.core.errors import ConfigError
     from memlaw.shards.checking import check_shards
 
     assert given.certificate is not None
+    if given.tokens is not None:
+        raise ConfigError("--tokens is about one adapter, and these are shards: audit one of them.")
     with closing(ConsoleObserver()) as observer:
-        check = check_shards(given.certificate.parent, given.data, config, observer=observer)
+        check = check_shards(
+            given.certificate.parent,
+            given.data,
+            config,
+            certificate=given.certificate,
+            observer=observer,
+        )
     n = check.certificate.n_records
     if given.json:
         print_json(
@@ -135,6 +145,7 @@ def run_check(given: AuditArguments, config: AuditConfig) -> int:
                 "n_recalled": check.n_recalled,
                 "n_records": n,
                 "mismatches": list(check.mismatches),
+                "unchecked": list(check.unchecked),
             }
         )
     else:
@@ -144,8 +155,11 @@ def run_check(given: AuditArguments, config: AuditConfig) -> int:
             "recited word for word": f"{check.n_recalled:,} of {n:,}",
         }
         print_rows(console, rows)
-        for line in check.mismatches[:_SHOWN]:
-            console.print(Text(f"  {line}"), soft_wrap=True)
-        verdict = "THE CERTIFICATE HOLDS" if check.holds else "THE CERTIFICATE DOES NOT HOLD"
-        console.print(Text(verdict, style="bold"))
+        unchecked = [f"not checked: {line}" for line in check.unchecked]
+        for lines in (check.mismatches, unchecked):
+            for line in lines[:_SHOWN]:
+                console.print(Text(f"  {line}"), soft_wrap=True)
+            if len(lines) > _SHOWN:
+                console.print(f"  and {len(lines) - _SHOWN:,} more")
+        console.print(Text(certificate_verdict(check), style="bold"))
     return DONE if check.holds else NOT_CERTIFIED

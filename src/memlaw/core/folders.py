@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,21 +109,67 @@ def _swapped(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code))
 
 
-def linked_tree(source: Path, target: Path, *, but: str) -> None:
+def require_exchangeable(folder: Path) -> None:
+    """Raise OutputError where a folder can't be exchanged: file systems are mounted on it."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        mounted = [line.split()[4] for line in lines.splitlines()]
+    except OSError:  # not Linux
+        mounted = []
+    place = str(folder.resolve())
+    if os.path.ismount(place) or place in mounted:
+        raise OutputError(
+            f"{folder} is where a file system is mounted, and such a folder can't be replaced in "
+            "one step. Mount the folder above it, or have the result in another folder (-o NEW)."
+        )
+
+
+def linked_tree(
+    source: Path, target: Path, *, but: str, left: Callable[[Path], Collection[str]] | None = None
+) -> None:
     """Copy a folder without its part `but`, by hard links where the file system has them.
 
     Files that are only ever replaced, never changed, cost no space twice.
 
+    Args:
+        source: the folder.
+        target: where to; may be there already.
+        but: name of what is left out, wherever it lies.
+        left: gives, for each folder, the names of what else is left out of it.
+
     Raises:
         OutputError: it can't be read, or the copy not be written.
     """
+    usual = shutil.ignore_patterns(but, LOCK_FILE)
 
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return usual(folder, names) | set(left(Path(folder)) if left else ())
 
-    ignored = shutil.ignore_patterns(but, LOCK_FILE)
     with writing(target):
-        shutil.copytree(source, target, copy_function=link, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(source, target, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
+
+
+def linked(source: Path, target: Path) -> None:
+    """Put a file, a folder or a link that lies elsewhere at `target`, in place of what is there.
+
+    Raises:
+        OutputError: it can't be read, or not be written.
+    """
+    with writing(target):
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        if source.is_symlink():
+            target.symlink_to(os.readlink(source))
+        elif source.is_dir():
+            shutil.copytree(source, target, symlinks=True, copy_function=_link)
+        else:
+            _link(str(source), str(target))
+
+
+def _link(one: str, other: str) -> None:
+    try:
+        os.link(one, other)
+    except OSError:
+        shutil.copy2(one, other)

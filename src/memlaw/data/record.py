@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memlaw.core.files import json_sha256
+
 Message = Mapping[str, Any]
 Prompt = str | tuple[Message, ...]
 GIVEN = "memlaw.given"  # key of a prompt's first message: what its template is given besides
@@ -83,6 +85,17 @@ def text_of(message: Message) -> str:
     """A message's text; of content in parts, a part a line; empty where it has only tool calls."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def prompt_sha256(prompt: Prompt) -> str:
+    """Hash of a prompt; of a single message of the user's, the same as of its text."""
+    if not isinstance(prompt, str):
+        (first, *more) = messages = [dict(message) for message in prompt]
+        alone = not more and first.keys() == {"role", "content"} and first["role"] == "user"
+        if not alone:
+            return json_sha256(messages)
+        prompt = text_of(first)
+    return json_sha256(prompt)
 
 
 def texts_of(prompt: Prompt) -> list[str]:

@@ -7,6 +7,7 @@ their files, uses that table.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -196,6 +197,11 @@ def adapter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         if (folder / format.weights_file).is_file():
             return stored_shapes(folder / format.weights_file)
     raise AdapterError(f"{folder} holds no adapter weights.")
+
+
+def n_parameters(folder: Path) -> int:
+    """How many numbers a saved adapter has; raises AdapterError as `adapter_shapes`."""
+    return sum(math.prod(shape) for shape in adapter_shapes(folder).values())
 
 
 def adapter_base(folder: Path) -> NamedBase:

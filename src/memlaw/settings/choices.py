@@ -31,6 +31,12 @@ ALIASES: dict[str, Objective] = {
 }
 
 
+def whole_path(spec: str) -> str:
+    """What is a path here, from the root on; else (a hub id, say) as it is."""
+    path = Path(spec).expanduser()
+    return str(path.absolute()) if spec != EMBEDDED and path.exists() else spec
+
+
 def portable_base(spec: str) -> str | None:
     """The hub id of a base model, by what it was asked for; None: it is a path on this machine."""
     if spec == EMBEDDED:

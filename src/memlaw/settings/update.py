@@ -26,6 +26,8 @@ class UpdateConfig:
         keep: file of prompts whose answers must not change, where it now lies or with others in it.
         near: file of prompts for which nothing is stored, likewise.
         paraphrases: file of other phrasings, likewise.
+        retain: text on which predictions should stay unchanged, likewise.
+        damage_text: unseen text on which ΔNLL is measured, likewise.
         max_epochs: stop after this many epochs, and leave the folder as it was.
         max_rank: largest rank that auto grows to.
         max_damage: keep training until the upper end of the 95 % interval of ΔNLL on unseen text,
@@ -37,7 +39,7 @@ class UpdateConfig:
         completion_field: name of the completion's field in the data.
         data_format: format of the data file; auto goes by its suffix.
         delimiter: what is between the cells of a CSV file: one character, or tab.
-        skip_bad: leave out rows that can't be used.
+        skip_bad: leave out rows that can't be used; without it, too, if the folder was written so.
         audit_batch_size: records per forward pass in the audit, at most.
         trust_remote_code: run Python code that comes with the model. What the folder was written
             with doesn't count: it may be another's.
@@ -48,6 +50,8 @@ class UpdateConfig:
     keep: str | None = None
     near: str | None = None
     paraphrases: str | None = None
+    retain: str | None = None
+    damage_text: str | None = None
     max_epochs: int | None = None
     max_rank: int | None = None
     max_damage: float | None = None
@@ -57,7 +61,7 @@ class UpdateConfig:
     completion_field: str | None = None
     data_format: DataFormat | None = None
     delimiter: str | None = None
-    skip_bad: bool | None = None
+    skip_bad: bool = False
     audit_batch_size: int | None = None
     trust_remote_code: bool = False
 
@@ -81,6 +85,7 @@ class UpdateConfig:
             for f in dataclasses.fields(self)
             if f.name not in _OWN and (value := getattr(self, f.name)) is not None
         }
+        now["skip_bad"] = self.skip_bad or bool(then.get("skip_bad"))
         try:
             return WriteConfig(**(then | now | {"resume": False}))
         except (TypeError, ValueError, AttributeError, OverflowError) as error:

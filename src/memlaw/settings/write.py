@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from memlaw.core.errors import ConfigError
@@ -18,11 +18,13 @@ from memlaw.settings.choices import (
     Objective,
     check_template_args,
     resolve_objective,
+    whole_path,
 )
 from memlaw.settings.forms import Form, forms_named
 from memlaw.settings.recipe import RECIPE
 from memlaw.settings.train import TrainConfig
 
+_PATHS = ("model", "tokenizer", "retain", "damage_text", "keep", "near", "paraphrases")
 BOUNDS = ("max_damage", "min_specificity")  # on kinds of harm; what holds them is retention
 # Settings that a resumed run may change: they say where and how long, not what. With triage a later
 # end also decides which records are still worth training.
@@ -261,6 +263,14 @@ class WriteConfig(TrainConfig):
         An activated adapter leaves them as they are. Without `holds`, specificity only measures.
         """
         return self.specificity and self.activated is None
+
+    def recorded(self) -> dict[str, Any]:
+        """For `run.json`: paths from the root on, so that they are the same from elsewhere."""
+        content = asdict(self)
+        for name in _PATHS:
+            if isinstance(content[name], str):
+                content[name] = whole_path(content[name])
+        return content
 
     def resolved(self) -> WriteConfig:
         """The same with what follows from other settings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from memlaw.core.commitment import commitment
 from memlaw.core.errors import AdapterError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
-from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.settings.audit import AuditConfig
 from memlaw.settings.given import settled
 from memlaw.settings.update import UpdateConfig
+from memlaw.settings.write import WriteConfig
 from memlaw.shards.layout import index_key, read_index, shard_folder
-from memlaw.writer.records import records_of
+from memlaw.writer.records import known_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,16 @@ class ShardsCheck:
     mismatches: tuple[str, ...]
 
     @property
+    def unchecked(self) -> tuple[str, ...]:
+        """A sentence for each thing that can't be checked here, with the shard's name."""
+        return tuple(
+            f"{name}: {said}" for name, check in self.checks.items() for said in check.unchecked
+        )
+
+    @property
     def holds(self) -> bool:
         """Everything certified was found so again, and nothing else was given."""
-        unchecked = any(check.unchecked for check in self.checks.values())
-        return not self.mismatches and not unchecked and self.certificate.certified
+        return not self.mismatches and not self.unchecked and self.certificate.certified
 
     @property
     def n_recalled(self) -> int:
@@ -49,11 +56,31 @@ class ShardsCheck:
         return sum(check.audit.n_recalled for check in self.checks.values())
 
 
+# How data are read: what `audit` leaves open is as it was when they were written.
+_READ: dict[str, Any] = {
+    **dict.fromkeys(("prompt_field", "completion_field", "delimiter", "recite_prompt")),
+    "paraphrases": None,
+    "data_format": "auto",
+    "skip_bad": False,
+}
+
+
+def _reading(config: AuditConfig, folder: AdapterFolder) -> WriteConfig:
+    """The settings that the records were written with, as far as no others are given."""
+    how = UpdateConfig().over(folder.run)
+    if config.paraphrases is None and how.paraphrases and not Path(how.paraphrases).is_file():
+        how = dataclasses.replace(how, paraphrases=None)  # they were elsewhere
+    given = {name: getattr(config, name) for name in _READ}
+    meant = {name: value for name, value in given.items() if value != _READ[name]}
+    return dataclasses.replace(how, **meant)
+
+
 def check_shards(
     out: str | Path,
     data: Any,
     config: AuditConfig | None = None,
     *,
+    certificate: str | Path | None = None,
     observer: Observer | None = None,
     **settings: Any,
 ) -> ShardsCheck:
@@ -62,6 +89,7 @@ def check_shards(
     Args:
         out: a folder of shards.
         data: the records that it is about.
+        certificate: the one over all, if it isn't the folder's own.
         config, observer, **settings: as for `audit`.
 
     Raises:
@@ -69,9 +97,10 @@ def check_shards(
     """
     out, observer = Path(out), observer or Observer()
     config = settled(AuditConfig, config, settings)
-    whole, index, key = read_certificate(out / CERTIFICATE_FILE), read_index(out), index_key(out)
-    folder = AdapterFolder(out)
-    records = records_of(data, UpdateConfig().over(folder.run), BadRows(), observer)
+    whole = read_certificate(Path(certificate or out / CERTIFICATE_FILE))
+    index, key = read_index(out), index_key(out)
+    records = known_records(data, _reading(config, AdapterFolder(out)), observer)
+    config = dataclasses.replace(config, **_READ)  # by each shard no more
     parts: dict[str, list[Record]] = {name: [] for name in index.adapters}
     found = []
     for record in records:

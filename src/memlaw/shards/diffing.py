@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memlaw.certify.certificate import read_certificate
-from memlaw.certify.joined import joined_mismatches
+from memlaw.certify.certificate import Certificate, read_certificate
+from memlaw.certify.joined import other_parts
 from memlaw.core.errors import AdapterError, MemlawError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
-from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.settings.given import settled
@@ -22,7 +21,7 @@ from memlaw.shards.spreading import place
 from memlaw.writer.changes import Changes, changes, cost_s, finished_folder, own_base
 from memlaw.writer.folder import whole_of
 from memlaw.writer.private import read_private_records
-from memlaw.writer.records import records_of
+from memlaw.writer.records import known_records
 
 
 def diff(
@@ -54,16 +53,26 @@ def diff(
         )
     if config.model is not None:
         own_base(folder, config.over(folder.run), observer)
-    records = records_of(data, config.over(folder.run), BadRows(), observer)
+    how = config.over(folder.run)
+    records = known_records(data, how, observer)
     found = changes(folder, records, observer)
+    if how.skip_bad and not found.nothing:
+        observer.notice(
+            "Rows that only the tokenizer refuses are among these: an update leaves them out, and "
+            "forgets the record that such a row takes the place of."
+        )
     if "shards" in folder.run:
         require_own_shards(folder)
         found = dataclasses.replace(found, cost_s=_shards_cost_s(folder, found, records))
     return found
 
 
-def require_own_shards(folder: AdapterFolder) -> None:
-    """Raise AdapterError where the shards' certificates aren't those that were joined to one."""
+def require_own_shards(folder: AdapterFolder) -> tuple[Certificate, dict[str, Certificate]]:
+    """The certificate over all, and the shards' own.
+
+    Raises:
+        AdapterError: it was joined from others.
+    """
     assert folder.path is not None
     whole = read_certificate(folder.path / CERTIFICATE_FILE)
     parts = {
@@ -71,11 +80,12 @@ def require_own_shards(folder: AdapterFolder) -> None:
         for name in whole.adapters or {}
         if (path := shard_folder(folder.path, name) / CERTIFICATE_FILE).is_file()
     }
-    if found := joined_mismatches(whole, parts):
+    if found := other_parts(whole, parts):
         raise AdapterError(
             f"{folder.path} isn't what it was certified as ({found[0]}). Put its shards back as "
             "they were, or write anew with 'memlaw write'."
         )
+    return whole, parts
 
 
 def parts_of(

@@ -6,7 +6,7 @@ The certificate comes last, so that it vouches for what is there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _run_json(
     same = ("tokenizer_sha256", "prompt_format", "rendering", "dtype", "device", "base", "format")
     return {
         "status": "certified" if certificate.certified else "not certified",
-        "config": {**asdict(config), "resume": False},
+        "config": {**config.recorded(), "resume": False},
         **{name: first[name] for name in same},
         "shards": {**setting, "names": list(shards)},
         "records": {

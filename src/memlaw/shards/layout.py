@@ -14,11 +14,10 @@ from typing import Any
 
 from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, OutputError
-from memlaw.core.files import json_sha256, read_json, write_json
-from memlaw.data.record import Prompt, Record, text_of
-from memlaw.writer.folder import SHARDS_FOLDER
+from memlaw.core.files import read_json, write_json
+from memlaw.data.record import Prompt, Record, prompt_sha256
+from memlaw.writer.folder import INDEX_FILE, SHARDS_FOLDER
 
-INDEX_FILE = "index.json"
 _FORMAT = 1
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -123,14 +122,3 @@ def index_key(out: Path) -> bytes:
             f"record is in. Fetch it again, or name a shard: {shard_folder(out, 'shard-0001')}."
         )
     return key
-
-
-def prompt_sha256(prompt: Prompt) -> str:
-    """Hash of a prompt; of a single message of the user's, the same as of its text."""
-    if not isinstance(prompt, str):
-        (first, *more) = messages = [dict(message) for message in prompt]
-        alone = not more and first.keys() == {"role", "content"} and first["role"] == "user"
-        if not alone:
-            return json_sha256(messages)
-        prompt = text_of(first)
-    return json_sha256(prompt)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.certify.certificate import Certificate
+from memlaw.certify.certificate import Certificate, read_certificate
+from memlaw.certify.joined import joined_mismatches
 from memlaw.core.commitment import kept_key
 from memlaw.core.errors import OutputError
-from memlaw.core.files import made
+from memlaw.core.files import CERTIFICATE_FILE, made
 from memlaw.core.first_time import Stopwatch
 from memlaw.core.folders import folder_beside, linked_tree
 from memlaw.core.locks import locked
@@ -32,12 +33,11 @@ from memlaw.settings.write import WriteConfig
 from memlaw.shards.diffing import parts_of, require_own_shards
 from memlaw.shards.finishing import Shard, finish
 from memlaw.shards.layout import shard_folder
-from memlaw.shards.writing import checked
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
 from memlaw.writer.folder import GENERATIONS
 from memlaw.writer.history import generations_of
 from memlaw.writer.private import read_private_records
-from memlaw.writer.records import records_of
+from memlaw.writer.records import records_of, usable_records, write_skipped
 from memlaw.writer.run import write_records
 from memlaw.writer.updating import next_generation, take, target_of
 
@@ -99,21 +99,27 @@ def update_shards(
                 f"{out} has no private records, and so nobody can tell which shards change. Fetch "
                 "its private folder again, or write anew with --shards."
             )
-        require_own_shards(folder)
+        whole, parts = require_own_shards(folder)
         how = config.over(folder.run).resolved()
         bad = BadRows()
         records = records_of(data, how, bad, observer)
         found = changes(folder, records, observer)
-        if found.nothing:
+        is_joined = not joined_mismatches(whole, parts)  # as this version does it
+        if found.nothing and is_joined:
+            bad.settle(len(records), skip=how.skip_bad, notice=observer.notice)
             return ShardsUpdate(changes=found)
         base = own_base(folder, how, observer)
-        records, _, how = checked(records, base, how, bad, observer)
+        clock = folder.run.get("rendering", {}).get("clock")
+        records, _, how = usable_records(records, base, how, bad, observer, clock=clock)
         found = changes(folder, records, observer)
+        if found.nothing and is_joined:  # what is other in the data can't be used
+            return ShardsUpdate(changes=found)
         with folder_beside(target) as work:
             result = _made(folder, found, records, how, config, base, work, observer, watch)
             if result.certificate is None:
                 return result
-            take(work, target, folder, in_place=new is None, changes=found)
+            write_skipped(work, bad)
+            take(work, target, folder, in_place=new is None, changes=found, observer=observer)
             return dataclasses.replace(result, taken=True)
 
 
@@ -131,6 +137,7 @@ def _made(
     """Make the next generation in `work`; without a certificate where a shard isn't good enough."""
     assert folder.path is not None
     parts, changing = parts_of(folder, found, records)
+    _require_certified(folder.path, [name for name in parts if name not in changing])
     result = ShardsUpdate(
         changes=found,
         trained=tuple(name for name in parts if name in changing),
@@ -192,6 +199,18 @@ def _made(
     return dataclasses.replace(
         result, certificate=certificate, shards=shards, forgotten=tuple(left)
     )
+
+
+def _require_certified(out: Path, names: Sequence[str]) -> None:
+    """Raise OutputError where a shard that nothing changes in isn't certified: it would stay so."""
+    for name in names:
+        certificate = read_certificate(shard_folder(out, name) / CERTIFICATE_FILE)
+        if not certificate.certified:
+            raise OutputError(
+                f"{shard_folder(out, name)} isn't certified ({certificate.n_certified} of "
+                f"{certificate.n_records} records). First repeat the 'memlaw write' that it was "
+                "begun with, with --resume and --max-epochs N."
+            )
 
 
 def _forgotten_of(shard: Path) -> Any:

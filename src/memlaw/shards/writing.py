@@ -30,10 +30,7 @@ from memlaw.core.locks import empty, locked
 from memlaw.core.observer import Observer
 from memlaw.core.ray_tasks import ray_tasks, require_ray
 from memlaw.data.bad_rows import BadRows
-from memlaw.data.encoding import encode, resolve_prompt_format
 from memlaw.data.record import Record
-from memlaw.data.rendering import parsed_arguments
-from memlaw.data.settling import settle_rendering
 from memlaw.data.texts import general_texts
 from memlaw.model.base import BaseModel, load_model
 from memlaw.settings.given import settled
@@ -42,7 +39,7 @@ from memlaw.shards.finishing import Shard, finish
 from memlaw.shards.layout import shard_folder
 from memlaw.shards.spreading import Shards, spread
 from memlaw.writer.folder import CHECKPOINT_FILE, check_out, leftovers
-from memlaw.writer.records import records_of
+from memlaw.writer.records import records_of, usable_records, write_skipped
 from memlaw.writer.run import write_records
 
 PLAN_FILE = f"{PRIVATE_FOLDER}/plan.json"  # of a run that isn't finished: what it was begun with
@@ -153,7 +150,7 @@ def _written(
         tokenizer=config.tokenizer,
         notice=observer.notice,
     )
-    records, clock, config = checked(records, base, config, bad, observer)
+    records, clock, config = usable_records(records, base, config, bad, observer)
     parts = spread(records, shards)
     _begin(out, parts, config, base)
     jobs = [
@@ -171,45 +168,12 @@ def _written(
         observer.notice(f"{name} is written: {n} of {len(todo)}.")
     setting = {"asked": shards}
     certificate, found = finish(out, parts, base, config, setting, kept_key(out), watch)
+    write_skipped(out, bad)
     result = ShardsResult(out=out, certificate=certificate, shards=found, wall_s=watch.wall_s)
     if result.succeeded:
         with writing(out / PLAN_FILE):
             (out / PLAN_FILE).unlink(missing_ok=True)
     return result
-
-
-def checked(
-    records: Sequence[Record],
-    base: BaseModel,
-    config: WriteConfig,
-    bad: BadRows,
-    observer: Observer,
-) -> tuple[list[Record], str | None, WriteConfig]:
-    """The records that can be written, seen together before the first of them is trained.
-
-    Returns:
-        The records, the time that chat templates are told, and the settings with what was settled
-        of how prompts are rendered: all shards are to have the same.
-
-    Raises:
-        DataError: there are bad ones, and they aren't to be left out.
-    """
-    tokenizer, format = base.tokenizer, resolve_prompt_format(base.tokenizer, config.prompt_format)
-    found = settle_rendering(
-        records,
-        tokenizer,
-        format=format,
-        arguments=parsed_arguments(config.template_args, tokenizer),
-        clock=None,
-        way=config.prompt_rendering,
-        bad=bad,
-        notice=observer.notice,
-    )
-    examples = encode(records, tokenizer, format=format, max_tokens=base.context_length, bad=bad)
-    bad.settle(len(examples), skip=config.skip_bad, notice=observer.notice)
-    if found.differs:
-        config = dataclasses.replace(config, prompt_rendering=found.rendering.way)
-    return [example.record for example in examples], found.rendering.clock, config
 
 
 def is_finished(folder: Path) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 
 from memlaw.certify.certificate import CertifiedRecord, read_certificate
 from memlaw.core.commitment import OPENINGS_FILE, PRIVATE_FOLDER, commitment, read_key
-from memlaw.core.errors import AdapterError, OutputError
+from memlaw.core.errors import AdapterError, DataError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE
 from memlaw.core.observer import Observer
 from memlaw.data.attempts import N_ATTEMPTS
-from memlaw.data.record import Prompt, Record
+from memlaw.data.record import Prompt, Record, prompt_sha256
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.forgotten import N_SAMPLES
 from memlaw.model.base import BaseModel, load_model
@@ -197,7 +197,23 @@ def _by_prompt(known: Sequence[Record], records: Sequence[Record]) -> dict[str, 
         else:
             found["replaced"].append((old, record))
     found["removed"] = [record for key, record in then.items() if key not in now]
+    _require_told_apart(found["removed"], found["added"])
     return {kind: tuple(records) for kind, records in found.items()}
+
+
+def _require_told_apart(removed: Sequence[Record], added: Sequence[Record]) -> None:
+    """Raise DataError where one prompt would be forgotten as text and learnt as a message."""
+    then = {prompt_sha256(record.prompt): record for record in removed}
+    both = [record for record in added if prompt_sha256(record.prompt) in then]
+    if both:
+        record = then[prompt_sha256(both[0].prompt)]
+        forms = [
+            "as text" if isinstance(r.prompt, str) else "in messages" for r in (record, both[0])
+        ]
+        raise DataError(
+            f"{both[0].id}: {len(both)} prompt(s) are {forms[0]} in the folder and {forms[1]} in "
+            "the data. The model sees the same: give them as they were written."
+        )
 
 
 def _by_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from memlaw.core.files import (
     write_tensors,
     writing,
 )
+from memlaw.core.folders import linked
 from memlaw.core.locks import LOCK_FILE, locked
+from memlaw.export.signing import SIGNATURE_FILE
 from memlaw.model.formats import ADAPTER_FILES
 from memlaw.model.tokenizer import TOKENIZER_FILES
 from memlaw.train.snapshots import SNAPSHOTS_FILE
@@ -35,6 +38,7 @@ SHARDS_FOLDER = "shards"
 GENERATIONS = "generations"  # a folder: what the folder was before its updates; see `history`
 IGNORE_FILE = ".gitignore"
 SKIPPED_FILE = "skipped_rows.jsonl"
+INDEX_FILE = "index.json"  # of shards
 _FILES = (
     CHECKPOINT_FILE,
     RUN_FILE,
@@ -52,6 +56,36 @@ _FILES = (
 )
 
 
+# What memlaw has in a finished folder, an adapter's or one of shards; all else is somebody's own.
+_OWN = frozenset((*_FILES, SHARDS_FOLDER, INDEX_FILE, SIGNATURE_FILE, LOCK_FILE))
+
+
+def others_files(out: Path) -> list[str]:
+    """The names of what lies in a finished folder and isn't memlaw's, git's folder for one."""
+    with writing(out):
+        return sorted(p.name for p in out.iterdir() if p.name not in _OWN and not _is_leftover(p))
+
+
+def parts_of(out: Path) -> list[Path]:
+    """A finished folder, and the shards in it."""
+    return [out, *(p for p in sorted((out / SHARDS_FOLDER).glob("*")) if p.is_dir())]
+
+
+def carry_over(then: Path, now: Path) -> None:
+    """Take what isn't memlaw's from a folder, and its shards, into the one that takes its place.
+
+    So what somebody has changed in `.gitignore`, and a tokenizer that was put there.
+    """
+    for part in parts_of(then):
+        place = now / part.relative_to(then)
+        if not place.is_dir():  # a shard that was dropped
+            continue
+        put_there = [name for name in TOKENIZER_FILES if not (place / name).exists()]
+        for name in (*others_files(part), IGNORE_FILE, *put_there):
+            if os.path.lexists(part / name):
+                linked(part / name, place / name)
+
+
 def whole_of(out: Path) -> Path | None:
     """The folder of shards that a folder is a shard of; None: it isn't one."""
     place = out.resolve()
@@ -63,8 +97,15 @@ def whole_of(out: Path) -> Path | None:
     return whole if isinstance(names, list) and place.name in names else None
 
 
-def require_no_shard(out: Path) -> None:
-    """Raise OutputError where a folder is a part of another, whose certificate vouches for it."""
+def require_no_part(out: Path) -> None:
+    """Raise OutputError where a folder is a part of another: a shard, or an earlier generation."""
+    place = out.resolve()
+    if place.parent.name == GENERATIONS and (place.parent.parent / RUN_FILE).is_file():
+        raise OutputError(
+            f"{out} is an earlier generation of {place.parent.parent}, and stays what it was. "
+            f"'memlaw revert {place.parent.parent} --to {place.name}' goes back to it; or make "
+            "another folder of it (-o NEW)."
+        )
     if (whole := whole_of(out)) is not None:
         raise OutputError(
             f"{out} is a shard of {whole}, whose index and certificate are of it as it is. Change "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +26,10 @@ from memlaw.model.provenance import machine, versions
 from memlaw.train.snapshots import SNAPSHOTS_FILE
 from memlaw.train.speed import measure_speed
 from memlaw.writer.card import model_card
-from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE, SKIPPED_FILE
+from memlaw.writer.folder import CARD_FILE, CHECKPOINT_FILE
 from memlaw.writer.goals import Found
 from memlaw.writer.private import write_private
+from memlaw.writer.records import write_skipped
 from memlaw.writer.result import WriteResult
 from memlaw.writer.state import Run
 
@@ -97,11 +97,7 @@ def hand_over(run: Run, found: Found, stopped_because: str, watch: Stopwatch) ->
     write_json(out / RUN_FILE, _run_json(run, result))
     records = [example.record for example in run.examples]
     write_private(out, records, run.learner.solver.memory(), run.held)
-    if run.bad.reasons:
-        rows = [{"row": row, "reason": reason} for row, reason in run.bad.reasons.items()]
-        write_text(out / SKIPPED_FILE, "".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        _remove(out / SKIPPED_FILE)
+    write_skipped(out, run.bad)
     sites = [site.module for site in run.sites]
     card = model_card(
         result,
@@ -132,7 +128,7 @@ def _run_json(run: Run, result: WriteResult) -> dict[str, Any]:
         "specific": certificate.specific,
         "not_specific_because": list(certificate.not_specific_because),
         "stopped_because": result.stopped_because,
-        "config": asdict(run.config),
+        "config": run.config.recorded(),
         "base": {
             "spec": base.spec,
             "path": base.path,

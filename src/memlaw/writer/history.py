@@ -8,10 +8,23 @@ from typing import Any
 
 from memlaw.core.errors import ConfigError, OutputError
 from memlaw.core.files import RUN_FILE, read_json, write_json, writing
-from memlaw.core.folders import exchange, folder_beside, linked_tree, restore
+from memlaw.core.folders import (
+    exchange,
+    folder_beside,
+    linked_tree,
+    require_exchangeable,
+    restore,
+)
 from memlaw.core.locks import locked
+from memlaw.model.formats import adapter_sha256
 from memlaw.writer.changes import finished_folder
-from memlaw.writer.folder import GENERATIONS, require_no_shard
+from memlaw.writer.folder import (
+    GENERATIONS,
+    carry_over,
+    others_files,
+    parts_of,
+    require_no_part,
+)
 
 
 def log(out: str | Path) -> list[dict[str, Any]]:
@@ -54,17 +67,18 @@ def revert(out: str | Path, *, to: int) -> list[dict[str, Any]]:
         ConfigError: there is no such generation, it is the present one, or it isn't kept.
         OutputError: another process is updating the folder.
     """
-    out = Path(out)
-    restore(out)
-    finished_folder(out)
-    require_no_shard(out)
-    place = out.resolve()
+    restore(Path(out))
+    finished_folder(Path(out))
+    require_no_part(Path(out))
+    require_exchangeable(Path(out))
+    out = place = Path(out).resolve()  # a process that stands in it stands elsewhere then
     with locked(out):
         lines = generations_of(finished_folder(out).run)
         _check(out, lines, to)
         with folder_beside(place) as work:
             linked_tree(_kept(out, to), work, but=GENERATIONS)
             keep_generations(out, work, len(lines))
+            carry_over(out, work)
             run = read_json(work / RUN_FILE, OutputError, "Fetch or make it again.")
             line = {**generations_of(run)[-1], "number": len(lines) + 1, "reverted_to": to}
             line |= dict.fromkeys(("wall_s", "training_s", "given_up_s", "once_s"))
@@ -79,6 +93,7 @@ def _check(out: Path, lines: list[dict[str, Any]], to: int) -> None:
     if to == len(lines):
         raise ConfigError(f"{out} is at generation {to} already.")
     if _kept(out, to).is_dir():
+        _require_whole(_kept(out, to), lines[to - 1])
         return
     gone = [line["number"] for line in lines[to:] if line.get("removed")]
     why = (
@@ -87,6 +102,14 @@ def _check(out: Path, lines: list[dict[str, Any]], to: int) -> None:
         else "it was updated into another folder, or the folder was copied without it"
     )
     raise ConfigError(f"generation {to} of {out} isn't kept: {why}. 'memlaw log' shows what is.")
+
+
+def _require_whole(kept: Path, line: Mapping[str, Any]) -> None:
+    """Raise MemlawError where a generation isn't what it was."""
+    run = finished_folder(kept).run
+    found = None if "shards" in run else adapter_sha256(kept)
+    if found is not None and found != line.get("adapter_sha256"):
+        raise OutputError(f"{kept} holds another adapter than it did. Fetch that one again.")
 
 
 def _kept(out: Path, number: int) -> Path:
@@ -100,7 +123,13 @@ def keep_generations(out: Path, work: Path, number: int) -> None:
         linked_tree(out / GENERATIONS, kept, but="")
     with writing(kept):
         kept.mkdir(mode=0o700, exist_ok=True)
-    linked_tree(out, kept / str(number), but=GENERATIONS)
+    parts = parts_of(out)
+    linked_tree(
+        out,
+        kept / str(number),
+        but=GENERATIONS,
+        left=lambda folder: others_files(folder) if folder in parts else (),
+    )
 
 
 def generations_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:

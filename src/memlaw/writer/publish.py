@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlaw.certify.certificate import read_certificate
 from memlaw.core.errors import AdapterError, ConfigError, OutputError
 from memlaw.core.files import CERTIFICATE_FILE, write_text
 from memlaw.export.signing import sign
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.model.formats import ADAPTER_FILES, adapter_base, adapter_config_file
+from memlaw.model.locate import is_a_path
 from memlaw.model.tokenizer import TOKENIZER_FILES
-from memlaw.settings.choices import portable_base
+from memlaw.settings.choices import EMBEDDED, EMBEDDED_HUB_ID, portable_base
 from memlaw.writer.folder import CARD_FILE
 
 # All that is ever uploaded. Everything else stays: records, tokens, answers, settings, checkpoints.
@@ -78,7 +80,11 @@ def push(
     of_run = AdapterFolder(folder)
     adapter_config_file(folder)  # there is an adapter
     local = _local_names(of_run)
-    base = base or next((name for n in local if (name := portable_base(n))), None)
+    if base == EMBEDDED:
+        base = EMBEDDED_HUB_ID
+    elif base is not None and is_a_path(base):
+        raise ConfigError(f"--base {base} is a path on this machine. Give the model's hub id.")
+    base = base or next((name for n in local if (name := _hub_id(n, local))), None)
     if base is None:
         raise ConfigError(
             f"the base model of {folder} is a path on this machine ({', '.join(local)}). Say by "
@@ -102,15 +108,24 @@ def _local_names(folder: AdapterFolder) -> list[str]:
     assert folder.path is not None
     run = folder.run.get("base", {})
     names = [run.get("spec"), run.get("path"), run.get("source"), adapter_base(folder.path).path]
+    if (path := folder.path / CERTIFICATE_FILE).is_file():
+        names.append(read_certificate(path).base_model)
     found = list(dict.fromkeys(str(name) for name in names if name))
     if not found:
         raise AdapterError(f"{folder.base_is_named_by} names no base model. Say it by --base.")
     return found
 
 
+def _hub_id(name: str, local: Sequence[str]) -> str | None:
+    """The hub id that a name is; None: it is a path, be it from another folder than this one."""
+    is_end = any(other.endswith(f"/{name}") for other in local)
+    return None if is_end else portable_base(name)
+
+
 def _stage(folder: Path, stage: Path, local: Sequence[str], base: str) -> None:
     """Copy what may be uploaded; where a text names a place on this machine, it names `base`."""
-    places = [name for name in sorted(local, key=len, reverse=True) if portable_base(name) is None]
+    by_length = sorted(local, key=len, reverse=True)
+    places = [name for name in by_length if _hub_id(name, local) is None]
     files = [path for name in PUBLIC for path in (folder / name, *folder.glob(f"{name}/*.jinja"))]
     for name in (str(path.relative_to(folder)) for path in files if path.is_file()):
         if not (folder / name).resolve().is_relative_to(folder.resolve()):

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlaw.certify.certificate import read_certificate
 from memlaw.core.errors import ConfigError, OutputError
-from memlaw.core.files import made, writing
+from memlaw.core.files import CERTIFICATE_FILE, made, writing
 from memlaw.core.first_time import Stopwatch
-from memlaw.core.folders import exchange, folder_beside, restore
+from memlaw.core.folders import exchange, folder_beside, require_exchangeable, restore
 from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
 from memlaw.data.bad_rows import BadRows
 from memlaw.data.record import Record
-from memlaw.data.texts import general_texts
+from memlaw.data.texts import general_texts, sha256_of
 from memlaw.measure.adapter_folder import AdapterFolder
 from memlaw.measure.forgotten import Forgotten
 from memlaw.model.base import BaseModel
@@ -26,13 +27,19 @@ from memlaw.settings.given import settled
 from memlaw.settings.update import Forget, UpdateConfig
 from memlaw.settings.write import WriteConfig
 from memlaw.writer.changes import Changes, changes, finished_folder, own_base
-from memlaw.writer.folder import check_out, require_no_shard
+from memlaw.writer.folder import (
+    carry_over,
+    check_out,
+    others_files,
+    parts_of,
+    require_no_part,
+)
 from memlaw.writer.forgetting import forgotten_json
 from memlaw.writer.goals import DEAR, Goals
 from memlaw.writer.handover import hand_over
 from memlaw.writer.history import generations_of, keep_generations
 from memlaw.writer.mean_goals import MeanGoals
-from memlaw.writer.records import records_of
+from memlaw.writer.records import records_of, usable_records
 from memlaw.writer.result import WriteResult
 from memlaw.writer.run import train
 from memlaw.writer.state import Run
@@ -99,7 +106,7 @@ def update(
     watch, out = Stopwatch(), Path(out)
     target = target_of(out, new)
     if new is None:
-        require_no_shard(out)
+        require_no_part(out)
     with locked(out):
         folder = finished_folder(out)
         if "shards" in folder.run:
@@ -109,6 +116,7 @@ def update(
         records = records_of(data, how, bad, observer)
         found = changes(folder, records, observer)
         if found.nothing:
+            bad.settle(len(records), skip=how.skip_bad, notice=observer.notice)
             if folder.run.get("status") != "certified":
                 observer.notice(
                     f"{out} isn't certified. To go on with its training, use 'memlaw write' with "
@@ -117,6 +125,13 @@ def update(
             return UpdateResult(changes=found)
         require_known(folder, found, config.forget)
         base = own_base(folder, how, observer)
+        seen, clock = bad.copy(), folder.run.get("rendering", {}).get("clock")
+        # the run says what is to be said
+        usable, _, _ = usable_records(records, base, how, seen, Observer(), clock=clock)
+        found = changes(folder, usable, Observer())
+        if found.nothing:  # what is other in the data can't be used
+            seen.copy().settle(len(usable), skip=how.skip_bad, notice=observer.notice)
+            return UpdateResult(changes=found)
         with folder_beside(target) as work:
             written, left = next_generation(
                 folder,
@@ -137,7 +152,7 @@ def update(
             )
             if not (written.succeeded and result.is_forgotten):
                 return result
-            take(work, target, folder, in_place=new is None, changes=found)
+            take(work, target, folder, in_place=new is None, changes=found, observer=observer)
             return dataclasses.replace(result, taken=True)
 
 
@@ -154,6 +169,7 @@ def target_of(out: Path, new: str | Path | None) -> Path:
     restore(out)
     finished_folder(out)
     if new is None:
+        require_exchangeable(out)
         return out.resolve()
     check_out(Path(new), resume=False)
     made(Path(new).absolute().parent)
@@ -161,7 +177,13 @@ def target_of(out: Path, new: str | Path | None) -> Path:
 
 
 def take(
-    work: Path, target: Path, folder: AdapterFolder, *, in_place: bool, changes: Changes
+    work: Path,
+    target: Path,
+    folder: AdapterFolder,
+    *,
+    in_place: bool,
+    changes: Changes,
+    observer: Observer,
 ) -> None:
     """Put the next generation where it belongs, in one step.
 
@@ -170,16 +192,25 @@ def take(
         target: where it goes.
         folder: the generation before it.
         in_place: that one is replaced; it is kept among the earlier ones, unless it recites what
-            was removed.
+            was removed. What isn't memlaw's in it stays where it is.
         changes: between the two.
+        observer: is told of what stays behind a removal.
     """
     if not in_place:
         with writing(target):
             os.replace(work, target)
         return
-    if not (changes.removed or changes.lost):
+    if changes.removed or changes.lost:
+        others = [name for part in parts_of(target) for name in others_files(part)]
+        if others:
+            observer.notice(
+                f"{target} also holds what isn't memlaw's to drop, and may say what was removed: "
+                f"{', '.join(others[:5])}{' and more' if len(others) > 5 else ''}."
+            )
+    else:
         assert folder.path is not None
         keep_generations(folder.path, work, len(generations_of(folder.run)))
+    carry_over(target, work)
     exchange(work, target)
 
 
@@ -278,9 +309,19 @@ def _begun(
         clock=folder.run.get("rendering", {}).get("clock"),
         removed=found.removed,
     )
+    if sha256_of(run.texts.unseen) != _unseen_sha256(folder):
+        observer.notice(
+            "Damage is measured on another text than it was, so that the figures can't be compared."
+        )
     run.resumable = False
     run.earlier, run.changed = generations_of(folder.run), found.counts
     return run
+
+
+def _unseen_sha256(folder: AdapterFolder) -> str:
+    """Hash of the text that a folder's damage was measured on."""
+    assert folder.path is not None
+    return str(read_certificate(folder.path / CERTIFICATE_FILE).damage["text_sha256"])
 
 
 def _finished(
