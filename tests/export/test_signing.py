@@ -134,3 +134,23 @@ def test_what_is_no_public_key_is_a_bad_request_and_no_verdict(folder, tmp_path,
         said = capsys.readouterr().err
         assert str(key) in said
         assert "signed with this key" not in said
+
+
+@has_package
+def test_what_is_private_in_a_shard_is_not_signed(folder, tmp_path):
+    private, public = keys(tmp_path)
+    shard = folder / "shards/shard-0001"
+    (shard / "private").mkdir(parents=True)
+    (shard / "private/records.jsonl").write_text("a guess could be tried on its hash")
+    (shard / "adapter_model.safetensors").write_bytes(b"weights")
+    signing.sign(folder, private)
+    envelope = json.loads((folder / "model.sig").read_text())["dsseEnvelope"]
+    signed = base64.b64decode(envelope["payload"]).decode()
+    assert "shards/shard-0001/adapter_model.safetensors" in signed
+    assert "records.jsonl" not in signed
+    (shard / "private/records.jsonl").unlink()
+    (shard / "private").rmdir()
+    signing.verify(folder, public)
+    (shard / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(SignatureError, match="shards/shard-0001"):
+        signing.verify(folder, public)

@@ -21,6 +21,8 @@ _LEFT_OUT = (SIGNATURE_FILE, PRIVATE_FOLDER, "generations", LOCK_FILE)
 def sign(folder: Path, key: Path) -> Path:
     """Sign every file of a folder but `private/`, `generations/` and git's; returns the signature.
 
+    Of shards those of each shard aren't signed, either.
+
     Args:
         folder: an adapter's, or an export's.
         key: private key of an elliptic curve (P-256, P-384, P-521), PEM.
@@ -103,7 +105,8 @@ def _changes(package: Any, folder: Path) -> str:
 
 
 def _hashing(package: Any, folder: Path) -> Any:
-    left_out = [folder / name for name in _LEFT_OUT]
+    parts = [folder, *folder.glob("shards/*")]
+    left_out = [part / name for part in parts for name in _LEFT_OUT]
     return package.hashing.Config().set_ignored_paths(paths=left_out, ignore_git_paths=True)
 
 
