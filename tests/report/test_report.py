@@ -150,12 +150,14 @@ def test_the_second_verdict_stands_beside_the_first(finished, specific, state, w
     claim = {
         "certified": True,
         "specific": specific,
-        "not_specific_because": ["it leaks"][specific:],
+        "not_specific_because": ["it leaks", "it makes up"][2 * specific :],
+        "harms": {"elsewhere": {"n": 367, "unchanged": 168, "floor": 236, "share_of_floor": 0.71}},
     }
     view = replace(view, certificate=view.certificate | claim, run=view.run | {"harmless": True})
     said = verdict(view)
     assert (said["state"], said["word"]) == (state, word)
-    assert ("it is another model" in said["sentence"]) is not specific
+    assert "168 answers as before, 71% of the 236 that rounding" in said["sentence"]
+    assert ("It is not specific: see below" in said["sentence"]) is not specific
     assert (said["no"][0] == "It leaks.") is not specific
 
 
@@ -323,6 +325,10 @@ def test_figures_and_tables_in_files(kind, finished, mixed, tmp_path):
         assert {f"{n}.{kind}" for n in ("probability", "training", "damage")} <= names
         start = (tmp_path / "one" / f"damage.{kind}").read_bytes()[:4]
         assert start == (b"\x89PNG" if kind == "png" else b"<svg")
+    once = make_report([finished], tmp_path / "once", format="md")
+    twice = make_report([finished, finished], tmp_path / "twice", format="md")
+    assert len(twice) == len(set(twice)) == 2 * len(once)
+    assert {"out-summary.md", "out-2-summary.md"} <= {p.name for p in twice}
     two = make_report([finished, mixed], tmp_path / "two", format="md")
     assert {"out-summary.md", "mixed.json-summary.md"} <= {p.name for p in two}
 
@@ -457,3 +463,10 @@ def test_the_command_names_what_it_wrote(mixed, tmp_path, monkeypatch, capsys):
     assert "nothing to report" in capsys.readouterr().err
     assert run(["report", "absent"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_several_folders_and_a_file_of_settings(finished, mixed, tmp_path):
+    (tmp_path / "a.toml").write_text('format = "md"\n')
+    given = ["report", finished, mixed, "-o", tmp_path / "out", "--config", tmp_path / "a.toml"]
+    assert run([str(text) for text in given]) == 0
+    assert (tmp_path / "out" / "mixed.json-summary.md").is_file()

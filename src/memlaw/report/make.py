@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +86,13 @@ def _export(
         *((run, figures.run_figures(run), _tables_of(run)) for run in runs),
         *((probe, figures.probe_figures(probe), tables.probe_tables(probe)) for probe in probes),
     ]
-    written = []
+    written: list[Path] = []
+    prefixes = dict.fromkeys(("",))
     for view, drawn, tabled in views:
         prefix = f"{_slug(view.name)}-" if len(views) > 1 else ""
+        if prefix and prefix in prefixes:  # two of one name
+            prefix = next(p for n in itertools.count(2) if (p := f"{prefix}{n}-") not in prefixes)
+        prefixes[prefix] = None
         for figure in drawn if format != "md" else []:
             path = out / f"{prefix}{figure.name}.{format}"
             picture = figures.export(figure.chart, format)

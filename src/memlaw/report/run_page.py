@@ -65,6 +65,15 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
     }
 
 
+def _other_answers(view: RunView) -> str:
+    """A sentence on how many other prompts are answered as before."""
+    found = other_harms(view)["elsewhere"]
+    return (
+        f" Asked {found['n']:,} other things, it gives {found['unchanged']:,} answers as before, "
+        f"{found['share_of_floor']:.0%} of the {found['floor']:,} that rounding alone leaves."
+    )
+
+
 def verdict(view: RunView) -> dict[str, Any]:
     """What is guaranteed and what isn't, in words.
 
@@ -112,11 +121,9 @@ def verdict(view: RunView) -> dict[str, Any]:
     specificity = specificity_of(view)
     specific, reasons = specificity or (True, [])
     if specificity is not None:
-        sentence += (
-            " Asked other things, it answers as before."
-            if specific
-            else " But asked other things, it is another model."
-        )
+        sentence += _other_answers(view)
+        if not specific:
+            sentence += " It is not specific: see below what speaks against it."
     if good:
         missed = [
             word
@@ -198,7 +205,7 @@ def _tiles(view: RunView) -> list[tuple[str, str, str]]:
             (
                 "other prompts",
                 f"{elsewhere['share_of_floor']:.0%}",
-                f"answered as before; 95 %: {low:.0%} to {high:.0%}",
+                f"answered as before, of what rounding leaves; 95 %: {low:.0%} to {high:.0%}",
             )
         )
     if run := view.run:
