@@ -715,4 +715,14 @@ def test_lines_over_adapters_are_those_of_the_adapters():
 def test_a_certificate_over_adapters_of_an_earlier_version_is_told_as_such():
     whole, parts = _joined(_with("1", leaks=1), _with("2", leaks=40))
     before = dataclasses.replace(whole, harms=whole.harms | parts["shard-1"].harms)
-    assert all("as earlier versions had it" in said for said in joined_mismatches(before, parts))
+    found = joined_mismatches(before, parts)
+    assert found
+    assert all("as earlier versions had it" in said for said in found)
+
+
+def test_adapters_may_have_been_measured_on_other_devices_and_with_other_clocks():
+    other = dataclasses.replace(
+        _with("2"), device="cuda", clock="2026-01-01", prompt_rendering="generation"
+    )
+    whole, _ = _joined(_with("1"), other)
+    assert whole.device == "cpu"

@@ -177,15 +177,27 @@ def test_a_shard_that_is_not_certified_must_be_finished_first(book, settings, tm
     assert memlaw.update_shards(out, data).taken
 
 
+NOTES = (
+    *("notes.txt", "shards/notes.txt", "shards/shard-0001.bak/notes.txt"),
+    *(f"shards/shard-000{n}/notes.txt" for n in (1, 2, 3)),
+)
+
+
+@pytest.mark.slow
 def test_notes_in_a_folder_of_shards_stay(folder, book):
-    for name in ("notes.txt", "shards/shard-0001/notes.txt", "shards/shard-0002/notes.txt"):
+    (folder / "shards/shard-0001.bak").mkdir()
+    for name in NOTES:
         (folder / name).write_text("mine")
     assert memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:]]).taken
-    for name in ("notes.txt", "shards/shard-0001/notes.txt", "shards/shard-0002/notes.txt"):
-        assert (folder / name).read_text() == "mine"
+    assert all((folder / name).read_text() == "mine" for name in NOTES)
+    assert not list((folder / "generations").rglob("notes.txt"))
+    dropped = memlaw.update_shards(folder, [(book[0][0], "555555"), *book[1:4]], forget="rewrite")
+    assert dropped.taken
+    assert dropped.dropped == ("shard-0003",)
+    assert all((folder / name).read_text() == "mine" for name in NOTES)
 
 
-def test_a_certificate_as_earlier_versions_joined_it_is_joined_anew(folder, book):
+def test_a_certificate_as_earlier_versions_joined_it_is_joined_anew(folder, book, capsys):
     """One adapter's claim, where now each figure is the worst of all."""
     path = folder / "certificate.json"
     content = json.loads(path.read_text())
@@ -196,9 +208,11 @@ def test_a_certificate_as_earlier_versions_joined_it_is_joined_anew(folder, book
     before = _weights(folder)
     (said,) = memlaw.check_shards(folder, book).mismatches
     assert "memlaw update joins them anew" in said
-    result = memlaw.update_shards(folder, book)
-    assert result.taken
-    assert result.trained == ()
+    data = folder.parent / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in book))
+    assert run(["update", str(folder), str(data)]) == 0
+    assert "joined anew" in capsys.readouterr().out
+    assert len(memlaw.log(folder)) == 2
     assert _weights(folder) == before
     assert memlaw.check_shards(folder, book).holds
     assert memlaw.update_shards(folder, book).changes.nothing

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import memlaw
 from memlaw import cli
+from memlaw.core import folders
 from memlaw.core.errors import AdapterError, ConfigError, DataError, OutputError
 from memlaw.core.locks import locked
 from memlaw.core.observer import Observer
@@ -402,9 +403,10 @@ def test_what_is_somebody_elses_stays_in_the_folder(folder, changed, phone_book)
     (folder / ".git/objects/one").write_text("a commit")
     (folder / "notes.txt").write_text("mine")
     (folder / "latest").symlink_to("notes.txt")
-    own = {
-        name: (folder / name).read_bytes() for name in (".git/objects/one", "notes.txt", "latest")
-    }
+    (folder / "shards").mkdir()
+    (folder / "shards/model.gguf").write_text("an export's")
+    names = (".git/objects/one", "notes.txt", "latest", "shards/model.gguf")
+    own = {name: (folder / name).read_bytes() for name in names}
 
     def kept():
         return {name: (folder / name).read_bytes() for name in own} == own
@@ -431,11 +433,12 @@ def test_what_is_somebody_elses_stays_in_the_folder(folder, changed, phone_book)
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
 
 
-def test_where_a_file_system_is_mounted_nothing_is_begun(folder, changed, monkeypatch):
-    monkeypatch.setattr("os.path.ismount", lambda path: path == str(folder))
-    with pytest.raises(OutputError, match="where a file system is mounted"):
+@pytest.mark.parametrize("within", ["", "/exports/of mine"])
+def test_where_a_file_system_is_mounted_nothing_is_begun(folder, changed, monkeypatch, within):
+    monkeypatch.setattr(folders, "_mounts", lambda: ["/", f"{folder}er", f"{folder}{within}"])
+    with pytest.raises(OutputError, match="a file system is mounted"):
         memlaw.update(folder, changed)
-    with pytest.raises(OutputError, match="where a file system is mounted"):
+    with pytest.raises(OutputError, match="a file system is mounted"):
         memlaw.revert(folder, to=1)
     assert memlaw.update(folder, changed, new=folder.parent / "new").taken
 

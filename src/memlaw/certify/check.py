@@ -59,6 +59,7 @@ def check_certificate(
     data: Any,
     config: AuditConfig | None = None,
     *,
+    phrasings_read: bool = False,
     observer: Observer | None = None,
     **settings: Any,
 ) -> CertificateCheck:
@@ -70,6 +71,7 @@ def check_certificate(
     Args:
         path: a `certificate.json`.
         data: the records it is about.
+        phrasings_read: they have their further phrasings already: the run's file isn't read again.
         config, observer, **settings: as for `audit`.
 
     Raises:
@@ -104,6 +106,7 @@ def check_certificate(
             "clock": certificate.clock,
         },
     )
+    session.phrasings_read = phrasings_read
     found = session.audit(data)
     claims = certificate.claims()
     harms = session.harms_again(data, claims)

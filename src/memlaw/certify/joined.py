@@ -117,16 +117,24 @@ def joined_mismatches(whole: Certificate, parts: Mapping[str, Certificate]) -> l
         parts: those of its adapters, by name.
     """
     found = other_parts(whole, parts)
-    certificates = list(parts.values())
     found += [
         f"{name}: {field} is another than in the certificate over all"
         for field in _SHARED
         for name, part in parts.items()
         if getattr(part, field) != getattr(whole, field)
     ]
+    return found + contradictions(whole) + joined_otherwise(whole, parts)
+
+
+def joined_otherwise(whole: Certificate, parts: Mapping[str, Certificate]) -> list[str]:
+    """What joining the adapters' certificates now would say otherwise: a sentence each.
+
+    Args:
+        whole, parts: as for `joined_mismatches`.
+    """
+    found, certificates = [], list(parts.values())
     if _lines(whole) != sorted(line for part in certificates for line in _lines(part)):
         found.append("its lines are not those of the adapters' certificates")
-    found += contradictions(whole)
     if whole.rounding != _rounding(certificates):
         found.append("what is said of rounding is not what the adapters' certificates say")
     if (whole.specific, tuple(whole.not_specific_because)) != _verdict(parts):
@@ -172,9 +180,8 @@ def _lines(certificate: Certificate) -> list[tuple[Any, ...]]:
     )
 
 
-_SHARED = (
-    *("base_sha256", "tokenizer_sha256", "dtype", "device", "threshold", "margin"),
-    *("prompt_format", "prompt_rendering", "template_args", "clock", "end_token", "end_token_id"),
-    *("activated", "invocation_ids"),
+_SHARED = (  # the device, and what only some records' prompts need of a template, may differ
+    *("base_sha256", "tokenizer_sha256", "dtype", "threshold", "margin", "prompt_format"),
+    *("end_token", "end_token_id", "activated", "invocation_ids"),
 )
 _COUNTS = ("n_records", "n_certified", "n_parameters")

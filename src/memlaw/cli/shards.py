@@ -70,8 +70,11 @@ def run_update(given: UpdateArguments, config: UpdateConfig) -> int:
         except KeyboardInterrupt:
             observer.notice(f"Interrupted. {given.out} is as it was; the same command begins anew.")
             return INTERRUPTED
-    show_changes(result.changes)
-    if result.changes.nothing:
+    if result.changes.nothing and result.taken:
+        stdout_console().print("No record changes. The shards' certificates are joined anew.")
+    else:
+        show_changes(result.changes)
+    if result.changes.nothing and not result.taken:
         return DONE
     rows = {"trained": ", ".join(result.trained) or "no shard"}
     if result.dropped:

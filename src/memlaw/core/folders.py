@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -110,18 +111,28 @@ def _swapped(one: Path, other: Path) -> bool:
 
 
 def require_exchangeable(folder: Path) -> None:
-    """Raise OutputError where a folder can't be exchanged: file systems are mounted on it."""
+    """Raise OutputError where file systems are mounted on a folder, or within it.
+
+    The one can't be exchanged, and what is in the other would be deleted with the old folder.
+    """
+    place = str(folder.resolve())
+    mounts = [mount for mount in _mounts() if f"{mount}/".startswith(f"{place}/")]
+    if os.path.ismount(place) or mounts:
+        raise OutputError(
+            f"{folder} is, or holds, a place where a file system is mounted "
+            f"({(mounts or [place])[0]}), and such a folder can't be replaced in one step. Mount "
+            "the folder above it, or have the result in another folder (-o NEW)."
+        )
+
+
+def _mounts() -> list[str]:
+    """Where file systems are mounted; nothing where the system doesn't tell."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-        mounted = [line.split()[4] for line in lines.splitlines()]
-    except OSError:  # not Linux
-        mounted = []
-    place = str(folder.resolve())
-    if os.path.ismount(place) or place in mounted:
-        raise OutputError(
-            f"{folder} is where a file system is mounted, and such a folder can't be replaced in "
-            "one step. Mount the folder above it, or have the result in another folder (-o NEW)."
-        )
+    except OSError:
+        return []
+    places = [line.split()[4] for line in lines.splitlines()]
+    return [re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), place) for place in places]
 
 
 def linked_tree(

@@ -115,6 +115,7 @@ class Session:
                 observer.notice(said)
         self.config, self.observer = config, observer
         self._examples: list[Example] | None = None
+        self.phrasings_read = False  # records have their further phrasings already
         self._rendering = rendering
         self.settled: Settled | None = None
         self.folder = AdapterFolder(config.adapter)
@@ -239,11 +240,6 @@ class Session:
         given = getattr(self.config, name)
         return given if given is not None else self.folder.setting(name, otherwise)
 
-    def _paraphrases(self, data: Any) -> str | None:
-        """The file of phrasings; records that were read already have those of the run's."""
-        are_read = isinstance(data, list) and all(isinstance(one, Record) for one in data)
-        return self.config.paraphrases if are_read else self._file_meant("paraphrases")
-
     def _file_meant(self, name: str) -> str | None:
         """The path of a file; one that the run had only if it is here."""
         given: str | None = getattr(self.config, name)
@@ -266,7 +262,7 @@ class Session:
             format=self.config.data_format,
             delimiter=self._meant("delimiter", None),
             recite_prompt=self._meant("recite_prompt", RECITE_PROMPT),
-            paraphrases=self._paraphrases(data),
+            paraphrases=None if self.phrasings_read else self._file_meant("paraphrases"),
             bad=bad,
             notice=self.observer.notice,
         )

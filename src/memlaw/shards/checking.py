@@ -123,7 +123,7 @@ def check_shards(
             continue
         observer.notice(f"{name}: {len(part):,} record(s).")
         path = shard_folder(out, name) / CERTIFICATE_FILE
-        checks[name] = check_certificate(path, part, config, observer=observer)
+        checks[name] = check_certificate(path, part, config, phrasings_read=True, observer=observer)
         found += [f"{name}: {said}" for said in checks[name].mismatches]
     if not checks:
         raise AdapterError(f"none of these records is in {out}. Give the records that it recites.")

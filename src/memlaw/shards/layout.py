@@ -6,7 +6,6 @@ hasn't the key can't try a guess.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from memlaw.core.commitment import OPENINGS_FILE, commitment, read_key
 from memlaw.core.errors import AdapterError, OutputError
 from memlaw.core.files import read_json, write_json
 from memlaw.data.record import Prompt, Record, prompt_sha256
-from memlaw.writer.folder import INDEX_FILE, SHARDS_FOLDER
+from memlaw.writer.folder import INDEX_FILE, SHARD_NAME, SHARDS_FOLDER
 
 _FORMAT = 1
-_NAME = re.compile(r"\w[\w.-]*")
 
 
 def is_sharded(folder: str | Path) -> bool:
@@ -97,7 +95,7 @@ def read_index(out: Path) -> Index:
             raise ValueError(f"format {content['format']}, and this version reads {_FORMAT}")
         adapters = {str(name): dict(line) for name, line in content["adapters"].items()}
         records = {str(line["prompt"]): str(line["adapter"]) for line in content["records"]}
-        if odd := sorted(name for name in adapters if not _NAME.fullmatch(name)):
+        if odd := sorted(name for name in adapters if not SHARD_NAME.fullmatch(name)):
             raise ValueError(f"{odd[0]!r:.60} is no shard's name")  # it would lead elsewhere
         if missing := sorted(set(records.values()) - set(adapters)):
             raise ValueError(f"it lists no adapter {missing[0]}")

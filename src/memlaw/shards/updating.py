@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.certify.certificate import Certificate, read_certificate
-from memlaw.certify.joined import joined_mismatches
+from memlaw.certify.joined import joined_otherwise
 from memlaw.core.commitment import kept_key
 from memlaw.core.errors import OutputError
 from memlaw.core.files import CERTIFICATE_FILE, made
@@ -104,7 +104,7 @@ def update_shards(
         bad = BadRows()
         records = records_of(data, how, bad, observer)
         found = changes(folder, records, observer)
-        is_joined = not joined_mismatches(whole, parts)  # as this version does it
+        is_joined = not joined_otherwise(whole, parts)
         if found.nothing and is_joined:
             bad.settle(len(records), skip=how.skip_bad, notice=observer.notice)
             return ShardsUpdate(changes=found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ GENERATIONS = "generations"  # a folder: what the folder was before its updates;
 IGNORE_FILE = ".gitignore"
 SKIPPED_FILE = "skipped_rows.jsonl"
 INDEX_FILE = "index.json"  # of shards
+SHARD_NAME = re.compile(r"\w[\w.-]*")  # no path
 _FILES = (
     CHECKPOINT_FILE,
     RUN_FILE,
@@ -56,19 +58,29 @@ _FILES = (
 )
 
 
-# What memlaw has in a finished folder, an adapter's or one of shards; all else is somebody's own.
-_OWN = frozenset((*_FILES, SHARDS_FOLDER, INDEX_FILE, SIGNATURE_FILE, LOCK_FILE))
+# What memlaw has in a finished folder; all else is somebody's own.
+_OWN = frozenset((*_FILES, SIGNATURE_FILE, LOCK_FILE))
 
 
 def others_files(out: Path) -> list[str]:
-    """The names of what lies in a finished folder and isn't memlaw's, git's folder for one."""
+    """What lies in a finished folder and isn't memlaw's, git's folder for one.
+
+    Returns:
+        Paths within it, of files and folders, in order; of shards what lies in those, and beside.
+    """
+    shards = _shard_names(out)
+    own = {".": _OWN}
+    if shards:
+        own = {".": _OWN | {SHARDS_FOLDER, INDEX_FILE}, SHARDS_FOLDER: frozenset(shards)}
+        own |= dict.fromkeys((f"{SHARDS_FOLDER}/{name}" for name in shards), _OWN)
     with writing(out):
-        return sorted(p.name for p in out.iterdir() if p.name not in _OWN and not _is_leftover(p))
-
-
-def parts_of(out: Path) -> list[Path]:
-    """A finished folder, and the shards in it."""
-    return [out, *(p for p in sorted((out / SHARDS_FOLDER).glob("*")) if p.is_dir())]
+        return sorted(
+            p.relative_to(out).as_posix()
+            for folder, names in own.items()
+            if (out / folder).is_dir()
+            for p in (out / folder).iterdir()
+            if p.name not in names and not _is_leftover(p)
+        )
 
 
 def carry_over(then: Path, now: Path) -> None:
@@ -76,14 +88,28 @@ def carry_over(then: Path, now: Path) -> None:
 
     So what somebody has changed in `.gitignore`, and a tokenizer that was put there.
     """
-    for part in parts_of(then):
-        place = now / part.relative_to(then)
-        if not place.is_dir():  # a shard that was dropped
-            continue
-        put_there = [name for name in TOKENIZER_FILES if not (place / name).exists()]
-        for name in (*others_files(part), IGNORE_FILE, *put_there):
-            if os.path.lexists(part / name):
-                linked(part / name, place / name)
+    parts = [".", *(f"{SHARDS_FOLDER}/{name}" for name in _shard_names(then))]
+    put_there = [
+        f"{part}/{name}"
+        for part in parts
+        if (now / part).is_dir()
+        for name in (IGNORE_FILE, *TOKENIZER_FILES)
+        if name == IGNORE_FILE or not (now / part / name).exists()
+    ]
+    for path in (*others_files(then), *put_there):
+        if os.path.lexists(then / path):
+            made((now / path).parent)  # a shard that was dropped
+            linked(then / path, now / path)
+
+
+def _shard_names(out: Path) -> list[str]:
+    """The names of a folder's shards; of one adapter's there are none."""
+    if not (out / RUN_FILE).is_file():
+        return []
+    shards = read_json(out / RUN_FILE, OutputError, "Fetch it again.").get("shards")
+    names = shards.get("names") if isinstance(shards, dict) else None
+    names = names if isinstance(names, list) else []
+    return [name for name in names if isinstance(name, str) and SHARD_NAME.fullmatch(name)]
 
 
 def whole_of(out: Path) -> Path | None:
@@ -92,9 +118,7 @@ def whole_of(out: Path) -> Path | None:
     whole = place.parent.parent
     if place.parent.name != SHARDS_FOLDER or not (whole / RUN_FILE).is_file():
         return None
-    shards = read_json(whole / RUN_FILE, OutputError, "Fetch it again.").get("shards")
-    names = shards.get("names") if isinstance(shards, dict) else None
-    return whole if isinstance(names, list) and place.name in names else None
+    return whole if place.name in _shard_names(whole) else None
 
 
 def require_no_part(out: Path) -> None:

@@ -22,7 +22,6 @@ from memlaw.writer.folder import (
     GENERATIONS,
     carry_over,
     others_files,
-    parts_of,
     require_no_part,
 )
 
@@ -123,12 +122,12 @@ def keep_generations(out: Path, work: Path, number: int) -> None:
         linked_tree(out / GENERATIONS, kept, but="")
     with writing(kept):
         kept.mkdir(mode=0o700, exist_ok=True)
-    parts = parts_of(out)
+    others = [out / path for path in others_files(out)]
     linked_tree(
         out,
         kept / str(number),
         but=GENERATIONS,
-        left=lambda folder: others_files(folder) if folder in parts else (),
+        left=lambda folder: [path.name for path in others if path.parent == folder],
     )
 
 

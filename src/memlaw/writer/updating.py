@@ -31,7 +31,6 @@ from memlaw.writer.folder import (
     carry_over,
     check_out,
     others_files,
-    parts_of,
     require_no_part,
 )
 from memlaw.writer.forgetting import forgotten_json
@@ -201,8 +200,7 @@ def take(
             os.replace(work, target)
         return
     if changes.removed or changes.lost:
-        others = [name for part in parts_of(target) for name in others_files(part)]
-        if others:
+        if others := others_files(target):
             observer.notice(
                 f"{target} also holds what isn't memlaw's to drop, and may say what was removed: "
                 f"{', '.join(others[:5])}{' and more' if len(others) > 5 else ''}."
