@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ from memlaw.certify.certificate import (
     read_certificate,
     records_sha256,
 )
+from memlaw.certify.check import CertificateCheck
 from memlaw.certify.joined import Part, joined_certificate, joined_mismatches
 from memlaw.certify.mismatches import mismatches, unchecked
+from memlaw.cli.verdicts import certificate_verdict
 from memlaw.core.commitment import commitment
 from memlaw.core.criterion import of_thousand
 from memlaw.core.errors import CertificateError
@@ -726,3 +729,25 @@ def test_adapters_may_have_been_measured_on_other_devices_and_with_other_clocks(
     )
     whole, _ = _joined(_with("1"), other)
     assert whole.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("records", "mismatches", "unchecked", "said"),
+    [
+        (BOTH, (), (), "THE CERTIFICATE HOLDS"),
+        (BOTH, ("one",), ("two",), "THE CERTIFICATE DOES NOT HOLD: 1 mismatch(es)"),
+        (BOTH, (), ("two",), "NOTHING SPEAKS AGAINST .* CAN BE CHECKED HERE$"),
+        (None, (), ("two",), "NOTHING SPEAKS AGAINST .*; AND ONLY 1 OF 2 RECORDS ARE CERTIFIED"),
+        (None, (), (), "THE CERTIFICATE IS TRUE, BUT ONLY 1 OF 2 RECORDS ARE CERTIFIED"),
+    ],
+)
+def test_the_verdict_says_what_was_checked(records, mismatches, unchecked, said):
+    audit = records or _audit(_verdict("1"), _verdict("2", **FAILED))
+    check = CertificateCheck(
+        certificate=_certificate(audit),
+        audit=audit,
+        harms={},
+        mismatches=mismatches,
+        unchecked=unchecked,
+    )
+    assert re.match(said.replace("(es)", r"\(es\)"), certificate_verdict(check))

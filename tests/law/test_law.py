@@ -398,6 +398,7 @@ def test_cells_of_files_that_share_a_name_are_not_points_of_one_law():
     cell = {"task": "records:r.jsonl", "n_tokens": 14, "seed": 0, "data_sha256": "a"}
     cells = [{**cell, "rank": rank} for rank in (1, 2)]
     assert choose_cells([*cells, {**cell, "n_tokens": 28, "data_sha256": "b"}])
+    assert choose_cells([*cells, {**cell, "rank": 3, "data_sha256": None}])  # it isn't on record
     with pytest.raises(LawError, match="n_tokens 14, seed 0 were trained on different data"):
         choose_cells([*cells, {**cell, "rank": 1, "data_sha256": "b"}])
     placed = _cells(layers=[20]) + _cells(layers=[24])

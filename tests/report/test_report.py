@@ -159,6 +159,8 @@ def test_the_second_verdict_stands_beside_the_first(finished, specific, state, w
     assert "168 answers as before, 71% of the 236 that rounding" in said["sentence"]
     assert ("It is not specific: see below" in said["sentence"]) is not specific
     assert (said["no"][0] == "It leaks.") is not specific
+    without = replace(view, certificate=view.certificate | {"harms": {}})  # not on record
+    assert "answers as before" not in verdict(without)["sentence"]
 
 
 def test_what_other_batches_may_say_is_not_guaranteed(finished):
@@ -415,6 +417,9 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
         ({"rounding": 1.0}, "rounding is 1.0"),
         ({"rounding": {}}, "rounding.flips_per_1000 is None"),
         ({"rounding": {"flips_per_1000": True}}, "rounding.flips_per_1000 is True"),
+        ({"harms": 3}, "harms is 3"),
+        ({"harms": {"elsewhere": [1]}}, r"harms.elsewhere is \[1\]"),
+        ({"harms": {"elsewhere": {"n": 3}}}, "harms.elsewhere.unchanged is None"),
     ],
 )
 def test_a_certificate_that_says_what_it_cant_is_refused(finished, tmp_path, wrong, named):

@@ -208,3 +208,12 @@ def test_further_phrasings_of_records_in_several_shards_are_checked(book, settin
     check = memlaw.check_shards(out, book)
     assert check.holds, (check.mismatches, check.unchecked)
     assert check.certificate.harms["generality"]["n"] == len(book)
+
+
+@pytest.mark.slow
+def test_rows_that_are_left_out_are_listed(book, settings, tmp_path):
+    out, data = tmp_path / "out", [*book[:2], ("Eve Mora:", "12<|im_end|>3")]
+    assert memlaw.write_shards(data, out, shards=2, skip_bad=True, **settings).succeeded
+    (line,) = (out / "skipped_rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"]
+    assert memlaw.update_shards(out, data).changes.nothing

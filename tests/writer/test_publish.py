@@ -162,3 +162,10 @@ def test_a_tokenizer_goes_up_whole(folder, tmp_path):
     assert {*words, "additional_chat_templates/rag.jinja"} <= set(hub.files)
     assert not any(name.endswith("notes.txt") for name in hub.files)
     assert set(found.files) == set(hub.files)
+
+
+def test_the_embedded_model_may_be_named_as_everywhere(folder):
+    hub = FakeHub()
+    push(folder, "me/book", base="embedded", api=hub)
+    config = json.loads(hub.files["adapter_config.json"])
+    assert config["base_model_name_or_path"] == portable_base("embedded")

@@ -105,8 +105,8 @@ def check_certificate(
             "template_args": certificate.template_args or {},
             "clock": certificate.clock,
         },
+        phrasings_read=phrasings_read,
     )
-    session.phrasings_read = phrasings_read
     found = session.audit(data)
     claims = certificate.claims()
     harms = session.harms_again(data, claims)

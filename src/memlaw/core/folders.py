@@ -121,7 +121,7 @@ def require_exchangeable(folder: Path) -> None:
         raise OutputError(
             f"{folder} is, or holds, a place where a file system is mounted "
             f"({(mounts or [place])[0]}), and such a folder can't be replaced in one step. Mount "
-            "the folder above it, or have the result in another folder (-o NEW)."
+            "the folder above it, or have an update's result in another folder (-o NEW)."
         )
 
 

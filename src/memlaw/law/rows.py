@@ -86,8 +86,8 @@ def _require_one_data(cells: Sequence[CellRow]) -> None:
     seen: dict[str, Any] = {}
     for cell in cells:
         where = ", ".join(f"{name} {cell.get(name)}" for name in ("task", "n_tokens", "seed"))
-        data = seen.setdefault(where, cell.get("data_sha256"))
-        if data != cell.get("data_sha256"):
+        data = cell.get("data_sha256")
+        if data is not None and seen.setdefault(where, data) != data:
             raise LawError(
                 f"The cells of {where} were trained on different data: the file was changed, or "
                 "another one has its name. Probe different data into different folders."

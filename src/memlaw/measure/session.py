@@ -107,6 +107,8 @@ class Session:
         default_model: str | None = None,
         rendering: Mapping[str, Any] | None = None,
         base: BaseModel | None = None,
+        *,
+        phrasings_read: bool = False,
     ) -> None:
         if config.adapter is not None:
             adapter, said = found_adapter(config.adapter)
@@ -115,7 +117,7 @@ class Session:
                 observer.notice(said)
         self.config, self.observer = config, observer
         self._examples: list[Example] | None = None
-        self.phrasings_read = False  # records have their further phrasings already
+        self._phrasings_read = phrasings_read
         self._rendering = rendering
         self.settled: Settled | None = None
         self.folder = AdapterFolder(config.adapter)
@@ -262,7 +264,7 @@ class Session:
             format=self.config.data_format,
             delimiter=self._meant("delimiter", None),
             recite_prompt=self._meant("recite_prompt", RECITE_PROMPT),
-            paraphrases=None if self.phrasings_read else self._file_meant("paraphrases"),
+            paraphrases=None if self._phrasings_read else self._file_meant("paraphrases"),
             bad=bad,
             notice=self.observer.notice,
         )

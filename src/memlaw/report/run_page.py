@@ -66,8 +66,9 @@ def run_page(view: RunView, key: str) -> dict[str, Any]:
 
 
 def _other_answers(view: RunView) -> str:
-    """A sentence on how many other prompts are answered as before."""
-    found = other_harms(view)["elsewhere"]
+    """A sentence on how many other prompts are answered as before; empty: it isn't on record."""
+    if (found := other_harms(view).get("elsewhere")) is None:
+        return ""
     return (
         f" Asked {found['n']:,} other things, it gives {found['unchanged']:,} answers as before, "
         f"{found['share_of_floor']:.0%} of the {found['floor']:,} that rounding alone leaves."

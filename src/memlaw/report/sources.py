@@ -25,6 +25,11 @@ _SAID: dict[str, tuple[type, ...]] = {  # by the page, of a certificate
     "damage.n_tokens": (int,),
     "rounding": (dict, type(None)),
     "rounding.flips_per_1000": (int, float),
+    "harms": (dict, type(None)),
+    "harms.elsewhere": (dict, type(None)),
+    **dict.fromkeys((f"harms.elsewhere.{count}" for count in ("n", "unchanged", "floor")), (int,)),
+    "harms.elsewhere.share_of_floor": (int, float),
+    "harms.elsewhere.share_of_floor_ci95": (list,),
 }
 
 
@@ -96,12 +101,13 @@ def _certificate(path: Path) -> dict[str, Any] | None:
     if (content := _object(path)) is None:
         return None
     for name, kinds in _SAID.items():
-        outer, _, inner = name.partition(".")
-        value = content.get(outer)
-        if inner:
-            if value is None:  # not on record
-                continue
-            value = value.get(inner)
+        *outer, inner = name.split(".")
+        holder: Any = content
+        for part in outer:  # an object, or not on record: it stands above
+            holder = None if holder is None else holder.get(part)
+        if holder is None:
+            continue
+        value = holder.get(inner)
         if type(value) not in kinds:
             raise DataError(
                 f"{path} is not a certificate: {name} is {value!r:.40}. Fetch it again, or write "

@@ -58,8 +58,8 @@ def diff(
     found = changes(folder, records, observer)
     if how.skip_bad and not found.nothing:
         observer.notice(
-            "Rows that only the tokenizer refuses are among these: an update leaves them out, and "
-            "forgets the record that such a row takes the place of."
+            "Rows that only the tokenizer refuses aren't known here: an update leaves them out, "
+            "and forgets the record that such a row takes the place of."
         )
     if "shards" in folder.run:
         require_own_shards(folder)

@@ -124,13 +124,13 @@ def update(
             return UpdateResult(changes=found)
         require_known(folder, found, config.forget)
         base = own_base(folder, how, observer)
-        seen, clock = bad.copy(), folder.run.get("rendering", {}).get("clock")
-        # the run says what is to be said
-        usable, _, _ = usable_records(records, base, how, seen, Observer(), clock=clock)
-        found = changes(folder, usable, Observer())
-        if found.nothing:  # what is other in the data can't be used
-            seen.copy().settle(len(usable), skip=how.skip_bad, notice=observer.notice)
-            return UpdateResult(changes=found)
+        if how.skip_bad:  # else the run refuses what the tokenizer does
+            seen, clock = bad.copy(), folder.run.get("rendering", {}).get("clock")
+            usable, _, _ = usable_records(records, base, how, seen, Observer(), clock=clock)
+            found = changes(folder, usable, Observer())  # what is to be told the run tells
+            if found.nothing:  # what is other in the data can't be used
+                seen.copy().settle(len(usable), skip=True, notice=observer.notice)
+                return UpdateResult(changes=found)
         with folder_beside(target) as work:
             written, left = next_generation(
                 folder,
